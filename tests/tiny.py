@@ -1,0 +1,70 @@
+"""The smallest module and data that go through the real optimizer, schedule and Trainer."""
+
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from anneal.optim import Schedule, configure_optimizers
+
+
+class Tiny(pl.LightningModule):
+    """A linear fit whose `val/loss` and `val/acc` follow a list, one value for each validation."""
+
+    def __init__(
+        self, optimizer=None, schedule=None, decay_norm_and_bias=True, values=(), net=None
+    ):
+        super().__init__()
+        self.net = net or nn.Linear(2, 1)
+        self.optimizer = optimizer or partial(torch.optim.SGD, lr=1.0)
+        self.schedule = schedule or Schedule()
+        self.decay_norm_and_bias = decay_norm_and_bias
+        self.values = list(values)
+        self.validations = 0
+        self.lrs: list[list[float]] = []
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch[0]).square().mean()
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        self.lrs.append([g["lr"] for g in optimizer.param_groups])
+
+    def validation_step(self, batch, batch_idx) -> None:
+        value = self.values[self.validations] if self.validations < len(self.values) else 1.0
+        self.log_dict({"val/loss": value, "val/acc": value}, batch_size=1)
+
+    def on_validation_epoch_end(self) -> None:
+        self.validations += not self.trainer.sanity_checking
+
+    def on_save_checkpoint(self, checkpoint) -> None:
+        checkpoint["validations"] = self.validations
+
+    def on_load_checkpoint(self, checkpoint) -> None:
+        self.validations = checkpoint["validations"]
+
+    def configure_optimizers(self) -> Any:
+        return configure_optimizers(self, self.optimizer, self.schedule, self.decay_norm_and_bias)
+
+
+def loader(batches: int = 8) -> DataLoader:
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(TensorDataset(torch.randn(batches, 2, generator=generator)), batch_size=1)
+
+
+def fit(module: Tiny, batches: int = 8, ckpt_path: Any = None, save: Any = None, **kwargs: Any):
+    """Trains `module` and returns the learning rate of its first group at each optimizer step."""
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(**settings | kwargs)
+    trainer.fit(module, loader(batches), loader(2), ckpt_path=ckpt_path, weights_only=True)
+    if save:
+        trainer.save_checkpoint(save)
+    return [lrs[0] for lrs in module.lrs]
