@@ -181,10 +181,9 @@ class RunSchedule(LRScheduler):
 
     def describe(self) -> str:
         """One line for a person: optimizer, groups and schedule as they are used."""
-        group = self.optimizer.param_groups[0]
-        shown = ("momentum", "betas", "nesterov", "weight_decay", "fused")
-        settings = [f"lr={self.first_lrs[0]:g}"]
-        settings += [f"{k}={group[k]}" for k in shown if group.get(k)]
+        group = self.as_configured[0]
+        shown = ("lr", "momentum", "betas", "nesterov", "weight_decay", "fused")
+        settings = [f"{k}={group[k]}" for k in shown if group.get(k)]
         line = f"{type(self.optimizer).__name__}({', '.join(settings)})"
         if len(self.optimizer.param_groups) > 1:
             counts = [f"{g['name']} {len(g['params'])}" for g in self.optimizer.param_groups]
@@ -278,7 +277,7 @@ class RunSchedule(LRScheduler):
         if self.steps > self.warmup or not self.warmup:
             return
         start = self.schedule.warmup_start_factor
-        factor = start + (1 - start) * self.steps / self.warmup
+        factor = start + (1 - start) * (self.steps / self.warmup)  # exactly 1 at the end
         for group, lr in zip(self.optimizer.param_groups, self.first_lrs, strict=True):
             group["lr"] = lr * factor
 

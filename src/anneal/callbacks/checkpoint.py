@@ -1,0 +1,116 @@
+"""Checkpoints: `last.ckpt` after every epoch, whatever the metric did, and the best ones."""
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from anneal.errors import UserError
+from anneal.runs import LAST
+from anneal.schedule import direction
+
+
+class Checkpoint(ModelCheckpoint):
+    """Saves `last.ckpt` at the end of every epoch and the best checkpoints by a metric.
+
+    Args:
+        monitor: The metric that decides what is best, one that validation logs.
+        mode: Whether lower (`min`) or higher (`max`) is better; None: as the metric's name says.
+        save_top_k: How many of the best to keep; 0: none, -1: all.
+        every_n_train_steps: Also save `last.ckpt` every so many optimizer steps.
+        train_time_interval: Also save `last.ckpt` this often, such as `00:30:00`.
+        dirpath: Folder; None: `checkpoints` in the run's folder.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/acc",
+        mode: Literal["min", "max"] | None = None,
+        save_top_k: int = 1,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        dirpath: Path | None = None,
+    ) -> None:
+        flat = monitor.replace("/", "_")
+        super().__init__(
+            dirpath=dirpath,
+            filename=f"best-epoch={{epoch:02d}}-{flat}={{{monitor}:.4f}}",
+            auto_insert_metric_name=False,
+            monitor=monitor,
+            mode=mode or direction(monitor),
+            save_top_k=save_top_k,
+            every_n_epochs=1,
+            # A best one that a resumed run finds again has the same name and takes its place.
+            enable_version_counter=False,
+        )
+        self.last_every = every_n_train_steps
+        self.last_interval = train_time_interval
+
+        self.last_step = -1
+        self.last_time = time.monotonic()
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises UserError if validation doesn't log the monitored metric."""
+        names = list(trainer.callback_metrics)
+        if self.monitor not in names and not str(self.monitor).startswith("train/"):
+            raise UserError(
+                f"checkpoint.monitor: there is no metric {self.monitor!r}; there are: "
+                f"{', '.join(names) or 'none'}"
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = bool(self.last_every) and step % self.last_every == 0  # type: ignore[operator]
+        if self.last_interval is not None:
+            late = time.monotonic() - self.last_time >= self.last_interval.total_seconds()
+            due = due or trainer.strategy.broadcast(late)
+        if due and step != self.last_step:  # several batches share a step when accumulating
+            self._save_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        self._save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Also when `max_steps` or `max_time` ended the run within an epoch."""
+        if trainer.global_step != self.last_step:
+            self._save_last(trainer)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """NaN and infinity are never among the best."""
+        finite = current is not None and bool(torch.isfinite(current))
+        return finite and super().check_monitor_top_k(trainer, current)
+
+    def state_dict(self) -> dict[str, Any]:
+        """File names without their folder, so that a run can be moved and go on."""
+        return {
+            "best_model_path": Path(self.best_model_path).name,
+            "best_model_score": self.best_model_score,
+            "best_k_models": {Path(k).name: v for k, v in self.best_k_models.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from the best so far if they are in this run's folder, else starts afresh."""
+        folder = Path(self.dirpath or "")
+        kept = {str(folder / k): v for k, v in state_dict["best_k_models"].items()}
+        self.best_k_models = {k: v for k, v in kept.items() if Path(k).is_file()}
+        if self.best_k_models:
+            best, worst = (min, max) if self.mode == "min" else (max, min)
+            score = self.best_k_models.__getitem__
+            self.best_model_path = best(self.best_k_models, key=score)
+            self.best_model_score = score(self.best_model_path)
+            self.kth_best_model_path = worst(self.best_k_models, key=score)
+            self.kth_value = score(self.kth_best_model_path)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run or self.dirpath is None:  # type: ignore[attr-defined]
+            return
+        self.last_step, self.last_time = trainer.global_step, time.monotonic()
+        trainer.save_checkpoint(Path(self.dirpath) / LAST, weights_only=False)

@@ -1,0 +1,60 @@
+"""Makes the run's folder, writes the configuration into it and into every checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from anneal.errors import UserError
+from anneal.loggers import CSVLogger, WandbLogger
+from anneal.runs import unused
+
+
+class RunFolder(Callback):
+    """The folder that a training writes, made when all processes have read their configuration.
+
+    Args:
+        path: The folder.
+        config: The resolved configuration as YAML, as `config.yaml` holds it.
+        resumed_from: Optimizer steps of the checkpoint from which this folder's own run goes on;
+            None: a new run in a new folder.
+    """
+
+    def __init__(self, path: Path, config: str, resumed_from: int | None = None) -> None:
+        self.path = path
+        self.config = config
+        self.resumed_from = resumed_from
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        file = self._write_config()
+        taken_out: list[dict[str, str]] = []
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                taken_out = logger.rewind(self.resumed_from or 0) or []
+            elif isinstance(logger, WandbLogger):
+                logger.skip(taken_out)
+                logger.log_config(yaml.safe_load(self.config), file)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["config"] = self.config
+
+    def _write_config(self) -> Path:
+        """`config.yaml`; `config-2.yaml` and so on when a resumed run has other settings."""
+        file = self.path / "config.yaml"
+        if self.resumed_from is not None:
+            written = sorted(self.path.glob("config*.yaml"), key=lambda p: p.stat().st_mtime)
+            if written and written[-1].read_text() == self.config:
+                return written[-1]
+            file = unused(file)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with file.open("x") as f:
+                f.write(self.config)
+        except OSError as e:
+            raise UserError(f"can't write {file}: {e.strerror}") from e
+        return file

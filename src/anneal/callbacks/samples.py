@@ -1,0 +1,74 @@
+"""How many samples a run has seen, and how fast."""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
+
+
+class SamplesSeen(Callback):
+    """Logs `samples`, the training samples seen by all processes since the start of the run.
+
+    Runs with other batch sizes compare on it. Within an epoch the other processes' batches are
+    taken to be as large as this one's; at its end the exact numbers are summed.
+
+    Attributes:
+        samples: The count.
+        seconds: Time spent in training epochs, without validation, in this process.
+        samples_per_second: Throughput over these.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.epoch_samples = 0
+        self.seconds = 0.0
+        self._counted = 0
+        self._since = 0.0
+        self._step = 0
+
+    @property
+    def samples_per_second(self) -> float:
+        return self._counted / self.seconds if self.seconds else 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.epoch_samples += extract_batch_size(batch)
+        new_step = trainer.global_step != self._step  # else in the middle of an accumulation
+        self._step = trainer.global_step
+        if new_step and self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            self._log(trainer, self.samples + self.epoch_samples * trainer.world_size, step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.seconds += time.perf_counter() - self._since
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds += time.perf_counter() - self._since
+        local = torch.tensor(self.epoch_samples, device=pl_module.device)
+        total = int(trainer.strategy.reduce(local, reduce_op="sum"))
+        self.samples += total
+        self._counted += total
+        self.epoch_samples = 0
+        # As Lightning does: what an epoch gave stands at its last step.
+        self._log(trainer, self.samples, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"samples": self.samples, "epoch_samples": self.epoch_samples}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.samples = state_dict["samples"]
+        self.epoch_samples = state_dict["epoch_samples"]
+
+    def _log(self, trainer: Trainer, samples: int, step: int) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": trainer.current_epoch, "samples": samples}, step=step)

@@ -1,0 +1,338 @@
+"""The command line: what `python train.py ...` does, from the configuration to the summary."""
+
+import argparse
+import logging
+import re
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from tempfile import TemporaryFile
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+import anneal.data
+import anneal.modules
+from anneal import runs
+from anneal.callbacks.checkpoint import Checkpoint
+from anneal.callbacks.epoch_seed import EpochSeed
+from anneal.callbacks.finite import StopOnNonFinite
+from anneal.callbacks.lr_monitor import LearningRateMonitor
+from anneal.callbacks.run_folder import RunFolder
+from anneal.callbacks.samples import SamplesSeen
+from anneal.callbacks.test_pictures import TestPictures
+from anneal.errors import UserError
+from anneal.loggers import CSVLogger, WandbLogger
+from anneal.parser import Parser
+from anneal.predictions import write_predictions
+
+DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "mnist.yaml"
+
+# A class is known by its short name once its file is imported.
+for package in (anneal.data, anneal.modules):
+    for module in iter_modules(package.__path__, f"{package.__name__}."):
+        import_module(module.name)
+
+
+def main(args: list[str] | None = None) -> "AnnealCLI":
+    """Runs one command.
+
+    Args:
+        args: Words of the command line; None: those the program was started with.
+
+    Raises:
+        SystemExit: With the status of a `UserError`, after its message.
+    """
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's own, each run
+    # A resumed run is meant to go on in its folder.
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*", UserWarning)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "💡" not in record.getMessage()  # advertisements
+    )
+    try:
+        return AnnealCLI(complete(sys.argv[1:] if args is None else args))
+    except (UserError, MisconfigurationException) as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(e.status if isinstance(e, UserError) else 2)
+
+
+def complete(args: list[str]) -> list[str]:
+    """Adds what goes without saying: `fit`, and the configuration to start from.
+
+    That is the one stored in the checkpoint if there is a --ckpt_path, so that everything typed
+    is laid over it, and the default recipe if there is no --config either.
+    """
+    if args[:1] in (["-h"], ["--help"]):
+        return args
+    if not args or args[0].startswith("-"):
+        args = ["fit", *args]
+    if args[0] not in AnnealCLI.subcommands():
+        return args
+    typed = _typed(args)
+    if typed.ckpt_path:
+        path = runs.find_checkpoint(typed.root, typed.ckpt_path, typed.run)
+        if config := runs.read_checkpoint(path).get("config"):
+            return [args[0], f"--config={config}", *args[1:]]
+    if not typed.config:
+        return [args[0], f"--config={DEFAULT_CONFIG}", *args[1:]]
+    return args
+
+
+def _typed(args: list[str]) -> argparse.Namespace:
+    """The few options that decide which configuration the others are laid over."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-c", action="append", type=Path)
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--run")
+    parser.add_argument("--trainer.default_root_dir", dest="root", type=Path, default=Path("runs"))
+    return parser.parse_known_args(args)[0]
+
+
+class AnnealCLI(LightningCLI):
+    """LightningCLI with named callbacks, a folder for each run, and checkpoints by name."""
+
+    def __init__(self, args: list[str]) -> None:
+        self.typed_args = args
+        self.checkpoint: dict[str, Any] = {}
+        self.run_loggers: list[Any] = []
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # RunFolder does it, also into checkpoints and W&B
+            trainer_defaults={"default_root_dir": "runs"},
+            seed_everything_default=0,
+            parser_class=Parser,
+            auto_configure_optimizers=False,  # it stands in the module, where a reader looks
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run", type=str | None, help="Name of the run that --ckpt_path=best|last is about"
+        )
+        parser.add_argument(
+            "--run_name", type=str | None, help="Name of the new run's folder instead of a new one"
+        )
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
+        parser.add_lightning_class_args(TQDMProgressBar, "progress_bar")
+        parser.set_defaults({"progress_bar.refresh_rate": 10, "progress_bar.leave": True})
+        parser.add_class_arguments(WandbLogger, "wandb", skip={"run_dir"}, instantiate=False)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would lay a checkpoint's hyper-parameters over what is typed."""
+
+    # ---- between configuration and run
+
+    def before_instantiate_classes(self) -> None:
+        """Finds the checkpoint and the run's folder."""
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir)
+        path = None
+        if config.ckpt_path:
+            path = runs.find_checkpoint(root, config.ckpt_path, config.run)
+            config.ckpt_path, config.weights_only = str(path), True
+            self.checkpoint = runs.read_checkpoint(path)
+        elif self.subcommand != "fit":
+            raise UserError(
+                f"{self.subcommand} needs trained weights: --ckpt_path=best, last or a file"
+                " (and --run=NAME for another run than the newest)"
+            )
+        self.folder = self._find_folder(root, path)
+        if not config.trainer.fast_dev_run:
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=root).close()
+            except OSError as e:
+                raise UserError(f"can't write the run's folder into {root}: {e.strerror}") from e
+
+    def _find_folder(self, root: Path, checkpoint: Path | None) -> Path:
+        """A run goes on from its `last.ckpt` in its own folder; all else starts a new one."""
+        config = self.config[self.subcommand]
+        own = runs.run_of(checkpoint) if checkpoint else None
+        self.goes_on = bool(own and checkpoint.name == runs.LAST and not config.run_name)  # type: ignore[union-attr]
+        if own and (self.goes_on or self.subcommand != "fit"):
+            return own
+        if config.run_name:
+            folder = root / config.run_name
+            if folder.exists():
+                raise UserError(f"--run_name={config.run_name}: {folder} is there already")
+            return folder
+        files = _typed(self.typed_args).config or []
+        named = [p for p in files if p.suffix in (".yaml", ".yml", ".json")]
+        source = named[-1] if named else own / "config.yaml" if own else Path("run")
+        return root / runs.new_name(runs.recipe_of(source))
+
+    def config_to_save(self) -> str:
+        """The resolved configuration, without what is about this one command."""
+        assert self.subcommand
+        config = self.config[self.subcommand].clone()
+        about_command = self._subcommand_method_arguments[self.subcommand]
+        for key in ("config", "run", "run_name", *about_command):
+            config.pop(key, None)
+        return self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = {**self._get(self.config_init, "trainer"), **kwargs}
+        settings["default_root_dir"] = self.folder
+        settings["logger"] = self._loggers(settings["logger"])
+        used = set(self._parser(self.subcommand).callback_keys)
+        if not settings["enable_checkpointing"] and settings["enable_checkpointing"] is not None:
+            used.discard("checkpoint")
+        if settings["enable_progress_bar"] is False:
+            used.discard("progress_bar")
+        callbacks = [self._get(self.config_init, key) for key in sorted(used)]
+        for callback in callbacks:
+            if isinstance(callback, Checkpoint) and callback.dirpath is None:
+                callback.dirpath = str(self.folder / "checkpoints")
+        step = self.checkpoint["global_step"] if self.goes_on else None
+        self.samples = SamplesSeen()
+        callbacks += [RunFolder(self.folder, self.config_to_save(), step), self.samples]
+        callbacks += [StopOnNonFinite(), EpochSeed(), TestPictures(self.folder)]
+        return self._instantiate_trainer(settings, callbacks)
+
+    def _loggers(self, asked: Any) -> Any:
+        """The CSV file and W&B; a logger given instead takes W&B's place."""
+        if asked is False or self.subcommand in ("validate", "predict"):
+            return asked or False
+        self.run_loggers = [CSVLogger(self.folder)]
+        if asked in (None, True):
+            wandb = self._get(self.config_init, "wandb")
+            self.run_loggers.append(WandbLogger(self.folder, **wandb.as_dict()))
+        else:
+            self.run_loggers += asked if isinstance(asked, list) else [asked]
+        return list(self.run_loggers)
+
+    # ---- the commands
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the command, and ends the W&B run however that went."""
+        status = 1
+        try:
+            super()._run_subcommand(subcommand)
+            status = 0
+        except RuntimeError as e:
+            if "Error(s) in loading state_dict" in str(e):
+                raise UserError(self._misfit(str(e))) from e
+            raise
+        finally:
+            for logger in self.run_loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.finish(status)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Trains, tests the weights of the last epoch if there is test data, and sums up."""
+        if self.goes_on and (done := self._nothing_left()):
+            print(done)
+            return
+        self._check_optimizer()
+        started = time.monotonic()
+        self.trainer.fit(**kwargs)
+        seconds = time.monotonic() - started
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        metrics = dict(self.trainer.callback_metrics)
+        if is_overridden("test_step", self.model) and is_overridden(
+            "test_dataloader", self.datamodule, LightningDataModule
+        ):
+            self.trainer.test(self.model, self.datamodule, verbose=False)
+            metrics |= self.trainer.callback_metrics
+        if self.trainer.is_global_zero:
+            print(self._summary(metrics, seconds))
+
+    def test(self, **kwargs: Any) -> None:
+        """Tests a checkpoint, logged at the step and epoch at which it was saved."""
+        epoch_loop = self.trainer.fit_loop.epoch_loop
+        epoch_loop._batches_that_stepped = max(0, self.checkpoint["global_step"] - 1)
+        self.trainer.fit_loop.epoch_progress.current.completed = self.checkpoint["epoch"]
+        self.trainer.test(**kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Writes `predictions.csv` with the most likely classes of every sample."""
+        if self.trainer.world_size > 1:
+            raise UserError("predict runs in one process: --trainer.devices=1")
+        batches = self.trainer.predict(**kwargs | {"return_predictions": True})
+        path = runs.unused(self.folder / "predictions.csv")
+        write_predictions(path, batches, self.model.class_names)  # type: ignore[arg-type]
+        print(path)
+
+    def _nothing_left(self) -> str:
+        """Why a resume has nothing to do, or an empty string."""
+        progress = self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        epochs, max_epochs = progress["processed"], self.trainer.max_epochs
+        steps, max_steps = self.checkpoint["global_step"], self.trainer.max_steps
+        line = "{} has done {} of {} {}: nothing is left. To train on, raise --trainer.{}."
+        if max_epochs not in (None, -1) and epochs >= max_epochs:
+            return line.format(self.folder, epochs, max_epochs, "epochs", "max_epochs")
+        if max_steps != -1 and steps >= max_steps:
+            return line.format(self.folder, steps, max_steps, "steps", "max_steps")
+        return ""
+
+    def _check_optimizer(self) -> None:
+        """Raises UserError if the optimizer's stored state doesn't fit the one asked for."""
+        for key, was, now in self._differences():
+            if key.endswith(("optimizer.class_path", "decay_norm_and_bias")):
+                raise UserError(
+                    f"{key}: {was} in the checkpoint, {now} now: the optimizer's state doesn't "
+                    "fit, so this can't go on; start a new run for it"
+                )
+
+    def _misfit(self, message: str) -> str:
+        """What a person reads when a checkpoint's weights don't fit the module."""
+        pattern = r"size mismatch for (\S+): .*?Size\((.*?)\) from.*?Size\((.*?)\)"
+        mismatches = [f"{n} is {a}, not {b}" for n, a, b in re.findall(pattern, message)]
+        reason = "; ".join(mismatches[:2]) or message.strip().splitlines()[-1].strip()
+        changed = [f"{k}: {a} there, {b} now" for k, a, b in self._differences()]
+        hint = f" ({'; '.join(changed)})" if changed else ""
+        ckpt = self.config[str(self.subcommand)].ckpt_path
+        return f"the weights in {ckpt} don't fit the model: {reason}{hint}"
+
+    def _differences(self) -> list[tuple[str, Any, Any]]:
+        """Keys of the model's configuration that differ from the checkpoint's: (key, was, is)."""
+        if "config" not in self.checkpoint:
+            return []
+        was = dict(flatten(yaml.safe_load(self.checkpoint["config"])["model"]))
+        now = dict(flatten(yaml.safe_load(self.config_to_save())["model"]))
+        keys = [k for k in {**was, **now} if was.get(k) != now.get(k)]
+        return [(f"model.{k}", was.get(k), now.get(k)) for k in keys]
+
+    def _summary(self, metrics: dict[str, Any], seconds: float) -> str:
+        lines: list[tuple[str, str]] = []
+        checkpoint = self.trainer.checkpoint_callback
+        if isinstance(checkpoint, Checkpoint) and checkpoint.best_model_score is not None:
+            name = Path(checkpoint.best_model_path).name
+            best = f"{float(checkpoint.best_model_score):.4f}   {name}"
+            lines.append((f"best {checkpoint.monitor}", best))
+        for name, key in (("last val/acc", "val/acc"), ("test/acc", "test/acc")):
+            if key in metrics:
+                lines.append((name, f"{float(metrics[key]):.4f}"))
+        speed = f"{self.samples.samples_per_second:,.0f} samples a second in training"
+        lines.append(("time", f"{seconds:.1f} s, {speed}"))
+        lines.append(("folder", str(self.folder)))
+        for logger in self.run_loggers:
+            if isinstance(logger, WandbLogger) and logger.look:
+                lines.append(("look", logger.look))
+        return "\n" + "\n".join(f"{name:<14} {text}" for name, text in lines)
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dictionaries as (dotted key as one types it, value)."""
+    if not isinstance(tree, dict):
+        yield prefix.replace(".init_args", "").replace("init_args.", ""), tree
+        return
+    for key, value in tree.items():
+        yield from flatten(value, f"{prefix}.{key}" if prefix else key)

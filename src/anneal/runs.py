@@ -1,0 +1,133 @@
+"""Run folders: their names, which one is meant, and the checkpoints in them.
+
+runs/<recipe>-<date>-<time>-<id>/   config.yaml  metrics.csv  checkpoints/  wandb/  *.png
+"""
+
+import re
+import secrets
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anneal.errors import UserError
+
+LAST = "last.ckpt"
+STAMP = re.compile(r"-\d{8}-\d{6}-[0-9a-f]{6}$")
+
+
+def new_name(recipe: str) -> str:
+    """A name that no other run has, also not one started in the same second."""
+    return f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def recipe_of(config: Path) -> str:
+    """The recipe's name from its file: `mnist` from configs/mnist.yaml or a run's config.yaml."""
+    name = config.parent.name if config.stem == "config" else config.stem
+    return STAMP.sub("", name) or "run"
+
+
+def list_runs(root: Path) -> list[Path]:
+    """Run folders in `root`, the newest first."""
+    return [p.parent for p in sorted(root.glob("*/config.yaml"), key=_started, reverse=True)]
+
+
+def find_run(root: Path, name: str | None) -> Path:
+    """The run called `name` (or the folder of that path), or the newest one.
+
+    Raises:
+        UserError: There is none.
+    """
+    runs = list_runs(root)
+    if name is None:
+        if not runs:
+            raise UserError(f"there is no run in {root}/ yet: train one first")
+        return runs[0]
+    for folder in (root / name, Path(name)):
+        if (folder / "config.yaml").is_file():
+            return folder
+    known = ", ".join(r.name for r in runs[:5]) or "none"
+    raise UserError(f"--run={name}: no such run in {root}/; the newest are: {known}")
+
+
+def find_checkpoint(root: Path, ckpt_path: str, run: str | None) -> Path:
+    """The file that `best`, `last` or a path means.
+
+    Args:
+        root: The folder of runs.
+        ckpt_path: `best`, `last` or a path.
+        run: Name of a run for `best` and `last`; None: the newest.
+
+    Raises:
+        UserError: It isn't there.
+    """
+    if ckpt_path not in ("best", "last"):
+        if not Path(ckpt_path).is_file():
+            raise UserError(f"--ckpt_path={ckpt_path}: no such file (or say best or last)")
+        return Path(ckpt_path)
+    folder = find_run(root, run) / "checkpoints"
+    path = folder / LAST if ckpt_path == "last" else _best(folder)
+    if path is None or not path.is_file():
+        others = ", ".join(sorted(p.name for p in folder.glob("*.ckpt"))) or "no checkpoint"
+        raise UserError(f"--ckpt_path={ckpt_path}: not in {folder}, where there is {others}")
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Everything in a checkpoint, its tensors left on disk.
+
+    Raises:
+        UserError: It is damaged; the newest good one beside it is named.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if "state_dict" not in checkpoint:
+            raise ValueError("no weights in it")
+        return checkpoint
+    except Exception as e:  # a damaged file ends in one of a dozen types
+        good = [p for p in _newest(path.parent.glob("*.ckpt")) if p != path and _loads(p)]
+        hint = f"; a good one is {good[0]}" if good else ""
+        reason = str(e).strip().splitlines()[0][:120] if str(e).strip() else type(e).__name__
+        raise UserError(f"{path} is damaged, cut or no checkpoint ({reason}){hint}") from e
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, if it lies in one."""
+    folder = checkpoint.resolve().parent.parent
+    return folder if (folder / "config.yaml").is_file() else None
+
+
+def unused(path: Path) -> Path:
+    """`path`, or with -2, -3, ... before the ending if that is taken: nothing is overwritten."""
+    candidate, n = path, 1
+    while candidate.exists():
+        n += 1
+        candidate = path.with_stem(f"{path.stem}-{n}")
+    return candidate
+
+
+def _started(config: Path) -> float:
+    return config.stat().st_mtime
+
+
+def _newest(paths: Any) -> list[Path]:
+    return sorted((p for p in paths if p.is_file()), key=lambda p: p.stat().st_mtime, reverse=True)
+
+
+def _best(folder: Path) -> Path | None:
+    """As the last checkpoint remembers it; the newest `best-` file if it was gone meanwhile."""
+    files = _newest(folder.glob("best-*.ckpt"))
+    if len(files) > 1 and (folder / LAST).is_file():
+        for state in read_checkpoint(folder / LAST)["callbacks"].values():
+            name = state.get("best_model_path") if isinstance(state, dict) else None
+            if name and folder / name in files:
+                return folder / name
+    return files[0] if files else None
+
+
+def _loads(path: Path) -> bool:
+    try:
+        return "state_dict" in torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        return False

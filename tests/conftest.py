@@ -1,0 +1,51 @@
+"""What all tests share: no account, no progress bars, a folder of their own."""
+
+import os
+
+os.environ["WANDB_MODE"] = "disabled"  # tests that look at W&B say offline
+os.environ["OMP_NUM_THREADS"] = "1"  # pytest -n 2 on two cores
+os.environ.pop("WANDB_API_KEY", None)
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a command in this process, in an empty folder, on a small and fast recipe."""
+    from anneal.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SMALL)
+
+    def run(*args: str):
+        quick = ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
+        return main([*args, *(quick if args[0] in COMMANDS else [])])
+
+    return run
+
+
+COMMANDS = ("fit", "validate", "test", "predict")
+SMALL = """
+trainer:
+  max_epochs: 2
+  limit_train_batches: 4
+  limit_val_batches: 2
+  limit_test_batches: 2
+  log_every_n_steps: 2
+  accelerator: cpu
+  logger: false
+model:
+  class_path: MLP
+  init_args:
+    width: 8
+    depth: 1
+    optimizer:
+      class_path: SGD
+      init_args: {lr: 0.1, momentum: 0.9}
+data:
+  class_path: MNISTDataModule
+  init_args: {batch_size: 32, shift: 1, rotation: 5}
+"""
