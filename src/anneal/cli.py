@@ -249,17 +249,23 @@ class AnnealCLI(LightningCLI):
         if is_overridden("test_step", self.model) and is_overridden(
             "test_dataloader", self.datamodule, LightningDataModule
         ):
+            last_epoch = self.trainer.fit_loop.epoch_progress.current.ready - 1  # type: ignore[attr-defined]
+            self._stand_at(self.trainer.global_step, last_epoch)
             self.trainer.test(self.model, self.datamodule, verbose=False)
             metrics |= self.trainer.callback_metrics
         if self.trainer.is_global_zero:
             print(self._summary(metrics, seconds))
 
     def test(self, **kwargs: Any) -> None:
-        """Tests a checkpoint, logged at the step and epoch at which it was saved."""
-        epoch_loop = self.trainer.fit_loop.epoch_loop
-        epoch_loop._batches_that_stepped = max(0, self.checkpoint["global_step"] - 1)
-        self.trainer.fit_loop.epoch_progress.current.completed = self.checkpoint["epoch"]
+        """Tests a checkpoint."""
+        self._stand_at(self.checkpoint["global_step"], self.checkpoint["epoch"])
         self.trainer.test(**kwargs)
+
+    def _stand_at(self, global_step: int, epoch: int) -> None:
+        """Has a test logged at the last step and epoch that went into the weights."""
+        loop = self.trainer.fit_loop
+        loop.epoch_loop._batches_that_stepped = max(0, global_step - 1)
+        loop.epoch_progress.current.completed = epoch  # type: ignore[attr-defined]
 
     def predict(self, **kwargs: Any) -> None:
         """Writes `predictions.csv` with the most likely classes of every sample."""

@@ -1,0 +1,417 @@
+"""The loggers of a run: `metrics.csv`, and Weights & Biases with or without an account.
+
+Both record the `step` that Lightning passes: the index of the optimizer step (0 for the first), the
+same with and without gradient accumulation. What is measured after k steps, in a validation or at
+the end of an epoch, stands at k - 1. So a checkpoint taken at `global_step` s holds what led to the
+rows with step < s, and a training resumed from it writes the rows with step >= s again.
+"""
+
+import csv
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import wandb
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+from wandb.sdk.lib import runid, wbauth
+
+ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
+INIT_SECONDS = 15.0  # for it to accept a run
+FINISH_SECONDS = 300.0  # for the last uploads at the end of a run
+
+
+class CSVLogger(Logger):
+    """Writes `metrics.csv` into the run's folder, one line for each call that logs.
+
+    Lightning's own class deletes an earlier file and loses what it holds back when the process is
+    killed. This one appends, and hands each line to the system at once, so that a kill loses none.
+    New columns go to the end.
+
+    Args:
+        run_dir: The run's folder; made when the first line is written.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.path = Path(run_dir) / "metrics.csv"
+        self._columns = ["step", "epoch"]
+        self._file: TextIO | None = None
+        self._step = 0
+
+    @property
+    def name(self) -> None:
+        """None: the folder says which run it is."""
+        return None
+
+    @property
+    def version(self) -> None:
+        """None, as for the name."""
+        return None
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.path.parent)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kw: Any) -> None:
+        """Does nothing: `config.yaml` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append one line.
+
+        Args:
+            metrics: Name to value, numbers or tensors of one element.
+            step: Index of the optimizer step; by default that of the line before.
+        """
+        self._step = self._step if step is None else step
+        row = {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}
+        row["step"] = self._step
+        file = self._open()
+        if new := [key for key in row if key not in self._columns]:
+            file = self._add_columns(new)
+        _write(file, [row.get(key) for key in self._columns])
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the file; the next line opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @rank_zero_only
+    def rewind(self, step: int) -> list[dict[str, str]]:
+        """Go back to where a checkpoint was saved; to be called when training starts.
+
+        Args:
+            step: The checkpoint's `global_step`, 0 for a fresh run.
+
+        Returns:
+            The lines taken out because training writes them again, as text by column.
+        """
+        if not self.path.exists():
+            return []
+        self.finalize("rewind")
+        header, *rows = self._read()
+        kept = [row for row in rows if int(row[0]) < step]
+        self._replace(header, kept)
+        return [dict(zip(header, row, strict=True)) for row in rows if int(row[0]) >= step]
+
+    def _open(self) -> TextIO:
+        # Another process (a `test` while training runs) may have put a file with more columns in
+        # the place of ours, so compare what is open with what is there now.
+        exists = self.path.exists()
+        if self._file is not None:
+            if exists and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                return self._file
+            self._file.close()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if exists:
+            self._columns = self._read()[0]
+        self._file = self.path.open("a", buffering=1, newline="")  # line by line
+        if self._file.tell() == 0:
+            _write(self._file, self._columns)
+        return self._file
+
+    def _read(self) -> list[list[str]]:
+        """The header and the rows; a last line that was cut short is removed, here and there."""
+        with self.path.open("rb+") as raw:
+            raw.truncate(raw.read().rfind(b"\n") + 1)
+        with self.path.open(newline="", errors="replace") as file:
+            # Not what a power failure can leave: zeros in place of lines.
+            lines = list(csv.reader(line for line in file if "\0" not in line))
+        header, *rows = lines or [self._columns]
+        return [header, *(row for row in rows if len(row) == len(header) and row[0].isdigit())]
+
+    def _add_columns(self, new: list[str]) -> TextIO:
+        # Needed once for each set of metrics (training, validation, test): the cost stays linear.
+        header, *rows = self._read()
+        self.finalize("columns")
+        self._replace(header + new, [row + [""] * len(new) for row in rows])
+        return self._open()
+
+    def _replace(self, header: list[str], rows: list[list[str]]) -> None:
+        copy = self.path.with_suffix(".tmp")
+        with copy.open("w", newline="") as file:
+            for row in [header, *rows]:
+                _write(file, row)
+        copy.replace(self.path)  # at no moment half a file
+
+
+class WandbLogger(LightningWandbLogger):
+    """Records the run with Weights & Biases; an account is not needed.
+
+    Logged in: online. Otherwise, or where the server does not answer: offline, in the run's folder.
+    WANDB_MODE=offline or =disabled is respected.
+
+    Args:
+        run_dir: The run's folder; wandb writes into its subfolder `wandb`.
+        project: W&B project; by default WANDB_PROJECT, or "anneal".
+        name: Name of the run in W&B; by default the name of the run's folder.
+        tags: Words to find the run by.
+        notes: A longer remark on the run.
+        group: Puts the runs of one experiment together.
+        offline: Record on this machine only, even when logged in.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        project: str | None = None,
+        name: str | None = None,
+        tags: list[str] | None = None,
+        notes: str | None = None,
+        group: str | None = None,
+        offline: bool = False,
+    ) -> None:
+        self.run_dir = Path(run_dir)
+        super().__init__(
+            name=name or os.environ.get("WANDB_NAME") or self.run_dir.resolve().name,
+            project=project or os.environ.get("WANDB_PROJECT") or "anneal",
+            save_dir=self.run_dir,
+            tags=tags,
+            notes=notes,
+            group=group,
+        )
+        del self._wandb_init["anonymous"]  # wandb warns about it
+        self._want_offline = offline
+        self._sent: set[tuple[int, str]] = set()
+        self._lost = False
+        self._folder = shlex.quote(str(self.run_dir / "wandb"))  # as it is typed
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The wandb run, started on first use by the process of rank 0."""
+        if self._experiment is None and not hasattr(self, "_attach_id"):
+            self._experiment = self._start()
+        return super().experiment
+
+    @property
+    def look(self) -> str:
+        """What shows the run to a person: its address, or a command; empty if W&B is disabled."""
+        run = self._experiment
+        if run is None or run.disabled:
+            return ""
+        return f"wandb leet {self._folder}" if run.offline else str(run.url)
+
+    @rank_zero_only
+    def log_config(self, config: dict[str, Any], file: str | os.PathLike[str]) -> None:
+        """Put the whole configuration into the run; to be called once, before training.
+
+        Args:
+            config: The resolved configuration, plain nested values.
+            file: The same as a file; it becomes a file of the run.
+        """
+        run = self.experiment
+        run.config.update({**config, "code": code_version()}, allow_val_change=True)
+        if not run.disabled:
+            # Under another name, because wandb writes a `config.yaml` of its own there.
+            copy = shutil.copyfile(file, Path(run.dir) / "anneal.yaml")
+            run.save(copy, base_path=run.dir, policy="now")
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Does nothing: they are part of the configuration, and would be there twice."""
+
+    @rank_zero_only
+    def skip(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Don't send again what an earlier process of this run sent after its last checkpoint.
+
+        Args:
+            rows: What `CSVLogger.rewind` took out.
+        """
+        self._sent = {
+            (int(row["step"]), key)
+            for row in rows
+            for key, value in row.items()
+            if value and key not in ("step", "epoch")
+        }
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Send one row; its x axis is `trainer/global_step`, the index of the optimizer step.
+
+        Args:
+            metrics: Name to value.
+            step: Index of the optimizer step.
+        """
+        if self._sent and step is not None:
+            metrics = {k: v for k, v in metrics.items() if (step, k) not in self._sent}
+            if not metrics.keys() - {"epoch"}:
+                return
+        with self._unless_lost():
+            super().log_metrics(metrics, step)
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Remember who knows the best checkpoint."""
+        if checkpoint_callback.monitor:
+            self._checkpoint_callbacks[0] = checkpoint_callback
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """After a training: send the best checkpoint. The run stays open for a test."""
+        run, callback = self._experiment, self._checkpoint_callbacks.pop(0, None)
+        if status != "success" or callback is None or run is None or run.disabled or run.offline:
+            return
+        if best := callback.best_model_path:
+            score = callback.best_model_score
+            artifact = wandb.Artifact(
+                f"model-{run.id}",
+                type="model",
+                metadata={str(callback.monitor): None if score is None else float(score)},
+            )
+            artifact.add_file(best)
+            with self._unless_lost():
+                run.log_artifact(artifact, aliases=["best", "latest"])
+
+    @rank_zero_only
+    def finish(self, exit_code: int = 0) -> None:
+        """End the run: after training and test, or when they failed.
+
+        Args:
+            exit_code: 0 if all went well; W&B shows the run as failed otherwise.
+        """
+        run, self._experiment = self._experiment, None
+        if run is None or self._lost:
+            return
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:  # what was trained does not depend on the tracker
+            later = f"wandb sync --include-online {self._folder}"
+            _say(f"not all was sent ({_line(error)}). Send later: {later}")
+
+    def _start(self) -> Any:
+        with suppress(Exception):
+            wandb.finish()  # an earlier training in this process that was not finished
+        # A run that was started before goes on under its id, which wandb's files are named after.
+        folder = self.run_dir / "wandb"
+        earlier = {file.parent: file.stem for file in folder.glob("*run-*/run-*.wandb")}
+        ids = [stem.removeprefix("run-") for stem in earlier.values()]
+        self._id = self._wandb_init["id"] = ids[0] if ids else runid.generate_id()
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        mode, why = self._mode()
+        while True:
+            resume = "allow" if earlier and mode == "online" else None  # offline: wandb would warn
+            try:
+                run = wandb.init(
+                    **self._wandb_init | {"mode": mode, "resume": resume},
+                    settings=wandb.Settings(
+                        silent=True,
+                        console="off",
+                        init_timeout=INIT_SECONDS,
+                        finish_timeout=FINISH_SECONDS,
+                        finish_timeout_raises=True,
+                        # What a kill can lose, and how far behind `wandb leet` is on a live run.
+                        x_transaction_log_flush_interval=1.0,
+                    ),
+                )
+                break
+            except Exception as error:  # no training fails because of its tracker
+                if mode == "disabled":
+                    raise
+                why = _line(error)
+                mode = "offline" if mode == "online" else "disabled"
+                for left in set(folder.glob("*run-*")) - earlier.keys():
+                    shutil.rmtree(left, ignore_errors=True)  # of the attempt that failed
+        # `wandb sync` sends each folder as a whole run, so that only the last folder would be left;
+        # told to resume, it appends, and moves on W&B's own step, which starts from 0 in each.
+        sync = f"{'WANDB_RESUME=allow ' if earlier else ''}wandb sync {self._folder}"
+        if mode == "disabled":
+            _say(f"disabled ({why})")
+        elif mode == "offline":
+            _say(f"offline ({why}). Look: wandb leet {self._folder} · Send later: {sync}")
+        elif any(f.name.startswith("offline-") and not [*f.glob("*.synced")] for f in earlier):
+            _say(f"{run.url} · Its first part was recorded offline, to send it: {sync}")
+        else:
+            _say(str(run.url))
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return run
+
+    @contextmanager
+    def _unless_lost(self) -> Iterator[None]:
+        # wandb records in a process of its own. If that dies, training goes on without it.
+        try:
+            yield
+        except OSError as error:
+            if not self._lost:
+                _say(f"stopped recording: {_line(error)}. metrics.csv goes on")
+            self._lost = True
+
+    def _mode(self) -> tuple[str, str]:
+        """How to run, and why if not online."""
+        # Reports of wandb's own errors hold up the end where the server does not answer.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        settings = wandb.setup().settings
+        if settings.mode == "disabled":
+            return "disabled", "as asked"
+        if self._want_offline or settings.mode in ("offline", "dryrun"):
+            return "offline", "as asked"
+        try:
+            credentials = wbauth.authenticate_session(
+                host=settings.base_url, source="anneal", prompt=False, update_session=False
+            )
+        except Exception as error:  # a key that can't be one
+            return "offline", _line(error)
+        if credentials is None:
+            return "offline", "not logged in"
+        problem = _problem(credentials)
+        return ("offline", problem) if problem else ("online", "")
+
+
+def code_version() -> dict[str, Any]:
+    """The git commit of the code and whether the tree was dirty; None where git can't tell."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(here), *args]
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, no commit yet
+        return {"commit": None, "dirty": None}
+
+
+def _problem(credentials: wbauth.Auth) -> str:
+    """Why the server can't be used with these credentials, or an empty string."""
+    problem = [f"{credentials.host} does not answer"]
+
+    def ask() -> None:
+        try:
+            credentials.verify()
+            problem[0] = ""
+        except Exception as error:
+            problem[0] = _line(error)
+
+    # wandb itself would try for 10 seconds here, and for 90 to start a run.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return problem[0]
+
+
+def _say(line: str) -> None:
+    print(f"W&B: {line}", file=sys.stderr)
+
+
+def _write(file: TextIO, row: list[Any]) -> None:
+    csv.writer(file, lineterminator="\n").writerow(row)
+
+
+def _line(error: Any) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
