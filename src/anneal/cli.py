@@ -249,7 +249,7 @@ class AnnealCLI(LightningCLI):
         if is_overridden("test_step", self.model) and is_overridden(
             "test_dataloader", self.datamodule, LightningDataModule
         ):
-            last_epoch = self.trainer.fit_loop.epoch_progress.current.ready - 1  # type: ignore[attr-defined]
+            last_epoch = self.trainer.fit_loop.epoch_progress.current.ready - 1
             self._stand_at(self.trainer.global_step, last_epoch)
             self.trainer.test(self.model, self.datamodule, verbose=False)
             metrics |= self.trainer.callback_metrics
@@ -265,7 +265,7 @@ class AnnealCLI(LightningCLI):
         """Has a test logged at the last step and epoch that went into the weights."""
         loop = self.trainer.fit_loop
         loop.epoch_loop._batches_that_stepped = max(0, global_step - 1)
-        loop.epoch_progress.current.completed = epoch  # type: ignore[attr-defined]
+        loop.epoch_progress.current.completed = epoch
 
     def predict(self, **kwargs: Any) -> None:
         """Writes `predictions.csv` with the most likely classes of every sample."""
