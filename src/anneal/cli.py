@@ -32,9 +32,15 @@ from anneal.callbacks.samples import SamplesSeen
 from anneal.callbacks.test_pictures import TestPictures
 from anneal.errors import UserError
 from anneal.loggers import CSVLogger, WandbLogger
-from anneal.parser import Parser
+from anneal.parser import HOW_TO, Parser
 from anneal.predictions import write_predictions
 
+COMMANDS = {
+    "fit": "Train (without a command, this one), then test the last weights and sum up.",
+    "validate": "Evaluate a checkpoint on the validation data.",
+    "test": "Evaluate a checkpoint on the test data, with pictures of its mistakes.",
+    "predict": "Write what a checkpoint predicts for the test data to a CSV file.",
+}
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "mnist.yaml"
 
 # A class is known by its short name once its file is imported.
@@ -113,6 +119,12 @@ class AnnealCLI(LightningCLI):
             trainer_defaults={"default_root_dir": "runs"},
             seed_everything_default=0,
             parser_class=Parser,
+            parser_kwargs={
+                "prog": "python train.py",
+                "description": "Train, test and use networks with any optimizer and any schedule.",
+                "epilog": HOW_TO,
+                **{name: {"description": about} for name, about in COMMANDS.items()},
+            },
             auto_configure_optimizers=False,  # it stands in the module, where a reader looks
             args=args,
         )
