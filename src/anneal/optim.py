@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from anneal.callbacks.conductor import Conductor
 from anneal.errors import UserError
@@ -24,7 +24,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 def configure_optimizers(
     module: LightningModule,
-    optimizer: OptimizerCallable,
+    optimizer: OptimizerCallable | None = None,
     schedule: Schedule | None = None,
     decay_norm_and_bias: bool = True,
 ) -> OptimizerLRSchedulerConfig:
@@ -36,7 +36,7 @@ def configure_optimizers(
 
     Args:
         module: The module whose parameters are trained, attached to a trainer.
-        optimizer: Called with the parameters or parameter groups.
+        optimizer: Called with the parameters or parameter groups; None: torch's AdamW.
         schedule: How the learning rate changes; None: not at all.
         decay_norm_and_bias: Whether `weight_decay` applies to all parameters (He et al. 2015) or
             not to norms and biases (Goyal et al. 2017, arXiv 1706.02677, section 5.3). In the
@@ -46,7 +46,7 @@ def configure_optimizers(
         UserError: The optimizer or the scheduler refuses its arguments.
     """
     built = build_optimizer(
-        optimizer, parameter_groups(module, decay_norm_and_bias), may_fuse(module.trainer)
+        optimizer or AdamW, parameter_groups(module, decay_norm_and_bias), may_fuse(module.trainer)
     )
     run_schedule = RunSchedule(built, schedule or Schedule())
     Conductor.attach(module.trainer, run_schedule)
