@@ -14,8 +14,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -27,6 +26,7 @@ from anneal.callbacks.checkpoint import Checkpoint
 from anneal.callbacks.epoch_seed import EpochSeed
 from anneal.callbacks.finite import StopOnNonFinite
 from anneal.callbacks.lr_monitor import LearningRateMonitor
+from anneal.callbacks.progress_bar import ProgressBar
 from anneal.callbacks.run_folder import RunFolder
 from anneal.callbacks.samples import SamplesSeen
 from anneal.callbacks.test_pictures import TestPictures
@@ -40,6 +40,12 @@ COMMANDS = {
     "validate": "Evaluate a checkpoint on the validation data.",
     "test": "Evaluate a checkpoint on the test data, with pictures of its mistakes.",
     "predict": "Write what a checkpoint predicts for the test data to a CSV file.",
+}
+# Groups of their own on the command line, so that --trainer.callbacks can't drop them.
+NAMED = {
+    "checkpoint": Checkpoint,
+    "lr_monitor": LearningRateMonitor,
+    "progress_bar": ProgressBar,
 }
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "mnist.yaml"
 
@@ -136,10 +142,8 @@ class AnnealCLI(LightningCLI):
         parser.add_argument(
             "--run_name", type=str | None, help="Name of the new run's folder instead of a new one"
         )
-        parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
-        parser.add_lightning_class_args(TQDMProgressBar, "progress_bar")
-        parser.set_defaults({"progress_bar.refresh_rate": 10, "progress_bar.leave": True})
+        for name, callback in NAMED.items():
+            parser.add_lightning_class_args(callback, name)
         parser.add_class_arguments(WandbLogger, "wandb", skip={"run_dir"}, instantiate=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -201,21 +205,34 @@ class AnnealCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = {**self._get(self.config_init, "trainer"), **kwargs}
         settings["default_root_dir"] = self.folder
-        settings["logger"] = self._loggers(settings["logger"])
-        used = set(self._parser(self.subcommand).callback_keys)
-        if not settings["enable_checkpointing"] and settings["enable_checkpointing"] is not None:
-            used.discard("checkpoint")
+        callbacks: list[Callback] = []
+        if not settings["barebones"]:
+            settings["logger"] = self._loggers(settings["logger"])
+            callbacks = self._callbacks(settings)
+        try:
+            return self._instantiate_trainer(settings, callbacks)
+        except (ValueError, TypeError, ImportError, RuntimeError) as e:  # no such device, ...
+            raise UserError(f"trainer: {str(e).strip().splitlines()[0]}") from e
+
+    def _callbacks(self, settings: dict[str, Any]) -> list[Callback]:
+        """The named ones, but for those that the trainer's settings switch off, and the others."""
+        named = {key: self._get(self.config_init, key) for key in NAMED}
+        if settings["enable_checkpointing"] is False:
+            del named["checkpoint"]
+        elif named["checkpoint"].dirpath is None:
+            named["checkpoint"].dirpath = str(self.folder / "checkpoints")
         if settings["enable_progress_bar"] is False:
-            used.discard("progress_bar")
-        callbacks = [self._get(self.config_init, key) for key in sorted(used)]
-        for callback in callbacks:
-            if isinstance(callback, Checkpoint) and callback.dirpath is None:
-                callback.dirpath = str(self.folder / "checkpoints")
+            del named["progress_bar"]
         step = self.checkpoint["global_step"] if self.goes_on else None
         self.samples = SamplesSeen()
-        callbacks += [RunFolder(self.folder, self.config_to_save(), step), self.samples]
-        callbacks += [StopOnNonFinite(), EpochSeed(), TestPictures(self.folder)]
-        return self._instantiate_trainer(settings, callbacks)
+        return [
+            *named.values(),
+            RunFolder(self.folder, self.config_to_save(), step),
+            self.samples,
+            StopOnNonFinite(),
+            EpochSeed(),
+            TestPictures(self.folder),
+        ]
 
     def _loggers(self, asked: Any) -> Any:
         """The CSV file and W&B; a logger given instead takes W&B's place."""
@@ -255,7 +272,7 @@ class AnnealCLI(LightningCLI):
         started = time.monotonic()
         self.trainer.fit(**kwargs)
         seconds = time.monotonic() - started
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.trainer.fast_dev_run or self.trainer.barebones:  # type: ignore[attr-defined]
             return
         metrics = dict(self.trainer.callback_metrics)
         if is_overridden("test_step", self.model) and is_overridden(

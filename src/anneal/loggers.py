@@ -27,6 +27,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from wandb.sdk.lib import runid, wbauth
 
+from anneal.errors import UserError
+
 ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
 INIT_SECONDS = 15.0  # for it to accept a run
 FINISH_SECONDS = 300.0  # for the last uploads at the end of a run
@@ -354,7 +356,13 @@ class WandbLogger(LightningWandbLogger):
         """How to run, and why if not online."""
         # Reports of wandb's own errors hold up the end where the server does not answer.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        settings = wandb.setup().settings
+        try:
+            settings = wandb.setup().settings
+        except ValueError as error:
+            problem = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"wandb refuses its settings (WANDB_... variables): {problem}"
+            ) from error
         if settings.mode == "disabled":
             return "disabled", "as asked"
         if self._want_offline or settings.mode in ("offline", "dryrun"):
