@@ -64,7 +64,7 @@ def test_a_run_is_one_folder_with_flat_names(run, capsys):
     assert re.fullmatch(r"best-epoch=0\d-val_acc=[01]\.\d{4}\.ckpt", checkpoints[0])
     assert checkpoints[1] == "last.ckpt"
     summary = capsys.readouterr().out
-    for word in ("best val/acc", "last val/acc", "test/acc", "samples a second", str(folder)):
+    for word in ("best val/acc", "last val/acc", "test/acc", "samples/s", str(folder)):
         assert word in summary
 
 

@@ -2,18 +2,15 @@
 
 import argparse
 import logging
-import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from tempfile import TemporaryFile
 from typing import Any
 
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -34,6 +31,8 @@ from anneal.errors import UserError
 from anneal.loggers import CSVLogger, WandbLogger
 from anneal.parser import HOW_TO, Parser
 from anneal.predictions import write_predictions
+from anneal.resume import check_optimizer, differences, misfit, nothing_left
+from anneal.summary import summary
 
 COMMANDS = {
     "fit": "Train (without a command, this one), then test the last weights and sum up.",
@@ -256,7 +255,8 @@ class AnnealCLI(LightningCLI):
             status = 0
         except RuntimeError as e:
             if "Error(s) in loading state_dict" in str(e):
-                raise UserError(self._misfit(str(e))) from e
+                path = self.config[subcommand].ckpt_path
+                raise UserError(misfit(path, str(e), self._differences())) from e
             raise
         finally:
             for logger in self.run_loggers:
@@ -265,10 +265,10 @@ class AnnealCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Trains, tests the weights of the last epoch if there is test data, and sums up."""
-        if self.goes_on and (done := self._nothing_left()):
-            print(done)
+        if self.goes_on and (done := nothing_left(self.checkpoint, self.trainer)):
+            print(f"{self.folder} {done}")
             return
-        self._check_optimizer()
+        check_optimizer(self._differences())
         started = time.monotonic()
         self.trainer.fit(**kwargs)
         seconds = time.monotonic() - started
@@ -283,7 +283,9 @@ class AnnealCLI(LightningCLI):
             self.trainer.test(self.model, self.datamodule, verbose=False)
             metrics |= self.trainer.callback_metrics
         if self.trainer.is_global_zero:
-            print(self._summary(metrics, seconds))
+            looks = [g.look for g in self.run_loggers if isinstance(g, WandbLogger)]
+            speed = self.samples.samples_per_second
+            print(summary(self.trainer, metrics, seconds, speed, self.folder, looks))
 
     def test(self, **kwargs: Any) -> None:
         """Tests a checkpoint."""
@@ -302,72 +304,9 @@ class AnnealCLI(LightningCLI):
             raise UserError("predict runs in one process: --trainer.devices=1")
         batches = self.trainer.predict(**kwargs | {"return_predictions": True})
         path = runs.unused(self.folder / "predictions.csv")
-        write_predictions(path, batches, self.model.class_names)  # type: ignore[arg-type]
+        names = getattr(self.model, "class_names", None)
+        write_predictions(path, batches, names)  # type: ignore[arg-type]
         print(path)
 
-    def _nothing_left(self) -> str:
-        """Why a resume has nothing to do, or an empty string."""
-        progress = self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-        epochs, max_epochs = progress["processed"], self.trainer.max_epochs
-        steps, max_steps = self.checkpoint["global_step"], self.trainer.max_steps
-        line = "{} has done {} of {} {}: nothing is left. To train on, raise --trainer.{}."
-        if max_epochs not in (None, -1) and epochs >= max_epochs:
-            return line.format(self.folder, epochs, max_epochs, "epochs", "max_epochs")
-        if max_steps != -1 and steps >= max_steps:
-            return line.format(self.folder, steps, max_steps, "steps", "max_steps")
-        return ""
-
-    def _check_optimizer(self) -> None:
-        """Raises UserError if the optimizer's stored state doesn't fit the one asked for."""
-        for key, was, now in self._differences():
-            if key.endswith(("optimizer.class_path", "decay_norm_and_bias")):
-                raise UserError(
-                    f"{key}: {was} in the checkpoint, {now} now: the optimizer's state doesn't "
-                    "fit, so this can't go on; start a new run for it"
-                )
-
-    def _misfit(self, message: str) -> str:
-        """What a person reads when a checkpoint's weights don't fit the module."""
-        pattern = r"size mismatch for (\S+): .*?Size\((.*?)\) from.*?Size\((.*?)\)"
-        mismatches = [f"{n} is {a}, not {b}" for n, a, b in re.findall(pattern, message)]
-        reason = "; ".join(mismatches[:2]) or message.strip().splitlines()[-1].strip()
-        changed = [f"{k}: {a} there, {b} now" for k, a, b in self._differences()]
-        hint = f" ({'; '.join(changed)})" if changed else ""
-        ckpt = self.config[str(self.subcommand)].ckpt_path
-        return f"the weights in {ckpt} don't fit the model: {reason}{hint}"
-
     def _differences(self) -> list[tuple[str, Any, Any]]:
-        """Keys of the model's configuration that differ from the checkpoint's: (key, was, is)."""
-        if "config" not in self.checkpoint:
-            return []
-        was = dict(flatten(yaml.safe_load(self.checkpoint["config"])["model"]))
-        now = dict(flatten(yaml.safe_load(self.config_to_save())["model"]))
-        keys = [k for k in {**was, **now} if was.get(k) != now.get(k)]
-        return [(f"model.{k}", was.get(k), now.get(k)) for k in keys]
-
-    def _summary(self, metrics: dict[str, Any], seconds: float) -> str:
-        lines: list[tuple[str, str]] = []
-        checkpoint = self.trainer.checkpoint_callback
-        if isinstance(checkpoint, Checkpoint) and checkpoint.best_model_score is not None:
-            name = Path(checkpoint.best_model_path).name
-            best = f"{float(checkpoint.best_model_score):.4f}   {name}"
-            lines.append((f"best {checkpoint.monitor}", best))
-        for name, key in (("last val/acc", "val/acc"), ("test/acc", "test/acc")):
-            if key in metrics:
-                lines.append((name, f"{float(metrics[key]):.4f}"))
-        speed = f"{self.samples.samples_per_second:,.0f} samples a second in training"
-        lines.append(("time", f"{seconds:.1f} s, {speed}"))
-        lines.append(("folder", str(self.folder)))
-        for logger in self.run_loggers:
-            if isinstance(logger, WandbLogger) and logger.look:
-                lines.append(("look", logger.look))
-        return "\n" + "\n".join(f"{name:<14} {text}" for name, text in lines)
-
-
-def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested dictionaries as (dotted key as one types it, value)."""
-    if not isinstance(tree, dict):
-        yield prefix.replace(".init_args", "").replace("init_args.", ""), tree
-        return
-    for key, value in tree.items():
-        yield from flatten(value, f"{prefix}.{key}" if prefix else key)
+        return differences(self.checkpoint.get("config"), self.config_to_save())
