@@ -175,6 +175,14 @@ def test_arguments_that_the_optimizer_refuses_are_one_line(make, message):
         fit(Tiny(make), max_epochs=1)
 
 
+def test_an_eps_that_is_nothing_in_half_precision_is_refused():
+    half = [{"params": [nn.Parameter(START.half())]}]
+    with pytest.raises(UserError, match="eps=1e-08 is 0 in fp16"):
+        build_optimizer(partial(torch.optim.Adam, lr=0.1), half)
+    build_optimizer(partial(torch.optim.Adam, lr=0.1, eps=1e-4), half)
+    build_optimizer(partial(torch.optim.SGD, lr=0.1), half)
+
+
 def test_module_without_trainable_parameters_is_refused():
     with pytest.raises(UserError, match="no parameter to train"):
         parameter_groups(nn.Linear(1, 1).requires_grad_(False), True)

@@ -284,9 +284,11 @@ def test_warmup_that_makes_no_sense_is_refused(settings, message):
         Schedule(**settings)
 
 
-def test_warmup_longer_than_the_run_is_refused():
-    with pytest.raises(UserError, match="the warmup takes 24 steps and the run has only 16"):
-        fit(Tiny(schedule=Schedule(COSINE, warmup_epochs=3)), max_epochs=2)
+@pytest.mark.parametrize("make", [COSINE, ONE_CYCLE, STEP, PLATEAU, None])
+def test_warmup_longer_than_the_run_is_warned_of_and_still_rises(make):
+    with pytest.warns(UserWarning, match="the warmup takes 24 steps and the run has 16"):
+        lrs = fit(Tiny(schedule=Schedule(make, warmup_epochs=3)), max_epochs=2)
+    assert lrs == pytest.approx([lrs[0] * (1 + 99 * s / 24) for s in range(16)])
 
 
 def test_scheduler_of_ones_own_is_stepped_per_epoch_and_resumed(tmp_path):

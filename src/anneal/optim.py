@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
@@ -94,13 +95,22 @@ def build_optimizer(
     free = given.get("fused") is None and not (given.get("foreach") or given.get("differentiable"))
     real = all(p.is_floating_point() for g in groups for p in g["params"])
     try:
+        built = None
         if fuse and free and real:
             # TypeError: it has no such argument. RuntimeError: not on this device.
             with suppress(TypeError, RuntimeError):
-                return optimizer(groups, fused=True)  # type: ignore[call-arg]
-        return optimizer(groups)
+                built = optimizer(groups, fused=True)  # type: ignore[call-arg]
+        built = built or optimizer(groups)
     except (TypeError, ValueError, RuntimeError) as e:
         raise UserError(f"optimizer: {e}") from e
+    for group in built.param_groups:
+        half = any(p.dtype == torch.float16 for p in group["params"])
+        if half and torch.tensor(group.get("eps", 1.0), dtype=torch.float16) == 0:
+            raise UserError(
+                f"optimizer: eps={group['eps']:g} is 0 in fp16, so a zero gradient gives NaN: use "
+                "trainer.precision=bf16-mixed or 16-mixed, or set optimizer.eps to 1e-4"
+            )
+    return built
 
 
 def may_fuse(trainer: Trainer) -> bool:

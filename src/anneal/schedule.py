@@ -113,6 +113,11 @@ class RunSchedule(LRScheduler):
             parameters = group["params"]
             group.clear()
             group.update(configured, params=parameters)
+        if total_steps is not None and self.warmup >= total_steps:
+            rank_zero_warn(
+                f"schedule: the warmup takes {self.warmup} steps and the run has {total_steps}: "
+                "the rate is still rising at the end"
+            )
         self.inner, self.period = self._build()
         self.first_lrs = [g["lr"] for g in self.optimizer.param_groups]
         with warnings.catch_warnings():
@@ -225,12 +230,7 @@ class RunSchedule(LRScheduler):
                 f"schedule: {name} follows from the length of the run, and this run has no end: "
                 f"set trainer.max_epochs or trainer.max_steps, or give scheduler.{name}"
             )
-        left = self.total_steps - self.warmup
-        if left <= 0:
-            raise UserError(
-                f"schedule: the warmup takes {self.warmup} steps and the run has only "
-                f"{self.total_steps}"
-            )
+        left = max(1, self.total_steps - self.warmup)
         return left if interval == "step" else math.ceil(left / self.steps_per_epoch)
 
     def _check_plateau(self, inner: Any) -> None:

@@ -38,6 +38,13 @@ class RunFolder(Callback):
                 logger.skip(taken_out)
                 logger.log_config(yaml.safe_load(self.config), file)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                # What the configuration leaves to the device.
+                fused = trainer.optimizers[0].param_groups[0].get("fused")
+                logger.experiment.config.update({"fused": bool(fused)}, allow_val_change=True)
+
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:

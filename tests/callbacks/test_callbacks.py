@@ -1,0 +1,161 @@
+"""Callbacks on the smallest real trainings: random numbers, finite losses, counts, pictures."""
+
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from matplotlib import image
+from tiny import Tiny, fit, loader
+
+from anneal.callbacks.checkpoint import Checkpoint
+from anneal.callbacks.epoch_seed import EpochSeed
+from anneal.callbacks.finite import StopOnNonFinite
+from anneal.callbacks.samples import SamplesSeen
+from anneal.callbacks.test_pictures import draw_confusion, draw_mistakes
+from anneal.errors import UserError
+
+
+def draw(epoch: int, rank: int) -> float:
+    trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+    EpochSeed().on_train_batch_start(trainer, None, None, 0)
+    return float(torch.rand(1))
+
+
+def test_random_numbers_differ_between_processes_and_epochs_and_repeat():
+    pl.seed_everything(0, verbose=False)
+    drawn = {(e, r): draw(e, r) for e in range(3) for r in range(3)}
+    assert len(set(drawn.values())) == 9
+    assert all(draw(*key) == value for key, value in drawn.items())
+    pl.seed_everything(1, verbose=False)
+    assert draw(0, 0) != drawn[0, 0]
+
+
+class Dropping(Tiny):
+    """Draws a random number in each training step."""
+
+    def training_step(self, batch, batch_idx):
+        self.drawn = [*getattr(self, "drawn", []), float(torch.rand(1))]
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_resumed_run_draws_what_it_would_have_drawn(tmp_path):
+    pl.seed_everything(0, verbose=False)
+    whole = Dropping()
+    fit(whole, max_epochs=3, callbacks=[EpochSeed()])
+    assert len(set(whole.drawn)) == 24
+    fit(Dropping(), max_epochs=1, callbacks=[EpochSeed()], save=tmp_path / "c.ckpt")
+    rest = Dropping()
+    fit(rest, max_epochs=3, callbacks=[EpochSeed()], ckpt_path=tmp_path / "c.ckpt")
+    assert rest.drawn == whole.drawn[8:]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("step", [0, 5, 7])
+def test_a_loss_that_is_no_number_is_named_with_its_step(step, value):
+    class Bad(Tiny):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * value if self.trainer.global_step == step else loss
+
+    module = Bad()
+    with pytest.raises(UserError, match=f"optimizer step {step + 1} ") as e:
+        fit(module, max_epochs=2, callbacks=[StopOnNonFinite()])
+    assert e.value.status == 1
+    assert len(module.lrs) == step + 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_samples_are_counted_over_epochs_and_resumes(accumulate, tmp_path):
+    counter = SamplesSeen()
+    settings = {"max_epochs": 2, "accumulate_grad_batches": accumulate}
+    fit(Tiny(), callbacks=[counter], save=tmp_path / "c.ckpt", **settings)
+    assert counter.samples == 16
+    assert counter.samples_per_second > 0
+    again = SamplesSeen()
+    settings["max_epochs"] = 5
+    fit(Tiny(), callbacks=[again], ckpt_path=tmp_path / "c.ckpt", **settings)
+    assert again.samples == 40
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_no_checkpoint_is_best_with_a_metric_that_is_no_number(bad, tmp_path):
+    values = [0.5, bad, 0.4]
+    checkpoint = Checkpoint(dirpath=tmp_path)
+    fit(
+        Tiny(values=values),
+        max_epochs=3,
+        callbacks=[checkpoint],
+        enable_checkpointing=True,
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best-epoch=00-val_acc=0.5000.ckpt",
+        "last.ckpt",
+    ]
+
+
+def test_last_is_saved_within_an_epoch_when_asked_for(tmp_path):
+    seen = []
+
+    class Looks(pl.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            path = tmp_path / "last.ckpt"
+            seen.append(torch.load(path, weights_only=True)["global_step"] if path.exists() else 0)
+
+    fit(
+        Tiny(),
+        max_epochs=1,
+        callbacks=[Checkpoint(dirpath=tmp_path, every_n_train_steps=3), Looks()],
+        enable_checkpointing=True,
+    )
+    assert seen == [0, 0, 0, 3, 3, 3, 6, 6]
+
+
+def test_best_follows_several_validations_in_an_epoch(tmp_path):
+    checkpoint = Checkpoint(dirpath=tmp_path, save_top_k=2)
+    fit(
+        Tiny(values=[0.1, 0.9, 0.3, 0.5]),
+        max_epochs=1,
+        val_check_interval=0.25,
+        callbacks=[checkpoint],
+        enable_checkpointing=True,
+    )
+    assert float(checkpoint.best_model_score) == pytest.approx(0.9)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == [
+        "best-epoch=00-val_acc=0.5000.ckpt",
+        "best-epoch=00-val_acc=0.9000.ckpt",
+        "last.ckpt",
+    ]
+
+
+def test_plateau_in_the_checkpoint_knows_the_validation_before_it(tmp_path):
+    from test_schedule import PLATEAU
+
+    from anneal.schedule import Schedule
+
+    fit(
+        Tiny(schedule=Schedule(PLATEAU), values=[0.5, 0.4]),
+        max_epochs=2,
+        callbacks=[Checkpoint(monitor="val/loss", dirpath=tmp_path)],
+        enable_checkpointing=True,
+    )
+    (state,) = torch.load(tmp_path / "last.ckpt", weights_only=True)["lr_schedulers"]
+    assert state["plateau"]["best"] == pytest.approx(0.4)
+
+
+def test_pictures_show_something(tmp_path):
+    matrix = torch.tensor([[50, 2], [1, 47]])
+    draw_confusion(matrix, ["cat", "dog"]).savefig(tmp_path / "a.png")
+    draw_confusion(torch.eye(100, dtype=torch.long), [str(i) for i in range(100)]).savefig(
+        tmp_path / "b.png"
+    )
+    pictures = [(2.0, 0, 1, torch.randint(256, (c, 28, 28))) for c in (1, 3)]
+    draw_mistakes(pictures, ["cat", "dog"]).savefig(tmp_path / "c.png")
+    for name in "abc":
+        pixels = image.imread(tmp_path / f"{name}.png")
+        assert pixels.std() > 0.05
+
+
+def test_loader_is_the_same_each_time():
+    assert torch.equal(next(iter(loader()))[0], next(iter(loader()))[0])
