@@ -1,0 +1,188 @@
+"""What all image classifiers share: preprocessing, loss, metrics, class names."""
+
+import json
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from anneal.errors import UserError
+from anneal.optim import OptimizerCallable, Schedule, configure_optimizers
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Classifier(LightningModule):
+    """Base of the classifiers. A subclass builds `self.net`, from images to logits.
+
+    Images are (N, C, H, W) with values from 0 to 255, uint8 or float.
+
+    Args:
+        num_classes: Number of classes, the same as in the data.
+        mean: Mean of each channel of pixels scaled to 0..1, by default MNIST's.
+        std: Standard deviation of the same.
+        label_smoothing: Share of the target spread evenly over all classes, in training only.
+        optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
+        schedule: How the learning rate changes.
+        decay_norm_and_bias: Whether the optimizer's weight decay applies to norms and biases too.
+    """
+
+    net: nn.Module
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        mean: Sequence[float] = (0.1307,),
+        std: Sequence[float] = (0.3081,),
+        label_smoothing: float = 0.0,
+        # No class as default: its arguments would reach the class chosen instead (AdamW's
+        # weight_decay, SGD).
+        optimizer: OptimizerCallable | None = None,
+        schedule: Schedule = Schedule(),  # noqa: B008 (never changed)
+        decay_norm_and_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        # A checkpoint holds plain values only, so that torch.load(weights_only=True) reads it. From
+        # the command line all of them are plain; from Python an optimizer is a class or function.
+        self.save_hyperparameters(logger=False)
+        rich = [name for name, value in self.hparams.items() if not _is_plain(value)]
+        self.save_hyperparameters(ignore=rich, logger=False)
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.decay_norm_and_bias = decay_norm_and_bias
+        self.class_names: list[str] | None = None
+        for name, values in (("mean", mean), ("std", std)):
+            # In the units of the pixels. Not in the state: the hyper-parameters have them.
+            self.register_buffer(name, 255 * torch.tensor(values).view(-1, 1, 1), persistent=False)
+        accuracies: dict[str, Metric | MetricCollection] = {
+            "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+            "acc_macro": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
+        }
+        if num_classes > 3:
+            accuracies["acc_top3"] = MulticlassAccuracy(
+                num_classes, top_k=3, average="micro", validate_args=False
+            )
+        # Groups would merge metrics that agree on the first batch: acc and acc_top3 at 100 %.
+        self.accuracies = MetricCollection(accuracies, compute_groups=False)
+        self.mean_loss = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of plain pixels, (N, C, H, W) from 0 to 255."""
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        # With the channels last in memory, convolutions are about twice as fast in bf16.
+        return self.net(pixels.contiguous(memory_format=torch.channels_last))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and schedule as configured."""
+        return configure_optimizers(self, self.optimizer, self.schedule, self.decay_norm_and_bias)
+
+    def setup(self, stage: str) -> None:
+        """Takes the class names from the data."""
+        self.net.to(memory_format=torch.channels_last)
+        names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
+        if names is None:
+            return
+        if len(names) != self.num_classes:
+            raise UserError(
+                f"{len(names)} classes in the data, {self.num_classes} in the model: "
+                f"set model.num_classes to {len(names)}"
+            )
+        self._check_names(self.class_names, names)
+        self.class_names = list(names)
+
+    def on_train_start(self) -> None:
+        self._hits_and_seen = torch.zeros(2, dtype=torch.int64, device=self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, target = batch
+        logits = self(images).float()
+        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, batch_size=len(target), prog_bar=True)
+        # Counted by hand: a metric object costs as much as a small network's whole step.
+        hits = (logits.detach().argmax(1) == target).sum()
+        self._hits_and_seen[0] += hits
+        self._hits_and_seen[1] += len(target)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        hits, seen = self.trainer.strategy.reduce(self._hits_and_seen, reduce_op="sum")
+        self.log("train/acc", hits / seen, sync_dist=True)
+        self._hits_and_seen.zero_()
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns `loss`, `preds` and `target` of each sample, all (N,)."""
+        return self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Probabilities (N, num_classes)."""
+        return self(batch[0]).float().softmax(1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["class_names"] = self.class_names
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored = checkpoint.get("class_names")
+        self._check_names(stored, self.class_names)
+        self.class_names = stored or self.class_names
+
+    def _start_evaluation(self) -> None:
+        self.accuracies.reset()
+        self.mean_loss.reset()
+
+    def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        images, target = batch
+        logits = self(images).float()
+        loss = F.cross_entropy(logits, target, reduction="none")
+        self.mean_loss.update(loss)
+        self.accuracies.update(logits, target)
+        return {"loss": loss, "preds": logits.argmax(1), "target": target}
+
+    def _log_evaluation(self, stage: str) -> None:
+        # Computed here, exactly over all samples and processes: Lightning's own mean of values from
+        # steps rounds the number of samples down to a multiple of the processes.
+        for name, value in {"loss": self.mean_loss.compute(), **self.accuracies.compute()}.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True)
+
+    @staticmethod
+    def _check_names(checkpoint: Sequence[str] | None, data: Sequence[str] | None) -> None:
+        """Refuses a checkpoint whose outputs mean something else than the labels of the data."""
+        for i, (stored, now) in enumerate(zip_longest(checkpoint or [], data or [])):
+            if checkpoint and data and stored != now:
+                raise UserError(
+                    "the checkpoint was trained on other classes than the data has: class "
+                    f"{i} is {stored!r} in the checkpoint and {now!r} in the data"
+                )
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
