@@ -15,13 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torchvision import datasets
 
-from anneal.data.mnist import (
-    Batches,
-    MNISTDataModule,
-    random_affine,
-    random_shift,
-    stratified_split,
-)
+from anneal.data.augment import random_affine, random_shift
+from anneal.data.batches import Batches, stratified_split
+from anneal.data.mnist import MNISTDataModule
 from anneal.errors import UserError
 
 NAMES = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]

@@ -10,7 +10,8 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
-from anneal.data.mnist import Batches, MNISTDataModule
+from anneal.data.batches import Batches
+from anneal.data.mnist import MNISTDataModule
 from anneal.errors import UserError
 from anneal.modules.classifier import Classifier
 from anneal.modules.mnist import MLP, MNISTConvNet, SoftmaxRegression

@@ -23,7 +23,7 @@ def test_the_docstring_gives_the_size_of_other_convolutional_nets() -> None:
     for sizes, text in (
         ({"width": 24}, "(24: {:,} parameters)"),
         ({"depth": 1}, "(1: {:,} parameters;"),
-        ({"width": 24, "depth": 1}, "with width 24: {:,})"),
+        ({"width": 12, "depth": 1}, "with width 12: {:,})"),
     ):
         count = sum(p.numel() for p in MNISTConvNet(**sizes).parameters())
         assert text.format(count) in doc
