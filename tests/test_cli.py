@@ -299,6 +299,21 @@ def test_resume_continues_bit_for_bit_in_the_same_folder(run, schedule):
     assert "max_epochs: 2" in (parts / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 7, 8, 11])
+def test_resume_in_the_middle_of_an_epoch_goes_on_with_the_next_sample(run, stop):
+    settings = (*FIT, "--trainer.logger=true", "--trainer.max_epochs=3")
+    run(*settings, "--run_name=whole")
+    crash = ("--trainer.callbacks=tiny.Crash", f"--trainer.callbacks.step={stop}")
+    with pytest.raises(OSError, match="crash"):
+        run(*settings, "--run_name=parts", "--checkpoint.every_n_train_steps=1", *crash)
+    run("fit", "--ckpt_path=last", "--run=parts", "--trainer.callbacks=null")
+    whole, parts = Path("runs/whole"), Path("runs/parts")
+    assert all(torch.equal(a, weights(parts)[k]) for k, a in weights(whole).items())
+    for name in ("lr", "samples", "val/acc", "val/loss", "train/loss", "train/acc"):
+        assert column(parts, name) == column(whole, name)
+    assert len(rows(parts)) == len(rows(whole))
+
+
 def test_resuming_a_finished_run_says_that_nothing_is_left(run, capsys):
     run(*FIT)
     before = content(Path("runs"))

@@ -68,3 +68,18 @@ def fit(module: Tiny, batches: int = 8, ckpt_path: Any = None, save: Any = None,
     if save:
         trainer.save_checkpoint(save)
     return [lrs[0] for lrs in module.lrs]
+
+
+class Crash(pl.Callback):
+    """Ends a training without warning.
+
+    Args:
+        step: Optimizer steps that are still taken.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise OSError("crash")

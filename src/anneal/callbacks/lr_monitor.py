@@ -23,7 +23,7 @@ class LearningRateMonitor(LightningLearningRateMonitor):
         self.step = -1
 
     def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        self.logged, self.step = {}, -1
+        self.step = -1
         if trainer.loggers:
             super().on_train_start(trainer, *args, **kwargs)
 
@@ -39,3 +39,9 @@ class LearningRateMonitor(LightningLearningRateMonitor):
             self.logged = stats
             for logger in trainer.loggers:
                 logger.log_metrics({"epoch": trainer.current_epoch, **stats}, step=step)
+
+    def state_dict(self) -> dict[str, float]:
+        return self.logged
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.logged = state_dict  # a resumed run does not log again what has not changed

@@ -62,6 +62,8 @@ class Classifier(LightningModule):
         self.schedule = schedule
         self.decay_norm_and_bias = decay_norm_and_bias
         self.class_names: list[str] | None = None
+        self._counted = [0, 0]
+        self._hits_and_seen = torch.tensor([0, 0])
         for name, values in (("mean", mean), ("std", std)):
             # In the units of the pixels. Not in the state: the hyper-parameters have them.
             self.register_buffer(name, 255 * torch.tensor(values).view(-1, 1, 1), persistent=False)
@@ -102,7 +104,10 @@ class Classifier(LightningModule):
         self.class_names = list(names)
 
     def on_train_start(self) -> None:
-        self._hits_and_seen = torch.zeros(2, dtype=torch.int64, device=self.device)
+        # What a checkpoint from within an epoch has counted goes on in one process.
+        counted = self._counted if self.global_rank == 0 else [0, 0]
+        self._hits_and_seen = torch.tensor(counted, device=self.device)
+        self._counted = [0, 0]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, target = batch
@@ -145,11 +150,14 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_names"] = self.class_names
+        counted = self.trainer.strategy.reduce(self._hits_and_seen.clone(), reduce_op="sum")
+        checkpoint["hits_and_seen"] = counted.tolist()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get("class_names")
         self._check_names(stored, self.class_names)
         self.class_names = stored or self.class_names
+        self._counted = checkpoint.get("hits_and_seen", [0, 0])
 
     def _start_evaluation(self) -> None:
         self.accuracies.reset()
