@@ -99,8 +99,8 @@ def build_optimizer(
         if fuse and free and real:
             # TypeError: it has no such argument. RuntimeError: not on this device.
             with suppress(TypeError, RuntimeError):
-                built = optimizer(groups, fused=True)  # type: ignore[call-arg]
-        built = built or optimizer(groups)
+                built = optimizer(_copies(groups), fused=True)  # type: ignore[call-arg]
+        built = built or optimizer(_copies(groups))
     except (TypeError, ValueError, RuntimeError) as e:
         raise UserError(f"optimizer: {e}") from e
     for group in built.param_groups:
@@ -111,6 +111,11 @@ def build_optimizer(
                 "trainer.precision=bf16-mixed or 16-mixed, or set optimizer.eps to 1e-4"
             )
     return built
+
+
+def _copies(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same parameters; an optimizer writes its defaults into the dictionaries it is given."""
+    return [dict(group) for group in groups]
 
 
 def may_fuse(trainer: Trainer) -> bool:
