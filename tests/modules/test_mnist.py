@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from anneal.data.mnist import MNISTDataModule
+from anneal.errors import UserError
 from anneal.modules.classifier import Classifier
 from anneal.modules.mnist import MLP, MNISTConvNet, SoftmaxRegression
 
@@ -58,3 +59,12 @@ def test_each_network_overfits_one_batch(build, precision: str) -> None:
     trainer.fit(module, MNISTDataModule(batch_size=32))
     assert trainer.callback_metrics["train/acc"] == 1
     assert trainer.callback_metrics["train/loss"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("network", "sizes"),
+    [(MLP, {"width": 0}), (MLP, {"depth": -1}), (MNISTConvNet, {"depth": 0})],
+)
+def test_sizes_that_make_no_network_are_refused(network, sizes):
+    with pytest.raises(UserError, match="at least"):
+        network(**sizes)

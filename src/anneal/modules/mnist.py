@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from anneal.errors import UserError
 from anneal.modules.classifier import Classifier
 
 PIXELS = 28 * 28
@@ -34,6 +35,8 @@ class MLP(Classifier):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if width < 1 or depth < 0:
+            raise UserError(f"model: width={width} must be at least 1, depth={depth} at least 0")
         layers: list[nn.Module] = [nn.Flatten()]
         units = PIXELS
         for _ in range(depth):
@@ -56,6 +59,8 @@ class MNISTConvNet(Classifier):
 
     def __init__(self, width: int = 16, depth: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if width < 1 or depth < 1:
+            raise UserError(f"model: width={width} and depth={depth} must be at least 1")
         self.net = nn.Sequential(
             *_stage(1, width, depth, kernel=5),  # 28x28 -> 24x24 pixels
             nn.MaxPool2d(2),
