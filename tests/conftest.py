@@ -1,7 +1,10 @@
 """What all tests share: no account, no progress bars, a folder of their own."""
 
 import os
+import sys
+from pathlib import Path
 
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ["WANDB_MODE"] = "disabled"  # tests that look at W&B say offline
 os.environ["OMP_NUM_THREADS"] = "1"  # pytest -n 2 on two cores
 os.environ.pop("WANDB_API_KEY", None)

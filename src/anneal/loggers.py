@@ -207,7 +207,7 @@ class WandbLogger(LightningWandbLogger):
         run = self._experiment
         if run is None or run.disabled:
             return ""
-        return f"wandb leet {self._folder}" if run.offline else str(run.url)
+        return f"{_command()} leet {self._folder}" if run.offline else str(run.url)
 
     @rank_zero_only
     def log_config(self, config: dict[str, Any], file: str | os.PathLike[str]) -> None:
@@ -291,7 +291,7 @@ class WandbLogger(LightningWandbLogger):
         try:
             run.finish(exit_code=exit_code)
         except Exception as error:  # what was trained does not depend on the tracker
-            later = f"wandb sync --include-online {self._folder}"
+            later = f"{_command()} sync --include-online {self._folder}"
             _say(f"not all was sent ({_line(error)}). Send later: {later}")
 
     def _start(self) -> Any:
@@ -329,11 +329,11 @@ class WandbLogger(LightningWandbLogger):
                     shutil.rmtree(left, ignore_errors=True)  # of the attempt that failed
         # `wandb sync` sends each folder as a whole run, so that only the last folder would be left;
         # told to resume, it appends, and moves on W&B's own step, which starts from 0 in each.
-        sync = f"{'WANDB_RESUME=allow ' if earlier else ''}wandb sync {self._folder}"
+        sync = f"{'WANDB_RESUME=allow ' if earlier else ''}{_command()} sync {self._folder}"
         if mode == "disabled":
             _say(f"disabled ({why})")
         elif mode == "offline":
-            _say(f"offline ({why}). Look: wandb leet {self._folder} · Send later: {sync}")
+            _say(f"offline ({why}). Look: {_command()} leet {self._folder} · Send later: {sync}")
         elif any(f.name.startswith("offline-") and not [*f.glob("*.synced")] for f in earlier):
             _say(f"{run.url} · Its first part was recorded offline, to send it: {sync}")
         else:
@@ -377,6 +377,13 @@ class WandbLogger(LightningWandbLogger):
             return "offline", "not logged in"
         problem = _problem(credentials)
         return ("offline", problem) if problem else ("online", "")
+
+
+def _command() -> str:
+    """wandb as one types it here: with its path where the environment is not activated."""
+    if shutil.which("wandb"):
+        return "wandb"
+    return os.path.relpath(Path(sys.executable).with_name("wandb"))
 
 
 def code_version() -> dict[str, Any]:

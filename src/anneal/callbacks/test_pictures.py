@@ -1,5 +1,6 @@
 """Two pictures of a test: the confusion matrix and the worst mistakes."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from anneal.runs import unused
 
 WORST = 25
+COLUMNS = 5
 
 
 class TestPictures(Callback):
@@ -124,9 +126,11 @@ def draw_mistakes(worst: list[tuple[float, int, int, Tensor]], names: list[str])
         worst: (loss, prediction, target, image) each; images (C, H, W), 0 to 255.
         names: Class names.
     """
-    figure = Figure(figsize=(7, 7.8), layout="constrained")
-    figure.suptitle(f"The {len(worst)} worst mistakes: true → predicted (loss)")
-    for axes in figure.subplots(5, 5).flat:
+    rows = math.ceil(len(worst) / COLUMNS)
+    figure = Figure(figsize=(7, 0.6 + 1.5 * rows), layout="constrained")
+    which = "all mistakes" if len(worst) < WORST else f"the {WORST} worst mistakes"
+    figure.suptitle(f"{which.capitalize()}: true → predicted (loss)")
+    for axes in figure.subplots(rows, COLUMNS).flat:
         axes.axis("off")
     for axes, (loss, prediction, target, image) in zip(figure.axes, worst, strict=False):
         pixels = image.float().clamp(0, 255).permute(1, 2, 0) / 255
