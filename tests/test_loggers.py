@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from wandb_reader import read
 from wandb_server import Server
 
-import anneal.loggers
-from anneal.loggers import CSVLogger, WandbLogger, code_version
+from anneal.loggers import wandb_logger
+from anneal.loggers.csv_logger import CSVLogger
+from anneal.loggers.wandb_logger import WandbLogger, code_version
 
 KEY = "0123456789abcdef" * 3
 
@@ -391,7 +392,7 @@ def test_a_run_that_goes_on_online_says_how_to_send_its_offline_part(monkeypatch
 
 @pytest.mark.parametrize("trouble", ["closed", "silent", "hang", "500", "refuse"])
 def test_training_starts_offline_where_the_server_is_no_use(trouble, monkeypatch, capfd):
-    monkeypatch.setattr(anneal.loggers, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_logger, "ANSWER_SECONDS", 1.0)
     listener = socket.create_server(("127.0.0.1", 0))  # accepts and never answers
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     if trouble == "closed":
@@ -425,7 +426,7 @@ def test_a_key_that_can_not_be_one_is_said(monkeypatch, capfd):
 
 
 def test_the_end_of_a_run_does_not_wait_for_a_server_that_went_away(monkeypatch, capfd):
-    monkeypatch.setattr(anneal.loggers, "FINISH_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_logger, "FINISH_SECONDS", 1.0)
     server = Server()
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -442,7 +443,7 @@ def test_the_end_of_a_run_does_not_wait_for_a_server_that_went_away(monkeypatch,
 def test_a_run_that_the_server_refuses_at_its_start_leaves_one_recording(monkeypatch, capfd):
     server = Server()
     monkeypatch.setattr(server, "answer", lambda query, variables: {}, raising=True)
-    monkeypatch.setattr(anneal.loggers, "INIT_SECONDS", 2.0)
+    monkeypatch.setattr(wandb_logger, "INIT_SECONDS", 2.0)
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     logger = WandbLogger("run")
@@ -460,7 +461,7 @@ def test_code_version_is_the_commit_and_whether_the_tree_is_dirty(tmp_path, monk
     module = tmp_path / "clone/loggers.py"
     module.parent.mkdir()
     module.touch()
-    monkeypatch.setattr(anneal.loggers, "__file__", str(module))
+    monkeypatch.setattr(wandb_logger, "__file__", str(module))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert code_version() == {"commit": None, "dirty": None}
 

@@ -28,7 +28,8 @@ from anneal.callbacks.run_folder import RunFolder
 from anneal.callbacks.samples import SamplesSeen
 from anneal.callbacks.test_pictures import TestPictures
 from anneal.errors import UserError
-from anneal.loggers import CSVLogger, WandbLogger
+from anneal.loggers.csv_logger import CSVLogger
+from anneal.loggers.wandb_logger import WandbLogger
 from anneal.parser import HOW_TO, Parser
 from anneal.predictions import write_predictions
 from anneal.resume import check_optimizer, differences, misfit, nothing_left

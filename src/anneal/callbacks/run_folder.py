@@ -7,7 +7,8 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anneal.errors import UserError
-from anneal.loggers import CSVLogger, WandbLogger
+from anneal.loggers.csv_logger import CSVLogger
+from anneal.loggers.wandb_logger import WandbLogger
 from anneal.runs import unused
 
 

@@ -1,0 +1,134 @@
+"""`metrics.csv`: every metric, none lost when the process is killed, none twice when it goes on."""
+
+import csv
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+
+class CSVLogger(Logger):
+    """Writes `metrics.csv` into the run's folder, one line for each call that logs.
+
+    Lightning's own class deletes an earlier file and loses what it holds back when the process is
+    killed. This one appends, and hands each line to the system at once, so that a kill loses none.
+    New columns go to the end.
+
+    Args:
+        run_dir: The run's folder; made when the first line is written.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.path = Path(run_dir) / "metrics.csv"
+        self._columns = ["step", "epoch"]
+        self._file: TextIO | None = None
+        self._step = 0
+
+    @property
+    def name(self) -> None:
+        """None: the folder says which run it is."""
+        return None
+
+    @property
+    def version(self) -> None:
+        """None, as for the name."""
+        return None
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.path.parent)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kw: Any) -> None:
+        """Does nothing: `config.yaml` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append one line.
+
+        Args:
+            metrics: Name to value, numbers or tensors of one element.
+            step: Index of the optimizer step; by default that of the line before.
+        """
+        self._step = self._step if step is None else step
+        row = {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}
+        row["step"] = self._step
+        file = self._open()
+        if new := [key for key in row if key not in self._columns]:
+            file = self._add_columns(new)
+        _write(file, [row.get(key) for key in self._columns])
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the file; the next line opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @rank_zero_only
+    def rewind(self, step: int) -> list[dict[str, str]]:
+        """Go back to where a checkpoint was saved; to be called when training starts.
+
+        Args:
+            step: The checkpoint's `global_step`, 0 for a fresh run.
+
+        Returns:
+            The lines taken out because training writes them again, as text by column.
+        """
+        if not self.path.exists():
+            return []
+        self.finalize("rewind")
+        header, *rows = self._read()
+        kept = [row for row in rows if int(row[0]) < step]
+        self._replace(header, kept)
+        return [dict(zip(header, row, strict=True)) for row in rows if int(row[0]) >= step]
+
+    def _open(self) -> TextIO:
+        # Another process (a `test` while training runs) may have put a file with more columns in
+        # the place of ours, so compare what is open with what is there now.
+        exists = self.path.exists()
+        if self._file is not None:
+            if exists and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                return self._file
+            self._file.close()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if exists:
+            self._columns = self._read()[0]
+        self._file = self.path.open("a", buffering=1, newline="")  # line by line
+        if self._file.tell() == 0:
+            _write(self._file, self._columns)
+        return self._file
+
+    def _read(self) -> list[list[str]]:
+        """The header and the rows; a last line that was cut short is removed, here and there."""
+        with self.path.open("rb+") as raw:
+            raw.truncate(raw.read().rfind(b"\n") + 1)
+        with self.path.open(newline="", errors="replace") as file:
+            # Not what a power failure can leave: zeros in place of lines.
+            lines = list(csv.reader(line for line in file if "\0" not in line))
+        header, *rows = lines or [self._columns]
+        return [header, *(row for row in rows if len(row) == len(header) and row[0].isdigit())]
+
+    def _add_columns(self, new: list[str]) -> TextIO:
+        # Needed once for each set of metrics (training, validation, test): the cost stays linear.
+        header, *rows = self._read()
+        self.finalize("columns")
+        self._replace(header + new, [row + [""] * len(new) for row in rows])
+        return self._open()
+
+    def _replace(self, header: list[str], rows: list[list[str]]) -> None:
+        copy = self.path.with_suffix(".tmp")
+        with copy.open("w", newline="") as file:
+            for row in [header, *rows]:
+                _write(file, row)
+        copy.replace(self.path)  # at no moment half a file
+
+
+def _write(file: TextIO, row: list[Any]) -> None:
+    csv.writer(file, lineterminator="\n").writerow(row)
