@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from anneal.cli import main
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
@@ -25,10 +27,11 @@ def test_the_readme_has_commands():
 @pytest.mark.parametrize(
     "words", [c for c in COMMANDS if c not in ON_CHECKPOINTS], ids=lambda c: " ".join(c)
 )
-def test_command_is_accepted(run, words, tmp_path):
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+def test_command_is_accepted(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    asks_for_help = any(".help" in word for word in words)
     with pytest.raises(SystemExit) as e:
-        run(*words, "--print_config")
+        main(words if asks_for_help else [*words, "--print_config"])
     assert not e.value.code
 
 

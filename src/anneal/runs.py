@@ -3,6 +3,7 @@
 runs/<recipe>-<date>-<time>-<id>/   config.yaml  metrics.csv  checkpoints/  wandb/  *.png
 """
 
+import os
 import re
 import secrets
 from datetime import datetime
@@ -94,7 +95,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def run_of(checkpoint: Path) -> Path | None:
     """The run folder that a checkpoint lies in, if it lies in one."""
-    folder = checkpoint.resolve().parent.parent
+    folder = Path(os.path.relpath(checkpoint.resolve().parent.parent))
     return folder if (folder / "config.yaml").is_file() else None
 
 
