@@ -466,5 +466,10 @@ def test_schedule_mistakes_are_one_line_and_nothing_is_trained(run, capsys):
     assert "give `mode`" in line or "no metric 'x'" in line
 
 
+@pytest.mark.parametrize("limit", ["--trainer.limit_train_batches=0", "--trainer.max_epochs=0"])
+def test_a_training_without_a_step_is_no_success(run, capsys, limit):
+    assert "nothing was trained" in fails(run, capsys, *FIT, limit, status=1)
+
+
 def test_prefixes_are_no_options(run, capsys):
     assert "max_epochs" in fails(run, capsys, *FIT, "--trainer.max_epoch=2")

@@ -273,6 +273,12 @@ class AnnealCLI(LightningCLI):
         started = time.monotonic()
         self.trainer.fit(**kwargs)
         seconds = time.monotonic() - started
+        if self.trainer.global_step == self.checkpoint.get("global_step", 0):
+            raise UserError(
+                f"nothing was trained: {self.trainer.num_training_batches} training batches an "
+                f"epoch, max_epochs={self.trainer.max_epochs}, max_steps={self.trainer.max_steps}",
+                status=1,
+            )
         if self.trainer.fast_dev_run or self.trainer.barebones:  # type: ignore[attr-defined]
             return
         metrics = dict(self.trainer.callback_metrics)
