@@ -471,5 +471,36 @@ def test_a_training_without_a_step_is_no_success(run, capsys, limit):
     assert "nothing was trained" in fails(run, capsys, *FIT, limit, status=1)
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--data.batch_size=0", "data.batch_size=0: must be at least 1"),
+        ("--data.shift=-1", "shift and rotation must be 0 or more"),
+        ("--data.val_size=2.0", "leaves nothing to train on"),
+        ("--model.width=0", "width=0 must be at least 1"),
+        ("--model.label_smoothing=3", "must lie between 0 and 1"),
+        ("--model.num_classes=12", "10 classes in the data, 12 in the model"),
+        ("--model.optimizer.lr=-1", "Invalid learning rate: -1.0"),
+        ("--model.schedule.warmup_epochs=-1", "a warmup can't be shorter than 0"),
+        ("--model.schedule=StepLR", "got 'StepLR'; did you mean --model.schedule.scheduler?"),
+        ("--trainer.accumulate_grad_batches=0", "must be at least 1"),
+        ("--trainer.gradient_clip_val=-1", "must be at least 0"),
+        ("--trainer.max_epochs=-5", "non-negative integer or -1"),
+        ("--trainer.accelerator=tpu", "trainer: "),
+        ("--checkpoint.save_top_k=-3", "save_top_k=-3"),
+        ("--seed_everything=-3", "must be 0 to 4294967295"),
+        ("--run=other", "give both"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_one_line(run, capsys, flag, message):
+    assert message in fails(run, capsys, *FIT, flag)
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_logging_can_be_left_out(run):
+    run(*FIT, "--trainer.log_every_n_steps=0", "--trainer.logger=true")
+    assert set(column(only_run(), "val/acc")) == {3, 7}
+
+
 def test_prefixes_are_no_options(run, capsys):
     assert "max_epochs" in fails(run, capsys, *FIT, "--trainer.max_epoch=2")

@@ -263,6 +263,11 @@ def test_other_number_of_steps_an_epoch_on_resume_keeps_the_place_in_the_plan(na
     assert rest == pytest.approx([formula(s, 4, 24) for s in range(12, 24)])
 
 
+def test_arguments_that_break_a_scheduler_later_are_one_line():
+    with pytest.raises(UserError, match=r"StepLR: .*zero"):
+        fit(Tiny(schedule=Schedule(partial(lr_scheduler.StepLR, step_size=0))), max_epochs=2)
+
+
 def test_one_cycle_shorter_than_the_run_is_refused_and_short_cosine_is_named():
     short = partial(schedulers.OneCycleLR, total_steps=5)
     with pytest.raises(UserError, match="ends after 5 steps and the run has 16"):

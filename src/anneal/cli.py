@@ -148,6 +148,11 @@ class AnnealCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        config = self.config[self.config.subcommand]
+        if not 0 <= int(config.seed_everything) < 2**32:
+            raise UserError(f"--seed_everything={config.seed_everything}: must be 0 to 4294967295")
+        if config.run and not config.ckpt_path:
+            raise UserError("--run says whose checkpoint --ckpt_path=best or last means: give both")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would lay a checkpoint's hyper-parameters over what is typed."""
@@ -202,8 +207,21 @@ class AnnealCLI(LightningCLI):
             config.pop(key, None)
         return self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as e:
+            # A class's own UserError comes wrapped in what jsonargparse has to say about it.
+            cause: BaseException | None = e
+            while cause and not isinstance(cause, UserError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or e from None
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = {**self._get(self.config_init, "trainer"), **kwargs}
+        for key, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
+            if settings[key] is not None and settings[key] < least:  # Lightning takes these
+                raise UserError(f"--trainer.{key}={settings[key]}: must be at least {least}")
         settings["default_root_dir"] = self.folder
         callbacks: list[Callback] = []
         if not settings["barebones"]:

@@ -215,6 +215,8 @@ def explain(message: str, parser: "Parser") -> Mistake:
         return Mistake("config", f"{what}: {from_here(file)}{near}")
     found = re.search(r"Unable to load config ['\"](.*?)['\"]", message)
     if outer and found and not Path(found[1]).is_file():
+        if re.fullmatch(r"\w+", found[1]):  # a class's name, where keys are wanted
+            return Mistake(outer[1], f"{NO_KEYS}'{found[1]}'", parser.first_under(outer[1]))
         return Mistake(outer[1], f"no such file: {found[1]}")
     if found := re.match(r"-*(\S+)\.help: .* string: ", message):
         bases = base_classes(parser.type_of(found[1]))

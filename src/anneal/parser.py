@@ -144,6 +144,11 @@ class Parser(LightningArgumentParser):
         """The type of an option."""
         return next((getattr(a, "_typehint", None) for a in self.actions() if a.dest == key), None)
 
+    def first_under(self, key: str) -> str:
+        """The first option under a key, or ""."""
+        under = (a.dest for a in self.actions() if a.dest.startswith(f"{key}."))
+        return next((dest for dest in under if not dest.endswith(".help")), "")
+
     def own_key(self, key: str) -> str:
         """A key without the subcommand in front."""
         command, _, rest = key.partition(".")

@@ -269,7 +269,10 @@ class RunSchedule(LRScheduler):
             return
         steps = self.steps if self.total_steps is None else min(self.steps, self.total_steps - 1)
         while self.inner_ticks < (steps - self.warmup) // self.period:
-            self.inner.step()
+            try:
+                self.inner.step()
+            except (ArithmeticError, TypeError, ValueError) as e:
+                raise UserError(f"schedule.scheduler: {type(self.inner).__name__}: {e}") from e
             self.inner_ticks += 1
 
     def _warm(self) -> None:

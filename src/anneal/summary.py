@@ -29,14 +29,15 @@ def summary(
     """
     lines: list[tuple[str, str]] = []
     checkpoint = trainer.checkpoint_callback
-    monitors = ["val/acc"]
+    monitor = "val/acc"
     if isinstance(checkpoint, Checkpoint) and checkpoint.best_model_score is not None:
-        monitors = [str(checkpoint.monitor)]
+        monitor = str(checkpoint.monitor)
         name = Path(checkpoint.best_model_path).name
-        best = f"{float(checkpoint.best_model_score):.4f}   {name}"
-        lines.append((f"best {checkpoint.monitor}", best))
-    lines += [(f"last {key}", f"{float(metrics[key]):.4f}") for key in monitors if key in metrics]
-    lines += [("test/acc", f"{float(metrics['test/acc']):.4f}")] if "test/acc" in metrics else []
+        lines.append((f"best {monitor}", f"{float(checkpoint.best_model_score):.4f}   {name}"))
+    tested = monitor.replace("val/", "test/")
+    for label, key in ((f"last {monitor}", monitor), (tested, tested)):
+        if key in metrics:
+            lines.append((label, f"{float(metrics[key]):.4f}"))
     lines.append(("time", f"{seconds:.1f} s, {samples_per_second:,.0f} samples/s in training"))
     lines.append(("folder", str(folder)))
     lines += [("look", look) for look in looks if look]

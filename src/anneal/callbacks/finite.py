@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from anneal.callbacks import is_logged
 from anneal.errors import UserError
 
 
@@ -31,7 +32,7 @@ class StopOnNonFinite(Callback):
         step = trainer.global_step
         bad = ~torch.isfinite(loss.detach()) & (self._first_bad < 0)
         self._first_bad = torch.where(bad, step, self._first_bad)
-        if loss.device.type == "cpu" or step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if loss.device.type == "cpu" or is_logged(trainer, step):
             self._check(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor as LightningLearningRateMonitor
 
+from anneal.callbacks import is_logged
+
 
 class LearningRateMonitor(LightningLearningRateMonitor):
     """Logs `lr` (or `lr/decay` and `lr/no_decay`) at every optimizer step that changes it.
@@ -35,7 +37,7 @@ class LearningRateMonitor(LightningLearningRateMonitor):
         stats = self._extract_stats(trainer, "any")
         for history in self.lrs.values():
             history.clear()  # Lightning's keeps every value for ever
-        if stats != self.logged or step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if stats != self.logged or is_logged(trainer, step):
             self.logged = stats
             for logger in trainer.loggers:
                 logger.log_metrics({"epoch": trainer.current_epoch, **stats}, step=step)

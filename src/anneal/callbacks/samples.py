@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 
+from anneal.callbacks import is_logged
+
 
 class SamplesSeen(Callback):
     """Logs `samples`, the training samples seen by all processes since the start of the run.
@@ -41,7 +43,7 @@ class SamplesSeen(Callback):
         self.epoch_samples += extract_batch_size(batch)
         new_step = trainer.global_step != self._step  # else in the middle of an accumulation
         self._step = trainer.global_step
-        if new_step and self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if new_step and is_logged(trainer, self._step):
             step = trainer.fit_loop.epoch_loop._batches_that_stepped
             self._log(trainer, self.samples + self.epoch_samples * trainer.world_size, step)
 

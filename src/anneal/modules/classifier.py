@@ -51,6 +51,8 @@ class Classifier(LightningModule):
         decay_norm_and_bias: bool = True,
     ) -> None:
         super().__init__()
+        if not 0 <= label_smoothing <= 1:
+            raise UserError(f"model.label_smoothing={label_smoothing}: must lie between 0 and 1")
         # A checkpoint holds plain values only, so that torch.load(weights_only=True) reads it. From
         # the command line all of them are plain; from Python an optimizer is a class or function.
         self.save_hyperparameters(logger=False)
