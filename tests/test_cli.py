@@ -497,6 +497,15 @@ def test_a_value_that_makes_no_sense_is_one_line(run, capsys, flag, message):
     assert not list(Path().rglob("*.ckpt"))
 
 
+def test_early_stopping_on_no_metric_is_one_line(run, capsys):
+    stop = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/los")
+    assert "metric `val/los` which is not available" in fails(run, capsys, *FIT, *stop)
+
+
+def test_run_name_is_no_path(run, capsys):
+    assert "a name, not a path" in fails(run, capsys, *FIT, "--run_name=a/b")
+
+
 def test_logging_can_be_left_out(run):
     run(*FIT, "--trainer.log_every_n_steps=0", "--trainer.logger=true")
     assert set(column(only_run(), "val/acc")) == {3, 7}

@@ -3,9 +3,10 @@
 import math
 from functools import partial
 
+import lightning.pytorch as pl
 import pytest
 import torch
-from tiny import Tiny, fit
+from tiny import Tiny, fit, loader
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LinearLR, SequentialLR
 
@@ -266,6 +267,54 @@ def test_other_number_of_steps_an_epoch_on_resume_keeps_the_place_in_the_plan(na
 def test_arguments_that_break_a_scheduler_later_are_one_line():
     with pytest.raises(UserError, match=r"StepLR: .*zero"):
         fit(Tiny(schedule=Schedule(partial(lr_scheduler.StepLR, step_size=0))), max_epochs=2)
+
+
+class NoLength(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(torch.randn(8, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "works"),
+    [
+        (Schedule(), True),
+        (Schedule(COSINE, warmup_steps=3), True),
+        (Schedule(PLATEAU), True),
+        (Schedule(STEP), False),
+        (Schedule(COSINE, warmup_epochs=1), False),
+    ],
+)
+def test_data_without_a_length_is_refused_only_where_epochs_are_counted(schedule, works):
+    module = Tiny(schedule=schedule)
+    module.train_dataloader = lambda: torch.utils.data.DataLoader(NoLength())
+    module.val_dataloader = lambda: loader(2)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        max_steps=12,
+        max_epochs=-1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    if works:
+        trainer.fit(module)
+        assert len(module.lrs) == 12
+    else:
+        with pytest.raises(UserError, match="the training data has no length"):
+            trainer.fit(module)
+
+
+def test_an_own_scheduler_gets_its_length_in_its_own_unit():
+    class Line(lr_scheduler.LRScheduler):
+        def __init__(self, optimizer, T_max):
+            self.T_max = T_max
+            super().__init__(optimizer)
+
+        def get_lr(self):
+            return [lr * (1 - self.last_epoch / self.T_max) for lr in self.base_lrs]
+
+    lrs = fit(Tiny(schedule=Schedule(partial(Line, T_max=None))), max_epochs=4)
+    assert lrs[::8] == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
 def test_one_cycle_shorter_than_the_run_is_refused_and_short_cosine_is_named():

@@ -189,6 +189,8 @@ class AnnealCLI(LightningCLI):
         if own and (self.goes_on or self.subcommand != "fit"):
             return own
         if config.run_name:
+            if Path(config.run_name).name != config.run_name:
+                raise UserError(f"--run_name={config.run_name}: a name, not a path")
             folder = root / config.run_name
             if folder.exists():
                 raise UserError(f"--run_name={config.run_name}: {folder} is there already")
@@ -276,6 +278,8 @@ class AnnealCLI(LightningCLI):
             if "Error(s) in loading state_dict" in str(e):
                 path = self.config[subcommand].ckpt_path
                 raise UserError(misfit(path, str(e), self._differences())) from e
+            if str(e).startswith("Early stopping conditioned on metric"):
+                raise UserError(f"trainer.callbacks: {e}") from e
             raise
         finally:
             for logger in self.run_loggers:
@@ -293,8 +297,8 @@ class AnnealCLI(LightningCLI):
         seconds = time.monotonic() - started
         if self.trainer.global_step == self.checkpoint.get("global_step", 0):
             raise UserError(
-                f"nothing was trained: {self.trainer.num_training_batches} training batches an "
-                f"epoch, max_epochs={self.trainer.max_epochs}, max_steps={self.trainer.max_steps}",
+                "nothing was trained: see trainer.limit_train_batches, max_epochs="
+                f"{self.trainer.max_epochs} and max_steps={self.trainer.max_steps}",
                 status=1,
             )
         if self.trainer.fast_dev_run or self.trainer.barebones:  # type: ignore[attr-defined]
@@ -327,10 +331,14 @@ class AnnealCLI(LightningCLI):
         """Writes `predictions.csv` with the most likely classes of every sample."""
         if self.trainer.world_size > 1:
             raise UserError("predict runs in one process: --trainer.devices=1")
+        if not hasattr(self.model, "class_names"):
+            raise UserError(
+                f"predict writes the probabilities of classes, and {type(self.model).__name__} is "
+                "no Classifier: call its predict_step from Python"
+            )
         batches = self.trainer.predict(**kwargs | {"return_predictions": True})
         path = runs.unused(self.folder / "predictions.csv")
-        names = getattr(self.model, "class_names", None)
-        write_predictions(path, batches, names)  # type: ignore[arg-type]
+        write_predictions(path, batches, self.model.class_names)  # type: ignore[arg-type]
         print(path)
 
     def _differences(self) -> list[tuple[str, Any, Any]]:

@@ -24,6 +24,9 @@ PER_STEP = (
     lr_scheduler.OneCycleLR,
     lr_scheduler.PolynomialLR,
 )
+LOWER = {"loss", "error", "err", "nll", "mse", "rmse", "mae", "perplexity", "ece", "wer", "cer"}
+HIGHER = {"acc", "accuracy", "f", "auroc", "auc", "precision", "recall", "iou", "dice", "map"}
+HIGHER |= {"psnr", "ssim", "bleu", "r"}
 LENGTHS = ("T_max", "total_steps", "total_iters")
 
 
@@ -82,6 +85,8 @@ class RunSchedule(LRScheduler):
         self.warmup = 0
         self.inner: LRScheduler | None = None
         self.inner_ticks = 0
+        self.period = 1  # optimizer steps to a tick of the inner scheduler
+        self.first_lrs = [g["lr"] for g in optimizer.param_groups]
         self.plateau: dict[str, Any] = {}
         self.as_configured = [
             {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
@@ -132,10 +137,24 @@ class RunSchedule(LRScheduler):
     @property
     def watches(self) -> bool:
         """Whether the schedule names a plateau, as far as can be known before it is built."""
+        return self._names(lr_scheduler.ReduceLROnPlateau)
+
+    @property
+    def interval(self) -> str:
+        """What the scheduler counts."""
+        return self.schedule.interval or ("step" if self._names(PER_STEP) else "epoch")
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether the rate depends on how many steps an epoch has."""
+        stairs = self.schedule.scheduler and self.interval == "epoch" and not self.watches
+        return bool(self.schedule.warmup_epochs or stairs)
+
+    def _names(self, kinds: type | tuple[type, ...]) -> bool:
+        """Whether the scheduler asked for is a class, or a partial of one, of these kinds."""
         make = self.schedule.scheduler
         parts = (make, getattr(make, "func", None), *getattr(make, "args", ()))
-        classes = [p for p in parts if isinstance(p, type)]
-        return any(issubclass(c, lr_scheduler.ReduceLROnPlateau) for c in classes)
+        return any(isinstance(part, type) and issubclass(part, kinds) for part in parts)
 
     @property
     def is_plateau(self) -> bool:
@@ -206,30 +225,32 @@ class RunSchedule(LRScheduler):
         make = self.schedule.scheduler
         if make is None:
             return None, 1
+        interval = self.interval
         missing = {k for k, v in getattr(make, "keywords", {}).items() if v is None}
         follow: dict[str, Any] = {}
         for name in missing.intersection(LENGTHS):
-            follow[name] = self._ticks_left(self.schedule.interval or "step", name)
+            if self.total_steps is None:
+                raise UserError(
+                    f"schedule: {name} follows from the length of the run, and this run has no "
+                    "end: set trainer.max_epochs or trainer.max_steps, or give "
+                    f"schedule.scheduler.{name}"
+                )
+            follow[name] = self._ticks_left(interval)
         if "mode" in missing:
             follow["mode"] = direction(self.schedule.monitor)
         try:
             inner: Any = make(self.optimizer, **follow)
         except (TypeError, ValueError) as e:
             raise UserError(f"schedule.scheduler: {e}") from e
-        interval = self.schedule.interval or ("step" if isinstance(inner, PER_STEP) else "epoch")
         if isinstance(inner, lr_scheduler.ReduceLROnPlateau):
             self._check_plateau(inner)
         elif self.total_steps is not None:
             self._check_length(inner, interval)
         return inner, 1 if interval == "step" else self.steps_per_epoch
 
-    def _ticks_left(self, interval: str, name: str) -> int:
+    def _ticks_left(self, interval: str) -> int:
         """From the end of the warmup to the end of the run, at least 1."""
-        if self.total_steps is None:
-            raise UserError(
-                f"schedule: {name} follows from the length of the run, and this run has no end: "
-                f"set trainer.max_epochs or trainer.max_steps, or give scheduler.{name}"
-            )
+        assert self.total_steps is not None
         left = max(1, self.total_steps - self.warmup)
         return left if interval == "step" else math.ceil(left / self.steps_per_epoch)
 
@@ -251,7 +272,7 @@ class RunSchedule(LRScheduler):
             )
 
     def _check_length(self, inner: Any, interval: str) -> None:
-        ticks = self._ticks_left(interval, "length")
+        ticks = self._ticks_left(interval)
         if getattr(inner, "total_steps", ticks) < ticks:
             raise UserError(
                 f"schedule: {type(inner).__name__} ends after {inner.total_steps} {interval}s and "
@@ -314,19 +335,11 @@ def direction(metric: str) -> Literal["min", "max"]:
         UserError: The name doesn't tell.
     """
     words = set(re.split(r"[^a-z]+", metric.lower()))
-    if words & {"loss", "error", "err", "nll", "mse", "rmse", "mae", "perplexity", "ece"}:
+    if words & LOWER:
         return "min"
-    if words & {
-        "acc",
-        "accuracy",
-        "f",
-        "auroc",
-        "auc",
-        "precision",
-        "recall",
-        "iou",
-        "map",
-        "psnr",
-    }:
+    if words & HIGHER:
         return "max"
-    raise UserError(f"is a lower or a higher {metric} better? Its name doesn't say: give `mode`")
+    raise UserError(
+        f"is a lower or a higher {metric} better? Its name doesn't say: give `mode` "
+        "(checkpoint.mode, schedule.scheduler.mode)"
+    )

@@ -34,8 +34,8 @@ def summary(
         monitor = str(checkpoint.monitor)
         name = Path(checkpoint.best_model_path).name
         lines.append((f"best {monitor}", f"{float(checkpoint.best_model_score):.4f}   {name}"))
-    tested = monitor.replace("val/", "test/")
-    for label, key in ((f"last {monitor}", monitor), (tested, tested)):
+    tested = f"test/{monitor.removeprefix('val/')}"
+    for label, key in {f"last {monitor}": monitor, tested: tested}.items():
         if key in metrics:
             lines.append((label, f"{float(metrics[key]):.4f}"))
     lines.append(("time", f"{seconds:.1f} s, {samples_per_second:,.0f} samples/s in training"))

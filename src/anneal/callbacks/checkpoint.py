@@ -60,7 +60,7 @@ class Checkpoint(ModelCheckpoint):
         if self.monitor not in names and not str(self.monitor).startswith("train/"):
             raise UserError(
                 f"checkpoint.monitor: there is no metric {self.monitor!r}; there are: "
-                f"{', '.join(names) or 'none'}"
+                f"{', '.join(names) or 'none'} (--checkpoint.monitor=...)"
             )
 
     def on_train_batch_end(

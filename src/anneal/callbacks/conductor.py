@@ -33,7 +33,13 @@ class Conductor(Callback):
         self.validation_metrics = list(trainer.callback_metrics)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.schedule.begin(*run_length(trainer))
+        steps_per_epoch, total_steps = run_length(trainer)
+        if steps_per_epoch is None and self.schedule.counts_epochs:
+            raise UserError(
+                "schedule: it counts epochs and the training data has no length: set "
+                "trainer.limit_train_batches, or schedule.interval=step and warmup_steps"
+            )
+        self.schedule.begin(steps_per_epoch or 1, total_steps)
         if self.schedule.is_plateau:
             check_validates(trainer)
             if self.validation_metrics:
@@ -52,8 +58,8 @@ class Conductor(Callback):
             )
 
 
-def run_length(trainer: Trainer) -> tuple[int, int | None]:
-    """Optimizer steps in an epoch, and from the start to the end of the run (None: endless).
+def run_length(trainer: Trainer) -> tuple[int | None, int | None]:
+    """Optimizer steps in an epoch (None: the data doesn't say) and in the run (None: endless).
 
     Read from the loaders once they are set up. `trainer.estimated_stepping_batches` would set
     them up early, before a checkpoint's state has reached them (Lightning issue 20550).
@@ -61,12 +67,7 @@ def run_length(trainer: Trainer) -> tuple[int, int | None]:
     batches = trainer.num_training_batches
     max_steps = None if trainer.max_steps == -1 else trainer.max_steps
     if math.isinf(batches):
-        if max_steps is None:
-            raise UserError(
-                "the training data has no length: set trainer.limit_train_batches (batches an "
-                "epoch) or trainer.max_steps"
-            )
-        return max_steps, max_steps
+        return None, max_steps
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler) and len(callback.scheduling) > 1:
             raise UserError("accumulate_grad_batches must stay the same for a schedule to count")
@@ -88,7 +89,7 @@ def check_validates(trainer: Trainer) -> None:
             "schedule: ReduceLROnPlateau needs validations, and this run has none "
             "(trainer.limit_val_batches, or no validation data)"
         )
-    if batches is None or total_steps is None:
+    if batches is None or steps_per_epoch is None or total_steps is None:
         return
     first = math.ceil(min(batches, trainer.num_training_batches) / trainer.accumulate_grad_batches)
     if every is None:

@@ -1,11 +1,13 @@
 """How many samples a run has seen, and how fast."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from anneal.callbacks import is_logged
 
@@ -40,7 +42,8 @@ class SamplesSeen(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.epoch_samples += extract_batch_size(batch)
+        with suppress(MisconfigurationException):  # no tensor in the batch: nothing to count
+            self.epoch_samples += extract_batch_size(batch)
         new_step = trainer.global_step != self._step  # else in the middle of an accumulation
         self._step = trainer.global_step
         if new_step and is_logged(trainer, self._step):

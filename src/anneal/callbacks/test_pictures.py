@@ -20,7 +20,7 @@ COLUMNS = 5
 
 
 class TestPictures(Callback):
-    """Draws `confusion.png` and `mistakes.png` at the end of a test, and sends them to W&B.
+    """Draws `test-confusion.png` and `test-mistakes.png` after a test, and sends them to W&B.
 
     Takes what a `Classifier`'s test_step returns: `loss` of each sample, `preds` and `target`.
 
