@@ -488,6 +488,9 @@ def test_a_training_without_a_step_is_no_success(run, capsys, limit):
         ("--trainer.max_epochs=-5", "non-negative integer or -1"),
         ("--trainer.accelerator=tpu", "trainer: "),
         ("--checkpoint.save_top_k=-3", "save_top_k=-3"),
+        ("--trainer.log_every_n_steps=-3", "must be at least 0"),
+        ("--trainer.val_check_interval=1000", "`val_check_interval` (1000)"),
+        ("--checkpoint.every_n_train_steps=-7", "below 0"),
         ("--seed_everything=-3", "must be 0 to 4294967295"),
         ("--run=other", "give both"),
     ],
@@ -495,6 +498,19 @@ def test_a_training_without_a_step_is_no_success(run, capsys, limit):
 def test_a_value_that_makes_no_sense_is_one_line(run, capsys, flag, message):
     assert message in fails(run, capsys, *FIT, flag)
     assert not list(Path().rglob("*.ckpt"))
+
+
+def test_the_folder_of_runs_may_stand_in_a_file(run):
+    Path("root.yaml").write_text("trainer: {default_root_dir: elsewhere}")
+    run(*FIT, "--config=root.yaml")
+    cli = run("validate", "--ckpt_path=last", "--config=root.yaml")
+    assert not Path("runs").exists()
+    assert cli.folder.parent.name == "elsewhere"
+
+
+def test_no_optimizer_and_adamw_are_the_same_on_resume(run):
+    run(*FIT, "--model.optimizer=null")
+    run("fit", "--ckpt_path=last", "--trainer.max_epochs=3", "--model.optimizer=AdamW")
 
 
 def test_early_stopping_on_no_metric_is_one_line(run, capsys):

@@ -1,6 +1,5 @@
 """The command line: what `python train.py ...` does, from the configuration to the summary."""
 
-import argparse
 import logging
 import sys
 import time
@@ -27,6 +26,7 @@ from anneal.callbacks.progress_bar import ProgressBar
 from anneal.callbacks.run_folder import RunFolder
 from anneal.callbacks.samples import SamplesSeen
 from anneal.callbacks.test_pictures import TestPictures
+from anneal.complete import COMMANDS, complete, typed_options
 from anneal.errors import UserError
 from anneal.loggers.csv_logger import CSVLogger
 from anneal.loggers.wandb_logger import WandbLogger
@@ -35,19 +35,12 @@ from anneal.predictions import write_predictions
 from anneal.resume import check_optimizer, differences, misfit, nothing_left
 from anneal.summary import summary
 
-COMMANDS = {
-    "fit": "Train (without a command, this one), then test the last weights and sum up.",
-    "validate": "Evaluate a checkpoint on the validation data.",
-    "test": "Evaluate a checkpoint on the test data, with pictures of its mistakes.",
-    "predict": "Write what a checkpoint predicts for the test data to a CSV file.",
-}
 # Groups of their own on the command line, so that --trainer.callbacks can't drop them.
 NAMED = {
     "checkpoint": Checkpoint,
     "lr_monitor": LearningRateMonitor,
     "progress_bar": ProgressBar,
 }
-DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "mnist.yaml"
 
 # A class is known by its short name once its file is imported.
 for package in (anneal.data, anneal.modules):
@@ -75,38 +68,6 @@ def main(args: list[str] | None = None) -> "AnnealCLI":
     except (UserError, MisconfigurationException) as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(e.status if isinstance(e, UserError) else 2)
-
-
-def complete(args: list[str]) -> list[str]:
-    """Adds what goes without saying: `fit`, and the configuration to start from.
-
-    That is the one stored in the checkpoint if there is a --ckpt_path, so that everything typed
-    is laid over it, and the default recipe if there is no --config either.
-    """
-    if args[:1] in (["-h"], ["--help"]):
-        return args
-    if not args or args[0].startswith("-"):
-        args = ["fit", *args]
-    if args[0] not in AnnealCLI.subcommands():
-        return args
-    typed = _typed(args)
-    if typed.ckpt_path:
-        path = runs.find_checkpoint(typed.root, typed.ckpt_path, typed.run)
-        if config := runs.read_checkpoint(path).get("config"):
-            return [args[0], f"--config={config}", *args[1:]]
-    if not typed.config:
-        return [args[0], f"--config={DEFAULT_CONFIG}", *args[1:]]
-    return args
-
-
-def _typed(args: list[str]) -> argparse.Namespace:
-    """The few options that decide which configuration the others are laid over."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", "-c", action="append", type=Path)
-    parser.add_argument("--ckpt_path")
-    parser.add_argument("--run")
-    parser.add_argument("--trainer.default_root_dir", dest="root", type=Path, default=Path("runs"))
-    return parser.parse_known_args(args)[0]
 
 
 class AnnealCLI(LightningCLI):
@@ -195,7 +156,7 @@ class AnnealCLI(LightningCLI):
             if folder.exists():
                 raise UserError(f"--run_name={config.run_name}: {folder} is there already")
             return folder
-        files = _typed(self.typed_args).config or []
+        files = typed_options(self.typed_args).config or []
         named = [p for p in files if p.suffix in (".yaml", ".yml", ".json")]
         source = named[-1] if named else own / "config.yaml" if own else Path("run")
         return root / runs.new_name(runs.recipe_of(source))
@@ -221,7 +182,11 @@ class AnnealCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = {**self._get(self.config_init, "trainer"), **kwargs}
-        for key, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
+        for key, least in (
+            ("accumulate_grad_batches", 1),
+            ("gradient_clip_val", 0),
+            ("log_every_n_steps", 0),
+        ):
             if settings[key] is not None and settings[key] < least:  # Lightning takes these
                 raise UserError(f"--trainer.{key}={settings[key]}: must be at least {least}")
         settings["default_root_dir"] = self.folder
@@ -274,12 +239,12 @@ class AnnealCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
             status = 0
-        except RuntimeError as e:
+        except (RuntimeError, ValueError) as e:
             if "Error(s) in loading state_dict" in str(e):
                 path = self.config[subcommand].ckpt_path
                 raise UserError(misfit(path, str(e), self._differences())) from e
-            if str(e).startswith("Early stopping conditioned on metric"):
-                raise UserError(f"trainer.callbacks: {e}") from e
+            if str(e).strip().startswith(("Early stopping conditioned on", "`val_check_interval`")):
+                raise UserError(f"trainer: {str(e).strip().splitlines()[0]}") from e
             raise
         finally:
             for logger in self.run_loggers:

@@ -31,6 +31,9 @@ def configure_optimizers(
 ) -> OptimizerLRSchedulerConfig:
     """The return value of a LightningModule's `configure_optimizers`.
 
+    Also puts a `Conductor` among the trainer's callbacks, which tells the schedule how long the run
+    is and how its validations went.
+
     SGD and Adam add `weight_decay` to the gradient (L2); AdamW decouples it from the gradient
     (Loshchilov and Hutter 2019, arXiv 1711.05101). Under SGD both give the same path; under Adam
     they do not.

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 
 from anneal.errors import UserError
 
+ADAMW = (None, "torch.optim.AdamW")  # None is what a Classifier makes AdamW of
 Differences = list[tuple[str, Any, Any]]
 
 
@@ -39,7 +40,8 @@ def differences(stored: str | None, now: str) -> Differences:
 def check_optimizer(found: Differences) -> None:
     """Raises UserError if the optimizer's stored state doesn't fit the optimizer asked for."""
     for key, stored, now in found:
-        if key.endswith(("optimizer.class_path", "decay_norm_and_bias")):
+        same = stored in ADAMW and now in ADAMW
+        if key.endswith(("optimizer.class_path", "decay_norm_and_bias")) and not same:
             raise UserError(
                 f"{key}: {stored} in the checkpoint, {now} now: the optimizer's state doesn't "
                 "fit, so this can't go on; start a new run for it"

@@ -71,7 +71,10 @@ def find_checkpoint(root: Path, ckpt_path: str, run: str | None) -> Path:
     path = folder / LAST if ckpt_path == "last" else _best(folder)
     if path is None or not path.is_file():
         others = ", ".join(sorted(p.name for p in folder.glob("*.ckpt"))) or "no checkpoint"
-        raise UserError(f"--ckpt_path={ckpt_path}: not in {folder}, where there is {others}")
+        raise UserError(
+            f"--ckpt_path={ckpt_path}: not in {folder}, where there is {others}; --run=NAME is for "
+            "another run"
+        )
     return path
 
 

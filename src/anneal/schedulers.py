@@ -1,7 +1,8 @@
 """Learning-rate schedulers by short name: torch's own, with lengths that may follow from the run.
 
 A parameter that is None here (`T_max`, `total_steps`, `total_iters`, `max_lr`, `mode`) is worked
-out when training starts; see `anneal.optim`. Everything else is torch's, formulas included.
+out when training starts, by `RunSchedule` in `anneal.schedule`. Everything else is torch's,
+formulas included.
 """
 
 from abc import ABC, abstractmethod
@@ -158,7 +159,7 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
 
 def _known(value: Any) -> Any:
     if value is None:
-        raise TypeError("a value that follows from the run is missing: build it with anneal.optim")
+        raise TypeError("a value that follows from the run is missing: build it through a Schedule")
     return value
 
 

@@ -36,6 +36,8 @@ class Checkpoint(ModelCheckpoint):
         train_time_interval: timedelta | None = None,
         dirpath: Path | None = None,
     ) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 0:
+            raise UserError(f"checkpoint.every_n_train_steps={every_n_train_steps}: below 0")
         flat = monitor.replace("/", "_")
         super().__init__(
             dirpath=dirpath,

@@ -46,6 +46,6 @@ class StopOnNonFinite(Callback):
         raise UserError(
             f"the training loss is NaN or infinite at optimizer step {step} (epoch "
             f"{trainer.current_epoch}, lr {lr:g}): lower the learning rate, warm it up or clip the "
-            "gradient; the last checkpoint is from before that",
+            "gradient; what is saved is from before that",
             status=1,
         )

@@ -26,14 +26,12 @@ class TestPictures(Callback):
 
     Args:
         folder: Where to put them; an earlier test's pictures stay.
-        prefix: Beginning of the file names.
     """
 
     __test__ = False  # for pytest, which takes the name for a test
 
-    def __init__(self, folder: Path, prefix: str = "test") -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.prefix = prefix
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.confusion: MulticlassConfusionMatrix | None = None
@@ -79,7 +77,7 @@ class TestPictures(Callback):
         if self.worst:
             pictures["mistakes"] = draw_mistakes(self.worst, names)
         for what, figure in pictures.items():
-            path = unused(self.folder / f"{self.prefix}-{what}.png")
+            path = unused(self.folder / f"test-{what}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
             rank_zero_info(f"{path}")

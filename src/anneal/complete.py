@@ -1,0 +1,59 @@
+"""What goes without saying on a command line: the command, and the configuration to start from."""
+
+import argparse
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+
+from anneal import runs
+
+COMMANDS = {
+    "fit": "Train (without a command, this one), then test the last weights and sum up.",
+    "validate": "Evaluate a checkpoint on the validation data.",
+    "test": "Evaluate a checkpoint on the test data, with pictures of its mistakes.",
+    "predict": "Write what a checkpoint predicts for the test data to a CSV file.",
+}
+DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "mnist.yaml"
+
+
+def complete(args: list[str]) -> list[str]:
+    """Adds what goes without saying: `fit`, and the configuration to start from.
+
+    That is the one stored in the checkpoint if there is a --ckpt_path, so that everything typed
+    is laid over it, and the default recipe if there is no --config either.
+    """
+    if args[:1] in (["-h"], ["--help"]):
+        return args
+    if not args or args[0].startswith("-"):
+        args = ["fit", *args]
+    if args[0] not in COMMANDS:
+        return args
+    typed = typed_options(args)
+    if typed.ckpt_path:
+        path = runs.find_checkpoint(typed.root, typed.ckpt_path, typed.run)
+        if config := runs.read_checkpoint(path).get("config"):
+            return [args[0], f"--config={config}", *args[1:]]
+    if not typed.config:
+        return [args[0], f"--config={DEFAULT_CONFIG}", *args[1:]]
+    return args
+
+
+def typed_options(args: list[str]) -> argparse.Namespace:
+    """The few options that decide which configuration the others are laid over."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-c", action="append", type=Path)
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--run")
+    parser.add_argument("--trainer.default_root_dir", dest="root", type=Path)
+    typed = parser.parse_known_args(args)[0]
+    typed.root = typed.root or _root_in(typed.config or []) or Path("runs")
+    return typed
+
+
+def _root_in(files: list[Path]) -> Path | None:
+    """The folder of runs that the last of some configuration files names."""
+    for file in reversed(files):
+        with suppress(OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            return Path(yaml.safe_load(file.read_text())["trainer"]["default_root_dir"])
+    return None  # what is wrong with a file, the parser says
