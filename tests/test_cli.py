@@ -98,7 +98,8 @@ def test_rate_of_each_step_is_logged_and_groups_are_named(run):
     run(
         *FIT,
         "--trainer.logger=true",
-        "--model.decay_norm_and_bias=false",
+        "--model.decay_norm=false",
+        "--model.decay_bias=false",
         "--model.schedule.scheduler=PolynomialLR",
     )
     expected = {s: pytest.approx(0.1 * (1 - s / 8)) for s in range(8)}
@@ -367,8 +368,8 @@ def test_what_a_checkpoint_can_not_follow_is_refused_by_name(run, capsys):
     assert "class_path" in line
     line = fails(run, capsys, *more, "--model.optimizer=AdamW")
     assert "optimizer.class_path: torch.optim.SGD in the checkpoint, torch.optim.AdamW now" in line
-    line = fails(run, capsys, *more, "--model.decay_norm_and_bias=false")
-    assert "decay_norm_and_bias" in line
+    line = fails(run, capsys, *more, "--model.decay_norm=false")
+    assert "decay_norm" in line
 
 
 # ---- what best and last mean

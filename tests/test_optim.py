@@ -70,9 +70,14 @@ def test_weight_decay_of_adam_and_adamw_differ():
     assert not torch.allclose(adam(0.1, 0.1, True), adam(0.1, 0.1, False), atol=1e-2)
 
 
-def test_resnet50_decays_54_tensors_and_spares_107():
-    groups = parameter_groups(torchvision.models.resnet50(weights=None), decay_norm_and_bias=False)
-    assert {g["name"]: len(g["params"]) for g in groups} == {"decay": 54, "no_decay": 107}
+@pytest.mark.parametrize(
+    ("decay_norm", "decay_bias", "decayed"),
+    [(False, False, 54), (False, True, 55), (True, False, 160)],
+)
+def test_resnet50_decays_what_it_should_and_spares_the_rest(decay_norm, decay_bias, decayed):
+    groups = parameter_groups(torchvision.models.resnet50(weights=None), decay_norm, decay_bias)
+    counts = {g["name"]: len(g["params"]) for g in groups}
+    assert counts == {"decay": decayed, "no_decay": 161 - decayed}
     assert groups[1]["weight_decay"] == 0.0
 
 
@@ -89,16 +94,16 @@ def test_every_trainable_parameter_stands_in_exactly_one_group():
 
     net = Mixed()
     for decay in (True, False):
-        ids = [id(p) for g in parameter_groups(net, decay) for p in g["params"]]
+        ids = [id(p) for g in parameter_groups(net, decay, decay) for p in g["params"]]
         assert sorted(ids) == sorted(id(p) for p in net.parameters() if p.requires_grad)
-    decayed = {id(p) for p in parameter_groups(net, False)[0]["params"]}
+    decayed = {id(p) for p in parameter_groups(net, False, False)[0]["params"]}
     names = {n for n, p in net.named_parameters() if id(p) in decayed}
     assert names == {"embed.weight", "attention.in_proj_weight", "attention.out_proj.weight"}
 
 
 def test_decay_reaches_only_the_decay_group():
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    groups = parameter_groups(net, decay_norm_and_bias=False)
+    groups = parameter_groups(net, decay_norm=False, decay_bias=False)
     optimizer = build_optimizer(partial(torch.optim.SGD, lr=0.1, weight_decay=0.5), groups)
     before = {n: p.clone() for n, p in net.named_parameters()}
     for p in net.parameters():
@@ -157,7 +162,7 @@ def test_optimizer_of_ones_own_needs_nothing_but_its_class():
 
 
 def test_groups_are_named_in_the_optimizer():
-    module = Tiny(decay_norm_and_bias=False)
+    module = Tiny(decay_norm=False, decay_bias=False)
     fit(module, max_epochs=1)
     assert [g["name"] for g in module.optimizers().param_groups] == ["decay", "no_decay"]
 

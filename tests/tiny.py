@@ -15,13 +15,13 @@ class Tiny(pl.LightningModule):
     """A linear fit whose `val/loss` and `val/acc` follow a list, one value for each validation."""
 
     def __init__(
-        self, optimizer=None, schedule=None, decay_norm_and_bias=True, values=(), net=None
+        self, optimizer=None, schedule=None, decay_norm=True, decay_bias=True, values=(), net=None
     ):
         super().__init__()
         self.net = net or nn.Linear(2, 1)
         self.optimizer = optimizer or partial(torch.optim.SGD, lr=1.0)
         self.schedule = schedule or Schedule()
-        self.decay_norm_and_bias = decay_norm_and_bias
+        self.decay_norm, self.decay_bias = decay_norm, decay_bias
         self.values = list(values)
         self.validations = 0
         self.lrs: list[list[float]] = []
@@ -46,7 +46,9 @@ class Tiny(pl.LightningModule):
         self.validations = checkpoint["validations"]
 
     def configure_optimizers(self) -> Any:
-        return configure_optimizers(self, self.optimizer, self.schedule, self.decay_norm_and_bias)
+        return configure_optimizers(
+            self, self.optimizer, self.schedule, self.decay_norm, self.decay_bias
+        )
 
 
 def loader(batches: int = 8) -> DataLoader:

@@ -269,8 +269,10 @@ class AnnealCLI(LightningCLI):
         if self.trainer.fast_dev_run or self.trainer.barebones:  # type: ignore[attr-defined]
             return
         metrics = dict(self.trainer.callback_metrics)
-        if is_overridden("test_step", self.model) and is_overridden(
-            "test_dataloader", self.datamodule, LightningDataModule
+        if (
+            is_overridden("test_step", self.model)
+            and is_overridden("test_dataloader", self.datamodule, LightningDataModule)
+            and getattr(self.datamodule, "has_test", True)
         ):
             last_epoch = self.trainer.fit_loop.epoch_progress.current.ready - 1
             self._stand_at(self.trainer.global_step, last_epoch)

@@ -41,7 +41,7 @@ def check_optimizer(found: Differences) -> None:
     """Raises UserError if the optimizer's stored state doesn't fit the optimizer asked for."""
     for key, stored, now in found:
         same = stored in ADAMW and now in ADAMW
-        if key.endswith(("optimizer.class_path", "decay_norm_and_bias")) and not same:
+        if key.endswith(("optimizer.class_path", "decay_norm", "decay_bias")) and not same:
             raise UserError(
                 f"{key}: {stored} in the checkpoint, {now} now: the optimizer's state doesn't "
                 "fit, so this can't go on; start a new run for it"

@@ -41,8 +41,9 @@ class Schedule:
             CosineAnnealingLR, CyclicLR, LinearLR, OneCycleLR and PolynomialLR, epochs for all
             others. Lengths such as `T_max` are in this unit, and follow from the run if not given.
         warmup_epochs: Length of a linear warmup in front of the scheduler, which starts when the
-            warmup ends, as in torch's SequentialLR. The rate rises at every optimizer step.
+            warmup ends, as in torch's SequentialLR.
         warmup_steps: The same in optimizer steps. Give one of the two.
+        warmup_interval: Whether the rate rises at every optimizer `step` or once an `epoch`.
         warmup_start_factor: The warmup starts at this fraction of the scheduler's first rate, 0
             to 1.
         monitor: The metric that ReduceLROnPlateau watches, after every validation.
@@ -52,6 +53,7 @@ class Schedule:
     interval: Literal["epoch", "step"] | None = None
     warmup_epochs: float = 0.0
     warmup_steps: int = 0
+    warmup_interval: Literal["epoch", "step"] = "step"
     warmup_start_factor: float = 0.01
     monitor: str = "val/loss"
 
@@ -60,6 +62,8 @@ class Schedule:
             raise UserError("schedule: give warmup_epochs or warmup_steps, not both")
         if self.warmup_epochs < 0 or self.warmup_steps < 0:
             raise UserError("schedule: a warmup can't be shorter than 0")
+        if self.warmup_interval == "epoch" and (self.warmup_steps or self.warmup_epochs % 1):
+            raise UserError("schedule: warmup_interval=epoch needs warmup_epochs, a whole number")
         if not 0 <= self.warmup_start_factor <= 1:
             raise UserError("schedule: warmup_start_factor must lie between 0 and 1")
 
@@ -301,7 +305,9 @@ class RunSchedule(LRScheduler):
         if self.steps > self.warmup or not self.warmup:
             return
         start = self.schedule.warmup_start_factor
-        factor = start + (1 - start) * (self.steps / self.warmup)  # exactly 1 at the end
+        stair = self.steps_per_epoch if self.schedule.warmup_interval == "epoch" else 1
+        risen = (self.steps - self.steps % stair) / self.warmup
+        factor = start + (1 - start) * risen  # exactly 1 at the end
         for group, lr in zip(self.optimizer.param_groups, self.first_lrs, strict=True):
             group["lr"] = lr * factor
 

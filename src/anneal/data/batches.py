@@ -1,15 +1,17 @@
-"""Samples held in memory, served in batches by index and split over processes."""
+"""Which samples make each batch of each process, and batches of samples held in memory."""
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 
-class Batches:
-    """One process's share of a split, batch by batch: indexing into tensors, without workers.
+class Share:
+    """One process's share of a split: which samples make each of its batches.
 
     Every sample comes exactly once, in one process, and all processes make the same number of
     steps: the order is cut into batches of `batch_size * world_size`, of which each process takes
@@ -17,48 +19,58 @@ class Batches:
     before it, as batch norm can't train on one and a process can't step on none.
 
     Args:
-        images: All images of the split, (N, ...).
-        labels: All labels of the split, (N,).
+        size: Samples in the split.
         batch_size: Samples in a batch of one process.
         rank: Number of this process.
         world_size: How many processes there are.
         seed: Shuffles by this number and the epoch, whatever else has drawn random numbers. None:
-            the order of the tensors.
+            the order as it is.
         position: Tells, when the first batch is asked for, the epoch and the batch to begin with.
+        shuffle: The permutation of a generator, if not any is as good.
+        repeats: How often each sample in turn stands in the order, which keeps its length: an epoch
+            then sees a part of them several times (Hoffer et al. 2020, arXiv 1901.09335).
     """
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        size: int,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
         seed: int | None = None,
         position: Callable[[], tuple[int, int]] | None = None,
+        shuffle: Callable[[torch.Generator], Tensor] | None = None,
+        repeats: int = 1,
     ) -> None:
-        self.images = images
-        self.labels = labels
+        self.size = size
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
         self.position = position
+        self.shuffle = shuffle
+        self.repeats = repeats
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.labels), self.batch_size * self.world_size)
+        whole, rest = divmod(self.size, self.batch_size * self.world_size)
         return max(1, whole + (rest >= 2 * self.world_size))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The epoch, places in its order and the samples that stand there, batch by batch."""
         epoch, start = self.position() if self.position else (0, 0)
-        order = torch.arange(len(self.labels))
+        order = torch.arange(self.size)
         if self.seed is not None:
-            order = torch.randperm(len(order), generator=generator_of(self.seed, epoch))
+            generator = generator_of(self.seed, epoch)
+            if self.shuffle:
+                order = self.shuffle(generator)
+            else:
+                order = torch.randperm(self.size, generator=generator)
+            order = order.repeat_interleave(self.repeats)[: self.size]
         step = self.batch_size * self.world_size
         for batch in range(start, len(self)):
-            end = (batch + 1) * step if batch + 1 < len(self) else None
-            index = order[batch * step : end][self.rank :: self.world_size]
-            yield self.images[index], self.labels[index]
+            end = (batch + 1) * step if batch + 1 < len(self) else self.size
+            places = torch.arange(batch * step, end)[self.rank :: self.world_size]
+            yield epoch, places, order[places]
 
     def state_dict(self) -> dict[str, int]:
         """Empty: `position` says where to go on. That it is there tells Lightning that we can."""
@@ -66,6 +78,26 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Nothing to load."""
+
+
+class Batches(Share):
+    """A share of samples held in memory: indexing into tensors, without workers.
+
+    Args:
+        images: All images of the split, (N, ...).
+        labels: All labels of the split, (N,).
+        batch_size: Samples in a batch of one process.
+        **share: The other arguments of `Share`.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, **share: Any) -> None:
+        super().__init__(len(labels), batch_size, **share)
+        self.images = images
+        self.labels = labels
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _, _, index in self.batches():
+            yield self.images[index], self.labels[index]
 
 
 def stratified_split(
@@ -90,7 +122,24 @@ def run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
+def seed_of(*key: int) -> int:
+    """A seed that depends on these numbers only, and is unrelated for any others."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
 def generator_of(*key: int) -> torch.Generator:
-    """A generator that depends on these numbers only, and is unrelated for any others."""
-    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed))
+    """A generator seeded with `seed_of` these numbers."""
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+def position_in(trainer: Trainer | None) -> tuple[int, int]:
+    """The epoch, and how many of its batches are done.
+
+    Lightning's own counters, which it restores from a checkpoint: they are right after any resume,
+    in the middle of an epoch too.
+    """
+    if trainer is None:
+        return 0, 0
+    loop = trainer.fit_loop
+    epoch = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+    return epoch, loop.epoch_loop.batch_progress.current.ready

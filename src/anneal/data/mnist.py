@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Callable
+from functools import partial
 from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from anneal.data.augment import random_affine, random_shift
-from anneal.data.batches import Batches, generator_of, run_seed, stratified_split
+from anneal.data.batches import Batches, generator_of, position_in, run_seed, stratified_split
 from anneal.data.idx import gz_of, read_idx_pair
 from anneal.errors import UserError
 
@@ -129,7 +130,7 @@ class MNISTDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Every training image once an epoch, in an order of its own for each epoch."""
-        return self._batches("train", position=self._position)
+        return self._batches("train", position=partial(position_in, self.trainer))
 
     def val_dataloader(self) -> Batches:
         """The held-out images, in a fixed order."""
@@ -151,7 +152,7 @@ class MNISTDataModule(LightningDataModule):
         if not augmenting or self.trainer is None or not self.trainer.training:
             return batch
         images, labels = batch
-        rng = generator_of(run_seed(), *self._position(), self.trainer.global_rank)
+        rng = generator_of(run_seed(), *position_in(self.trainer), self.trainer.global_rank)
         if self.rotation or self.scale:
             return random_affine(images, self.shift, self.rotation, self.scale, rng), labels
         return random_shift(images, self.shift, rng), labels
@@ -170,19 +171,8 @@ class MNISTDataModule(LightningDataModule):
                 "processes: lower trainer.devices"
             )
         seed = run_seed() if shuffle else None
-        return Batches(images, labels, self.batch_size, rank, world_size, seed, position)
-
-    def _position(self) -> tuple[int, int]:
-        """The epoch, and how many of its batches are done.
-
-        Lightning's own counters, which it restores from a checkpoint: they are right after any
-        resume, in the middle of an epoch too.
-        """
-        if self.trainer is None:
-            return 0, 0
-        loop = self.trainer.fit_loop
-        epoch = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-        return epoch, loop.epoch_loop.batch_progress.current.ready
+        share = {"rank": rank, "world_size": world_size, "seed": seed, "position": position}
+        return Batches(images, labels, self.batch_size, **share)
 
 
 def read_digits() -> tuple[Tensor, Tensor]:

@@ -25,13 +25,19 @@ class Classifier(LightningModule):
     Images are (N, C, H, W) with values from 0 to 255, uint8 or float.
 
     Args:
-        num_classes: Number of classes, the same as in the data.
+        num_classes: Number of classes, the same as in the data. None: as many as the data has, for
+            a subclass that builds its network in `build`.
         mean: Mean of each channel of pixels scaled to 0..1, by default MNIST's.
         std: Standard deviation of the same.
         label_smoothing: Share of the target spread evenly over all classes, in training only.
         optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
         schedule: How the learning rate changes.
-        decay_norm_and_bias: Whether the optimizer's weight decay applies to norms and biases too.
+        decay_norm: Whether the optimizer's weight decay applies to norms too.
+        decay_bias: Whether it applies to biases too, those of norms aside.
+        lr_batch_size: The number of samples in a step that the optimizer's lr is given for, as 256
+            in most recipes: it is scaled to the real one (processes x batch_size x accumulation).
+            None: lr as it is.
+        top_k: `acc_top3` counts a prediction as right if the class is among the 3 most likely.
     """
 
     net: nn.Module
@@ -40,7 +46,7 @@ class Classifier(LightningModule):
 
     def __init__(
         self,
-        num_classes: int = 10,
+        num_classes: int | None = 10,
         mean: Sequence[float] = (0.1307,),
         std: Sequence[float] = (0.3081,),
         label_smoothing: float = 0.0,
@@ -48,7 +54,10 @@ class Classifier(LightningModule):
         # weight_decay, SGD).
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 (never changed)
-        decay_norm_and_bias: bool = True,
+        decay_norm: bool = True,
+        decay_bias: bool = True,
+        lr_batch_size: int | None = None,
+        top_k: int = 3,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing <= 1:
@@ -58,28 +67,27 @@ class Classifier(LightningModule):
         self.save_hyperparameters(logger=False)
         rich = [name for name, value in self.hparams.items() if not _is_plain(value)]
         self.save_hyperparameters(ignore=rich, logger=False)
-        self.num_classes = num_classes
+        self.num_classes = 0  # until it is known
+        self.top_k = top_k
         self.label_smoothing = label_smoothing
         self.optimizer = optimizer
         self.schedule = schedule
-        self.decay_norm_and_bias = decay_norm_and_bias
+        self.decay_norm = decay_norm
+        self.decay_bias = decay_bias
+        self.lr_batch_size = lr_batch_size
         self.class_names: list[str] | None = None
         self._counted = [0, 0]
         self._hits_and_seen = torch.tensor([0, 0])
         for name, values in (("mean", mean), ("std", std)):
             # In the units of the pixels. Not in the state: the hyper-parameters have them.
             self.register_buffer(name, 255 * torch.tensor(values).view(-1, 1, 1), persistent=False)
-        accuracies: dict[str, Metric | MetricCollection] = {
-            "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-            "acc_macro": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
-        }
-        if num_classes > 3:
-            accuracies["acc_top3"] = MulticlassAccuracy(
-                num_classes, top_k=3, average="micro", validate_args=False
-            )
-        # Groups would merge metrics that agree on the first batch: acc and acc_top3 at 100 %.
-        self.accuracies = MetricCollection(accuracies, compute_groups=False)
         self.mean_loss = MeanMetric()
+        if num_classes is not None:
+            self._set_num_classes(num_classes)
+
+    def build(self) -> None:
+        """Builds `self.net` if that has to wait until the number of classes is known."""
+        raise UserError(f"{type(self).__name__}: set model.num_classes")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of plain pixels, (N, C, H, W) from 0 to 255."""
@@ -89,12 +97,23 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule as configured."""
-        return configure_optimizers(self, self.optimizer, self.schedule, self.decay_norm_and_bias)
+        return configure_optimizers(
+            self,
+            self.optimizer,
+            self.schedule,
+            self.decay_norm,
+            self.decay_bias,
+            self.lr_batch_size,
+        )
 
     def setup(self, stage: str) -> None:
-        """Takes the class names from the data."""
-        self.net.to(memory_format=torch.channels_last)
+        """Takes the class names from the data, and their number if that was left open."""
         names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
+        if names is not None and not self.num_classes:
+            self._set_num_classes(len(names))
+            self.build()
+        if self.num_classes:
+            self.net.to(memory_format=torch.channels_last)
         if names is None:
             return
         if len(names) != self.num_classes:
@@ -117,7 +136,8 @@ class Classifier(LightningModule):
         loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, batch_size=len(target), prog_bar=True)
         # Counted by hand: a metric object costs as much as a small network's whole step.
-        hits = (logits.detach().argmax(1) == target).sum()
+        hard = target if target.ndim == 1 else target.argmax(1)  # MixUp gives shares of classes
+        hits = (logits.detach().argmax(1) == hard).sum()
         self._hits_and_seen[0] += hits
         self._hits_and_seen[1] += len(target)
         return loss
@@ -148,7 +168,11 @@ class Classifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probabilities (N, num_classes)."""
-        return self(batch[0]).float().softmax(1)
+        return self.evaluate(batch[0]).float().softmax(1)
+
+    def evaluate(self, images: Tensor) -> Tensor:
+        """Logits in validation, test and prediction, where a subclass may look more than once."""
+        return self(images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_names"] = self.class_names
@@ -157,9 +181,29 @@ class Classifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get("class_names")
+        if not self.num_classes:  # to predict, there are no data that tell it
+            self._set_num_classes(checkpoint["hyper_parameters"]["num_classes"])
+            self.build()
+            self.net.to(memory_format=torch.channels_last)
         self._check_names(stored, self.class_names)
         self.class_names = stored or self.class_names
         self._counted = checkpoint.get("hits_and_seen", [0, 0])
+
+    def _set_num_classes(self, n: int) -> None:
+        if n < 2:
+            raise UserError(f"a classifier needs at least 2 classes, not {n}")
+        self.num_classes = n
+        self.hparams["num_classes"] = n
+        accuracies: dict[str, Metric | MetricCollection] = {
+            "acc": MulticlassAccuracy(n, average="micro", validate_args=False),
+            "acc_macro": MulticlassAccuracy(n, average="macro", validate_args=False),
+        }
+        if n > self.top_k:
+            accuracies[f"acc_top{self.top_k}"] = MulticlassAccuracy(
+                n, top_k=self.top_k, average="micro", validate_args=False
+            )
+        # Groups would merge metrics that agree on the first batch: acc and acc_top3 at 100 %.
+        self.accuracies = MetricCollection(accuracies, compute_groups=False)
 
     def _start_evaluation(self) -> None:
         self.accuracies.reset()
@@ -167,7 +211,7 @@ class Classifier(LightningModule):
 
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
         images, target = batch
-        logits = self(images).float()
+        logits = self.evaluate(images).float()
         loss = F.cross_entropy(logits, target, reduction="none")
         self.mean_loss.update(loss)
         self.accuracies.update(logits, target)

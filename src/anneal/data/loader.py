@@ -1,0 +1,117 @@
+"""Batches of decoded pictures: torch's DataLoader over one process's share of a split."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from anneal.data.batches import Share, seed_of
+from anneal.data.decode import BrokenPicture, decode
+from anneal.data.pictures import Pictures
+from anneal.errors import UserError
+
+
+class Broken(NamedTuple):
+    """A picture that can't be read; a value, as an exception in a worker would end it."""
+
+    path: str
+    reason: str
+
+
+class Decoded(Dataset):
+    """Pictures by (epoch, place, index): decoded and transformed with random numbers of their own.
+
+    Args:
+        pictures: Where they come from.
+        transform: Makes of a picture and a size in pixels an image of that size.
+        size: That size, by epoch.
+        seed: Random numbers follow from it, the epoch and the place in the epoch's order, whatever
+            process or worker draws them.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        transform: Callable[[Tensor, int], Tensor],
+        size: Callable[[int], int],
+        seed: int,
+    ) -> None:
+        self.pictures = pictures
+        self.transform = transform
+        self.size = size
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int] | Broken:
+        epoch, place, index = key
+        try:
+            image = decode(self.pictures.read(index))
+        except BrokenPicture as e:
+            return Broken(self.pictures.path(index), str(e))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.seed, epoch, place))
+            image = self.transform(image, self.size(epoch))
+        return image, int(self.pictures.labels[index])
+
+
+class PictureBatches(Share):
+    """A share of a split of pictures, decoded by worker processes that stay from epoch to epoch.
+
+    A batch is images (N, 3, H, W) uint8 and labels (N,) int64.
+
+    Args:
+        decoded: The pictures.
+        batch_size: Pictures in a batch of one process.
+        num_workers: Processes that decode; 0: this one.
+        on_broken: Told of every picture that can't be read; the batch goes on without it, so it
+            raises what is to end the training.
+        **share: The other arguments of `Share`.
+    """
+
+    def __init__(
+        self,
+        decoded: Decoded,
+        batch_size: int,
+        num_workers: int,
+        on_broken: Callable[[Broken], None],
+        **share: Any,
+    ) -> None:
+        super().__init__(len(decoded.pictures), batch_size, **share)
+        self.on_broken = on_broken
+        self.loader = DataLoader(
+            decoded,
+            batch_sampler=Keys(self),
+            num_workers=num_workers,
+            collate_fn=collate,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels, broken in self.loader:
+            for picture in broken:
+                self.on_broken(picture)
+            if len(labels):
+                yield images, labels
+            elif self.world_size > 1:
+                raise UserError(f"no picture of a batch can be read, such as {broken[0].path}")
+
+
+def collate(samples: list[Any]) -> tuple[Tensor, Tensor, list[Broken]]:
+    """In the worker, so that a batch travels as one tensor."""
+    good = [s for s in samples if not isinstance(s, Broken)]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
+    labels = torch.tensor([label for _, label in good], dtype=torch.int64)
+    return images, labels, [s for s in samples if isinstance(s, Broken)]
+
+
+class Keys:
+    """A share as the DataLoader takes it: a list of (epoch, place, index) for each batch."""
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for epoch, places, index in self.share.batches():
+            yield [(epoch, p, i) for p, i in zip(places.tolist(), index.tolist(), strict=True)]
