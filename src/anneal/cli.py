@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+import anneal.callbacks
 import anneal.data
 import anneal.modules
 from anneal import runs
@@ -27,11 +28,12 @@ from anneal.callbacks.run_folder import RunFolder
 from anneal.callbacks.samples import SamplesSeen
 from anneal.callbacks.test_pictures import TestPictures
 from anneal.complete import COMMANDS, complete, typed_options
+from anneal.data.decode import decode
 from anneal.errors import UserError
 from anneal.loggers.csv_logger import CSVLogger
 from anneal.loggers.wandb_logger import WandbLogger
 from anneal.parser import HOW_TO, Parser
-from anneal.predictions import write_predictions
+from anneal.predictions import draw_sheet, most_likely, write_predictions
 from anneal.resume import check_optimizer, differences, misfit, nothing_left
 from anneal.summary import summary
 
@@ -43,7 +45,7 @@ NAMED = {
 }
 
 # A class is known by its short name once its file is imported.
-for package in (anneal.data, anneal.modules):
+for package in (anneal.callbacks, anneal.data, anneal.modules):
     for module in iter_modules(package.__path__, f"{package.__name__}."):
         import_module(module.name)
 
@@ -295,7 +297,10 @@ class AnnealCLI(LightningCLI):
         loop.epoch_progress.current.completed = epoch
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes `predictions.csv` with the most likely classes of every sample."""
+        """Writes `predictions.csv` with the most likely classes of every sample.
+
+        Of pictures in files, also `predictions.png` with the first of them.
+        """
         if self.trainer.world_size > 1:
             raise UserError("predict runs in one process: --trainer.devices=1")
         if not hasattr(self.model, "class_names"):
@@ -304,9 +309,26 @@ class AnnealCLI(LightningCLI):
                 "no Classifier: call its predict_step from Python"
             )
         batches = self.trainer.predict(**kwargs | {"return_predictions": True})
+        tops = most_likely(batches, self.model.top_k, self.model.class_names)  # type: ignore[arg-type]
+        pictures = getattr(self.datamodule, "predicted", None)
+        left_out = self.datamodule.left_out if pictures else {}
+        if not tops:
+            raise UserError(f"no picture can be read: {next(iter(left_out.items()), '')}")
         path = runs.unused(self.folder / "predictions.csv")
-        write_predictions(path, batches, self.model.class_names)  # type: ignore[arg-type]
+        if pictures is None:
+            write_predictions(path, tops)
+        else:
+            numbers = [i for i in range(len(pictures)) if pictures.path(i) not in left_out]
+            write_predictions(path, tops, [pictures.path(i) for i in numbers])
+            images = (decode(pictures.read(i)) for i in numbers)
+            sheet = runs.unused(path.with_suffix(".png"))
+            draw_sheet(images, tops, len(tops)).savefig(sheet, dpi=120)
+            print(sheet)
         print(path)
+        if left_out:
+            print(f"left out, as they can't be read: {len(left_out)}", file=sys.stderr)
+            for broken, reason in left_out.items():
+                print(f"  {broken}: {reason}", file=sys.stderr)
 
     def _differences(self) -> list[tuple[str, Any, Any]]:
         return differences(self.checkpoint.get("config"), self.config_to_save())

@@ -12,7 +12,7 @@ COMMANDS = {
     "fit": "Train (without a command, this one), then test the last weights and sum up.",
     "validate": "Evaluate a checkpoint on the validation data.",
     "test": "Evaluate a checkpoint on the test data, with pictures of its mistakes.",
-    "predict": "Write what a checkpoint predicts for the test data to a CSV file.",
+    "predict": "Write what a checkpoint predicts, for test data or your own files, to a CSV file.",
 }
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "mnist.yaml"
 

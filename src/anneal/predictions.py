@@ -1,38 +1,79 @@
-"""Writes what a classifier predicted."""
+"""Writes what a classifier predicted: a CSV file, and a sheet of the pictures."""
 
 import csv
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
+import torch
+from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
 
-TOP = 3
+SHOWN = 48  # pictures on a sheet
+COLUMNS = 8
+
+# The most likely classes of a sample, the first one first: (name, probability).
+Top = list[tuple[str, float]]
 
 
-def write_predictions(
-    path: Path, batches: Iterable[Tensor], class_names: list[str] | None = None
-) -> None:
-    """A CSV file with a line for every sample: its index and the most likely classes.
+def most_likely(
+    batches: Iterable[Tensor], k: int, class_names: Sequence[str] | None = None
+) -> list[Top]:
+    """The `k` most likely classes of every sample.
+
+    Args:
+        batches: Probabilities, (batch, classes) each.
+        k: How many, if there are so many classes.
+        class_names: Names; None: the classes' numbers.
+    """
+    tops: list[Top] = []
+    for probabilities in batches:
+        top = probabilities.float().topk(min(k, probabilities.shape[1]))
+        for values, classes in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            names = [class_names[c] if class_names else str(c) for c in classes]
+            tops.append(list(zip(names, values, strict=True)))
+    return tops
+
+
+def write_predictions(path: Path, tops: Sequence[Top], paths: Sequence[str] | None = None) -> None:
+    """A CSV file with a line for every sample: its path or index, and its most likely classes.
 
     Args:
         path: File to write.
-        batches: Probabilities, (batch, classes) each, in the order of the samples.
-        class_names: Names to write; None: the classes' numbers.
+        tops: As `most_likely` gives them.
+        paths: Of the samples' files; None: their indices are written.
     """
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        index = 0
-        for probabilities in batches:
-            top = probabilities.float().topk(min(TOP, probabilities.shape[1]))
-            for values, classes in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-                if index == 0:
-                    ranks = range(1, len(classes) + 1)
-                    header = [name for r in ranks for name in (f"class_{r}", f"probability_{r}")]
-                    writer.writerow(["index", *header])
-                row = [
-                    x
-                    for c, p in zip(classes, values, strict=True)
-                    for x in (class_names[c] if class_names else c, f"{p:.6f}")
-                ]
-                writer.writerow([index, *row])
-                index += 1
+        ranks = range(1, len(tops[0]) + 1)
+        header = [name for r in ranks for name in (f"class_{r}", f"probability_{r}")]
+        writer.writerow(["path" if paths else "index", *header])
+        for sample, top in zip(paths or range(len(tops)), tops, strict=True):
+            writer.writerow([sample, *(x for name, p in top for x in (name, f"{p:.6f}"))])
+
+
+def draw_sheet(images: Iterable[Tensor], tops: Sequence[Top], total: int) -> Figure:
+    """The first pictures under their most likely class.
+
+    Args:
+        images: (3, H, W) uint8 of any size.
+        tops: As `most_likely` gives them.
+        total: How many were predicted.
+    """
+    first = list(zip(islice(images, SHOWN), tops, strict=False))
+    rows = math.ceil(len(first) / COLUMNS)
+    columns = min(COLUMNS, len(first))
+    figure = Figure(figsize=(0.4 + 1.5 * columns, 0.6 + 1.75 * rows), layout="constrained")
+    shown = "all" if len(first) == total else f"the first {len(first)} of"
+    figure.suptitle(f"Predictions of {shown} {total:,} pictures")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, (image, top) in zip(figure.axes, first, strict=False):
+        thumbnail = F.center_crop(F.resize(image, [128]), [128, 128])
+        axes.imshow(thumbnail.permute(1, 2, 0).to(torch.uint8).numpy())
+        name, probability = top[0]
+        short = name if len(name) <= 16 else f"{name[:15]}…"
+        axes.set_title(f"{short}\n{probability:.0%}", fontsize=8)
+    return figure

@@ -250,7 +250,8 @@ def test_each_sample_comes_once_in_equal_steps(
     n: int, batch_size: int, world: int, seed: int | None
 ) -> None:
     labels = torch.arange(n)
-    parts = [Batches(labels, labels, batch_size, rank, world, seed) for rank in range(world)]
+    share = {"world_size": world, "seed": seed}
+    parts = [Batches(labels, labels, batch_size, rank=r, **share) for r in range(world)]
     shares = [[batch.tolist() for _, batch in part] for part in parts]
     assert sorted(i for share in shares for batch in share for i in batch) == list(range(n))
     assert {len(share) for share in shares} == {len(parts[0])}

@@ -58,7 +58,7 @@ class Samples(LightningDataModule):
     def train_dataloader(self) -> Batches:
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return Batches(*self.samples, self.batch_size, rank, world_size)
+        return Batches(*self.samples, self.batch_size, rank=rank, world_size=world_size)
 
     val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 

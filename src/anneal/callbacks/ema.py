@@ -1,5 +1,6 @@
 """The moving average of the weights."""
 
+import warnings
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -23,6 +24,12 @@ class EMA(EMAWeightAveraging):
     ) -> None:
         super().__init__(decay=decay, update_every_n_steps=update_every_n_steps)
         self.copy_epochs = copy_epochs
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings():
+            # Of sharded models: those of a classifier are whole.
+            warnings.filterwarnings("ignore", ".*overrides the configure_model.*")
+            super().setup(*args, **kwargs)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any

@@ -65,7 +65,12 @@ class Share:
                 order = self.shuffle(generator)
             else:
                 order = torch.randperm(self.size, generator=generator)
-            order = order.repeat_interleave(self.repeats)[: self.size]
+            # On as many processes as there are repeats each gets one of them; on fewer, one whole
+            # step follows the other, so that no picture meets itself in a batch.
+            block = 1 if self.world_size >= self.repeats else self.batch_size * self.world_size
+            if self.repeats > 1:
+                blocks = order.split(block)
+                order = torch.cat([b.repeat(self.repeats) for b in blocks])[: self.size]
         step = self.batch_size * self.world_size
         for batch in range(start, len(self)):
             end = (batch + 1) * step if batch + 1 < len(self) else self.size

@@ -12,6 +12,7 @@ from torch import Tensor
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded; a few KB on disk can unpack to any size
 EXIF = b"Exif\0\0"
+APPLICATION = {bytes([marker]) for marker in (*range(0xE0, 0xF0), 0xFE)}  # and comments
 
 
 class BrokenPicture(Exception):
@@ -28,7 +29,7 @@ def decode(data: bytes) -> Tensor:
     Raises:
         BrokenPicture: It is cut, no picture, or larger than MAX_PIXELS.
     """
-    if data.startswith(b"\xff\xd8") and data.find(EXIF, 0, 1 << 16) < 0:
+    if data.startswith(b"\xff\xd8") and not _has_exif(data):
         # What libjpeg only warns of, Pillow knows to tell: cut or readable all the same.
         with suppress(ValueError):
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -58,6 +59,16 @@ def _open(data: bytes) -> Image.Image:
     except Exception as e:  # Pillow's formats raise a dozen types
         reason = "empty" if not data else str(e).split(" <_io")[0] or type(e).__name__
         raise BrokenPicture(reason) from e
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether a JPEG has EXIF among the segments it begins with."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] in APPLICATION:
+        if data.startswith(EXIF, at + 4):
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
 
 
 def _check_size(width: int, height: int) -> None:

@@ -212,7 +212,7 @@ def _devkit_numbers(meta: Path) -> dict[int, str]:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
     except (OSError, ValueError, KeyError) as e:
         raise UserError(f"{meta}: needed to read {GROUND_TRUTH} beside it: {e}") from e
-    return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
+    return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
 
 
 def _walk(folder: Path, prefix: str, sources: dict[str, int]) -> Iterator[str]:

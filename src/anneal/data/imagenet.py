@@ -260,8 +260,10 @@ class ImageFolderDataModule(LightningDataModule):
             return
         self.left_out[picture.path] = picture.reason
         n = len(self.left_out)
+        if skip:
+            return
         rank_zero_warn(f"left out, {n} so far: {picture.path}: {picture.reason}")
-        if n > self.max_broken and not skip:
+        if n > self.max_broken:
             raise UserError(
                 f"{n} pictures can't be read, more than data.max_broken={self.max_broken}", status=1
             )

@@ -13,10 +13,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torchvision import datasets  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
 
 from anneal.data.augment import random_affine, random_shift
 from anneal.data.batches import Batches, generator_of, position_in, run_seed, stratified_split
+from anneal.data.decode import BrokenPicture, decode
 from anneal.data.idx import gz_of, read_idx_pair
+from anneal.data.pictures import FilePictures
 from anneal.errors import UserError
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -49,6 +52,8 @@ class MNISTDataModule(LightningDataModule):
         scale: Training images grow or shrink at random by up to this fraction.
         seed: Decides which images are held out. The order of the batches and the augmentation
             follow `seed_everything`.
+        predict_path: Pictures to predict instead of the test images: a file, a folder or a pattern
+            such as 'digits/*.png'. They should look like the others: light on dark.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class MNISTDataModule(LightningDataModule):
         rotation: float = 0.0,
         scale: float = 0.0,
         seed: int = 0,
+        predict_path: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -77,6 +83,9 @@ class MNISTDataModule(LightningDataModule):
         self.rotation = rotation
         self.scale = scale
         self.seed = seed
+        self.predict_path = predict_path
+        self.predicted: FilePictures | None = None
+        self.left_out: dict[str, str] = {}
         self.class_names = list(CLASS_NAMES[dataset])
         self.num_classes = len(self.class_names)
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
@@ -141,8 +150,26 @@ class MNISTDataModule(LightningDataModule):
         return self._batches("test")
 
     def predict_dataloader(self) -> Batches:
-        """The test images."""
-        return self._batches("test")
+        """The pictures of `predict_path`, or the test images."""
+        if self.predict_path is None:
+            return self._batches("test")
+        self.predicted = FilePictures.find(self.predict_path)
+        return Batches(*self._read(self.predicted), self.batch_size)
+
+    def _read(self, pictures: FilePictures) -> tuple[Tensor, Tensor]:
+        """Readable pictures as grey images of 28x28 pixels, and their numbers."""
+        images, numbers = [], []
+        for i in range(len(pictures)):
+            try:
+                image = decode(pictures.read(i))
+            except BrokenPicture as e:
+                self.left_out[pictures.path(i)] = str(e)
+                continue
+            images.append(F.resize(F.rgb_to_grayscale(image), [28, 28]))
+            numbers.append(i)
+        if not images:
+            raise UserError(f"data.predict_path={self.predict_path}: no picture can be read")
+        return torch.stack(images), torch.tensor(numbers)
 
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int

@@ -71,7 +71,7 @@ class FilePictures:
         found = sorted(p for p in found if not p.name.startswith("."))
         pictures = [p for p in found if is_picture(p.name)]
         if not pictures:
-            raise UserError(f"data.predict_path={where}: no picture there")
+            raise UserError(f"{where}: there is no picture")
         if others := len(found) - len(pictures):
             rank_zero_info(f"{where}: {others} files are no pictures by their ending, skipped")
         return cls(pictures)

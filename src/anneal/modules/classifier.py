@@ -107,22 +107,25 @@ class Classifier(LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Takes the class names from the data, and their number if that was left open."""
-        names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
-        if names is not None and not self.num_classes:
-            self._set_num_classes(len(names))
-            self.build()
-        if self.num_classes:
-            self.net.to(memory_format=torch.channels_last)
-        if names is None:
+        """Takes the class names from the data."""
+        if (names := self._names_in_data()) is None:
             return
-        if len(names) != self.num_classes:
+        if self.num_classes and len(names) != self.num_classes:
             raise UserError(
                 f"{len(names)} classes in the data, {self.num_classes} in the model: "
                 f"set model.num_classes to {len(names)}"
             )
         self._check_names(self.class_names, names)
         self.class_names = list(names)
+
+    def configure_model(self) -> None:
+        """Builds the network if the number of classes was left to the data."""
+        names = self._names_in_data()
+        if names is not None and not self.num_classes:
+            self._set_num_classes(len(names))
+            self.build()
+        if self.num_classes:
+            self.net.to(memory_format=torch.channels_last)
 
     def on_train_start(self) -> None:
         # What a checkpoint from within an epoch has counted goes on in one process.
@@ -188,6 +191,11 @@ class Classifier(LightningModule):
         self._check_names(stored, self.class_names)
         self.class_names = stored or self.class_names
         self._counted = checkpoint.get("hits_and_seen", [0, 0])
+
+    def _names_in_data(self) -> Sequence[str] | None:
+        if self._trainer is None:  # loaded from a checkpoint, from Python
+            return None
+        return getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
 
     def _set_num_classes(self, n: int) -> None:
         if n < 2:

@@ -99,17 +99,18 @@ class ImageClassifier(Classifier):
         if self.freeze_body:
             self.net.requires_grad_(False)
             self.head.requires_grad_(True)
+            self.net.eval()  # its norms keep their statistics; Lightning leaves modes as they are
 
     @property
     def head(self) -> nn.Module:
         """The last layer."""
         return [m for m in self.net.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and self.weights:
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.weights and self.trainer.state.fn == "fit":
             self.load_weights(self.weights)
-        if self.compile_net:
+        if self.compile_net and self.num_classes:
             self.net.compile()  # in place: the names of the weights stay
 
     def load_weights(self, weights: str) -> None:
@@ -145,12 +146,6 @@ class ImageClassifier(Classifier):
                 f"{self.arch}, such as {misfits[0]}"
             )
         self.net.load_state_dict({k: state[k] for k in own if k not in fresh}, strict=False)
-
-    def train(self, mode: bool = True) -> "ImageClassifier":
-        super().train(mode)
-        if mode and self.freeze_body and hasattr(self, "net"):
-            self.net.eval()  # a frozen norm keeps its statistics
-        return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(
