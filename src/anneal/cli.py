@@ -18,12 +18,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anneal.callbacks
 import anneal.data
 import anneal.modules
+import anneal.sharding  # registers --trainer.strategy=fsdp2
 from anneal import runs
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.callbacks.epoch_seed import EpochSeed
 from anneal.callbacks.finite import StopOnNonFinite
 from anneal.callbacks.lr_monitor import LearningRateMonitor
 from anneal.callbacks.progress_bar import ProgressBar
+from anneal.callbacks.requeue import Requeue
 from anneal.callbacks.run_folder import RunFolder
 from anneal.callbacks.samples import SamplesSeen
 from anneal.callbacks.test_pictures import TestPictures
@@ -197,9 +199,16 @@ class AnnealCLI(LightningCLI):
             settings["logger"] = self._loggers(settings["logger"])
             callbacks = self._callbacks(settings)
         try:
-            return self._instantiate_trainer(settings, callbacks)
+            trainer = self._instantiate_trainer(settings, callbacks)
         except (ValueError, TypeError, ImportError, RuntimeError) as e:  # no such device, ...
             raise UserError(f"trainer: {str(e).strip().splitlines()[0]}") from e
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        if settings["sync_batchnorm"] and on_cpu and trainer.world_size > 1:
+            raise UserError(
+                "--trainer.sync_batchnorm=true: torch has it for GPUs only; leave it out, and each "
+                "process normalises by its own batch"
+            )
+        return trainer
 
     def _callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         """The named ones, but for those that the trainer's settings switch off, and the others."""
@@ -212,14 +221,16 @@ class AnnealCLI(LightningCLI):
             del named["progress_bar"]
         step = self.checkpoint["global_step"] if self.goes_on else None
         self.samples = SamplesSeen()
-        return [
-            *named.values(),
+        others: list[Callback] = [
             RunFolder(self.folder, self.config_to_save(), step),
             self.samples,
             StopOnNonFinite(),
             EpochSeed(),
             TestPictures(self.folder),
         ]
+        if "checkpoint" in named:
+            others.append(Requeue(Path(named["checkpoint"].dirpath)))
+        return [*named.values(), *others]
 
     def _loggers(self, asked: Any) -> Any:
         """The CSV file and W&B; a logger given instead takes W&B's place."""
@@ -241,6 +252,9 @@ class AnnealCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
             status = 0
+        except SystemExit as e:  # handed back to SLURM's queue
+            status = int(e.code or 0)
+            raise
         except (RuntimeError, ValueError) as e:
             if "Error(s) in loading state_dict" in str(e):
                 path = self.config[subcommand].ckpt_path

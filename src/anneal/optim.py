@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
@@ -164,6 +165,9 @@ def _copies(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def may_fuse(trainer: Trainer) -> bool:
     """Whether a fused step goes with the rest of the run.
 
-    With fp16 it unscales gradients itself, after they would have been clipped: Lightning refuses.
+    With fp16 it unscales gradients itself, after they would have been clipped: Lightning refuses,
+    with bf16 too. On parameters in pieces torch has no fused SGD.
     """
-    return not (trainer.precision == "16-mixed" and trainer.gradient_clip_val)
+    mixed = trainer.precision in ("16-mixed", "bf16-mixed")
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    return not sharded and not (mixed and trainer.gradient_clip_val)

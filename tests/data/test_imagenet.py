@@ -149,7 +149,7 @@ def test_repeated_pictures_never_meet_in_a_batch(root, world):
         batches = [[index for _, _, index in batch] for batch in loader.loader.batch_sampler]
         for indices in batches[:-1]:  # the last one takes a short rest in
             assert len(set(indices)) == len(indices)
-        seen += sum(batches, [])
+        seen += [index for indices in batches for index in indices]
     assert len(seen) == 21
     assert len(set(seen)) <= 12
     assert max(seen.count(i) for i in seen) == 3

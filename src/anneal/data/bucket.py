@@ -48,8 +48,8 @@ class Bucket:
         url: That address.
         options: Arguments of boto3's client, such as endpoint_url; the environment
             (AWS_ENDPOINT_URL, AWS_PROFILE, ...) says the others.
-        attempts: How often a request is tried, with growing pauses: 4 take some 10 seconds and 10
-            about a minute if the server never answers.
+        attempts: How often a request is tried, with growing pauses: with 4 a server that refuses
+            is told within 10 seconds, with 10 it has up to two minutes to come back.
     """
 
     def __init__(self, url: str, options: dict[str, Any] | None = None, attempts: int = 4) -> None:
@@ -86,7 +86,7 @@ class Bucket:
 
         try:
             if self._client is None or self._client[0] != os.getpid():
-                retries = {"mode": "standard", "max_attempts": self.attempts}
+                retries = {"mode": "standard", "total_max_attempts": self.attempts}
                 config = Config(connect_timeout=5, read_timeout=20, retries=retries)
                 client = boto3.Session().client("s3", **{"config": config, **self.options})
                 self._client = os.getpid(), client

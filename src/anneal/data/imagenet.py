@@ -80,7 +80,8 @@ class ImageFolderDataModule(LightningDataModule):
             augmentation, Hoffer et al. 2020, arXiv 1901.09335).
         broken: Whether a picture that can't be read ends the run or is left out.
         max_broken: How many may be left out.
-        cache_dir: Where the list of files is kept for the next run; None: ~/.cache/anneal.
+        cache_dir: Where the list of files, and shards from a bucket, are kept for the next run;
+            None: ~/.cache/anneal.
         predict_path: What to predict: a file, a folder or a pattern such as 'photos/*.jpg'.
     """
 
@@ -221,7 +222,7 @@ class ImageFolderDataModule(LightningDataModule):
         if self.root.startswith("s3://") or list(Path(self.root).glob("train/index.json")):
             from anneal.data.shards import ShardPictures
 
-            return ShardPictures.splits(self.root)
+            return ShardPictures.splits(self.root, self.cache_dir)
         return FolderPictures.splits(Path(self.root), self.cache_dir)
 
     def _batches(

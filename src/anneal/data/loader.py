@@ -14,7 +14,8 @@ from anneal.errors import UserError
 
 
 class Broken(NamedTuple):
-    """A picture that can't be read; a value, as an exception in a worker would end it."""
+    """A picture that can't be read, or none if it has no path: a value, as an exception in a worker
+    would end it."""
 
     path: str
     reason: str
@@ -49,6 +50,8 @@ class Decoded(Dataset):
             image = decode(self.pictures.read(index))
         except BrokenPicture as e:
             return Broken(self.pictures.path(index), str(e))
+        except UserError as e:  # not this picture, but where all of them lie
+            return Broken("", str(e))
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would look at every kind of device, for 0.1 ms.
             torch.default_generator.manual_seed(seed_of(self.seed, epoch, place))
@@ -92,6 +95,8 @@ class PictureBatches(Share):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels, broken in self.loader:
             for picture in broken:
+                if not picture.path:
+                    raise UserError(picture.reason, status=1)
                 self.on_broken(picture)
             if len(labels):
                 yield images, labels

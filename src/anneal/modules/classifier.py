@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -124,7 +125,7 @@ class Classifier(LightningModule):
         if names is not None and not self.num_classes:
             self._set_num_classes(len(names))
             self.build()
-        if self.num_classes:
+        if self.num_classes and not isinstance(self.net, FSDPModule):  # its pieces have no layout
             self.net.to(memory_format=torch.channels_last)
 
     def on_train_start(self) -> None:

@@ -1,0 +1,112 @@
+"""Seconds and memory that the list of ImageNet's 1.28 million files takes (Linux).
+
+Makes a folder of that many names in class folders (hard links, so that no disk fills), builds and
+loads its index, and lets workers read all pictures once in random order. The memory that each
+worker has for itself should not grow in that time; that of a list of Python tuples, as
+torchvision's ImageFolder keeps it, does, since counting references writes to its pages.
+
+    python benchmarks/index_size.py
+    python benchmarks/index_size.py --pictures=100000 --folder=/fast/disk
+"""
+
+import argparse
+import re
+import time
+from collections import defaultdict
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from anneal.data.folder import FolderPictures
+
+
+def make_tree(root: Path, pictures: int, classes: int) -> None:
+    """ROOT/train/CLASS/*.JPEG, named as ImageNet names them, and a validation picture a class."""
+    tiny = BytesIO()
+    Image.new("RGB", (8, 8)).save(tiny, "JPEG")
+    for c in range(classes):
+        name = f"n{c:08}"
+        train, val = root / "train" / name, root / "val" / name
+        train.mkdir(parents=True)
+        val.mkdir(parents=True)
+        first = val / f"ILSVRC2012_val_{c:08}.JPEG"
+        first.write_bytes(tiny.getvalue())
+        for i in range(c, pictures, classes):
+            (train / f"{name}_{i // classes}.JPEG").hardlink_to(first)
+
+
+def own_megabytes() -> float:
+    """Memory of this process that it shares with no other (USS)."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return sum(int(n) for n in re.findall(r"Private_(?:Clean|Dirty): +(\d+) kB", text)) / 1024
+
+
+class Reading(Dataset):
+    """Reads pictures by batches of indices; gives the worker's number and its memory."""
+
+    def __init__(self, pictures: FolderPictures | list[tuple[str, int]]) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitems__(self, indices: list[int]) -> tuple[int, float]:
+        for i in indices:
+            if isinstance(self.pictures, FolderPictures):
+                self.pictures.read(i)
+                int(self.pictures.labels[i])
+            else:
+                path, _ = self.pictures[i]
+                Path(path).read_bytes()
+        info = get_worker_info()
+        return (info.id if info else 0), own_megabytes()
+
+
+def read_all(pictures: FolderPictures | list[tuple[str, int]], workers: int) -> str:
+    """Memory of each worker at a tenth, half and the end of an epoch in random order."""
+    batches = DataLoader(
+        Reading(pictures), 1024, shuffle=True, num_workers=workers, collate_fn=lambda pair: pair
+    )
+    memory = defaultdict(list)
+    start = time.perf_counter()
+    for worker, megabytes in batches:
+        memory[worker].append(megabytes)
+    spent = time.perf_counter() - start
+    each = "; ".join(
+        " -> ".join(f"{m[int(part * (len(m) - 1))]:.0f}" for part in (0.1, 0.5, 1))
+        for _, m in sorted(memory.items())
+    )
+    return f"MB of each worker at a tenth, half, end: {each} ({spent:.0f} s)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=1_281_167)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", help="where the names are made; the temporary folder if unset")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with TemporaryDirectory(dir=args.folder) as folder:
+        root, cache = Path(folder) / "imagenet", Path(folder) / "cache"
+        start = time.perf_counter()
+        make_tree(root, args.pictures, args.classes)
+        print(f"{args.pictures:,} names made in {time.perf_counter() - start:.1f} s")
+        for what in ("built", "loaded"):
+            start = time.perf_counter()
+            splits = FolderPictures.splits(root, cache)
+            print(f"index {what} in {time.perf_counter() - start:.2f} s")
+        size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+        print(f"index on disk: {size / 2**20:.0f} MB")
+        train = splits["train"]
+        print(f"index: {read_all(train, args.workers)}")
+        as_list = [(train.path(i), int(train.labels[i])) for i in range(len(train))]
+        print(f"list of tuples: {read_all(as_list, args.workers)}")
+
+
+if __name__ == "__main__":
+    main()
