@@ -1,5 +1,6 @@
 """What all tests share: no account, no progress bars, a folder of their own."""
 
+import csv
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,14 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    """The lines of a run's metrics.csv, without the time, which no two runs share."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    assert all(float(row.pop("time")) >= 0 for row in rows)
+    return rows
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import time
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ class CSVLogger(Logger):
 
     Lightning's own class deletes an earlier file and loses what it holds back when the process is
     killed. This one appends, and hands each line to the system at once, so that a kill loses none.
-    New columns go to the end.
+    New columns go to the end. `time` is in seconds, pauses before a resume left out.
 
     Args:
         run_dir: The run's folder; made when the first line is written.
@@ -26,9 +27,10 @@ class CSVLogger(Logger):
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         super().__init__()
         self.path = Path(run_dir) / "metrics.csv"
-        self._columns = ["step", "epoch"]
+        self._columns = ["step", "epoch", "time"]
         self._file: TextIO | None = None
         self._step = 0
+        self._started: float | None = None
 
     @property
     def name(self) -> None:
@@ -58,8 +60,9 @@ class CSVLogger(Logger):
         """
         self._step = self._step if step is None else step
         row = {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}
-        row["step"] = self._step
         file = self._open()
+        assert self._started is not None
+        row |= {"step": self._step, "time": round(time.monotonic() - self._started, 3)}
         if new := [key for key in row if key not in self._columns]:
             file = self._add_columns(new)
         _write(file, [row.get(key) for key in self._columns])
@@ -98,8 +101,13 @@ class CSVLogger(Logger):
                 return self._file
             self._file.close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        before = 0.0
         if exists:
-            self._columns = self._read()[0]
+            self._columns, *rows = self._read()
+            if rows and "time" in self._columns:
+                before = float(rows[-1][self._columns.index("time")] or 0)
+        if self._started is None:
+            self._started = time.monotonic() - before
         self._file = self.path.open("a", buffering=1, newline="")  # line by line
         if self._file.tell() == 0:
             _write(self._file, self._columns)

@@ -112,7 +112,7 @@ class WandbLogger(LightningWandbLogger):
             (int(row["step"]), key)
             for row in rows
             for key, value in row.items()
-            if value and key not in ("step", "epoch")
+            if value and key not in ("step", "epoch", "time")
         }
 
     @rank_zero_only
