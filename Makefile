@@ -1,12 +1,13 @@
 # make train   set up (once) and train the default recipe; ARGS="--trainer.max_epochs=3" overrides
 # make test    set up (once) and run the tests;            ARGS="-k resume" picks some
+# make figures draw the pictures of docs/optimizers.md
 # make lint    ruff and mypy, as CI runs them
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: setup train test lint
+.PHONY: setup train test figures lint
 setup: .venv/installed
 
 # Installed again only when pyproject.toml changes.
@@ -22,6 +23,9 @@ train: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+figures: .venv/installed
+	$(BIN)/python -m anneal.figures
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,41 +1,17 @@
 """Runs in processes of their own: two of them, killed ones, and what W&B then holds."""
 
 import csv
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, logged
+from conftest import logged
+from launch import Training, train
 from wandb_reader import read
 
-TRAIN = Path(__file__).parents[1] / "train.py"
-QUIET = ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
-
-
-def start(folder: Path, *args: str, **env: str) -> subprocess.Popen:
-    environment = {**os.environ, "WANDB_MODE": "offline", "HOME": str(folder), **env}
-    (folder / "small.yaml").write_text(SMALL.replace("logger: false", "logger: true"))
-    return subprocess.Popen(
-        [sys.executable, str(TRAIN), *args, *QUIET],
-        cwd=folder,
-        env={k: v for k, v in environment.items() if v},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, output
-    return output
+OFFLINE = {"WANDB_MODE": "offline"}
 
 
 def column(folder: Path, name: str) -> dict[int, float]:
@@ -53,7 +29,7 @@ def test_two_processes_are_one_run_with_exact_metrics_and_the_same_rates(tmp_pat
     whole = [f"--trainer.limit_{part}_batches=1.0" for part in ("train", "val", "test")]
     # 400 validation samples in batches of 2 x 150: the last one is short.
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=150")
-    finish(start(tmp_path, *fit, *whole, *two))
+    train(tmp_path, *fit, *whole, *two, **OFFLINE)
     folder = tmp_path / "runs" / "two"
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["two"]
     (recorded,) = read(folder)
@@ -64,7 +40,7 @@ def test_two_processes_are_one_run_with_exact_metrics_and_the_same_rates(tmp_pat
     assert str(recorded.config["trainer"]["devices"]) == "2"
     # The same weights in one process, other batches: the same numbers.
     one = ("--trainer.devices=1", "--trainer.strategy=auto", "--data.batch_size=64")
-    output = finish(start(tmp_path, "validate", "--ckpt_path=last", *one))
+    output = train(tmp_path, "validate", "--ckpt_path=last", *one, **OFFLINE)
     for name, digits in (("val/acc", 6), ("val/loss", 4)):
         # Lightning's table has lines around its cells where rich is installed.
         seen = re.search(rf"{name}[\s│]+([\d.e-]+)", output)
@@ -79,18 +55,17 @@ def test_a_killed_run_goes_on_bit_for_bit_and_w_and_b_counts_nothing_twice(tmp_p
         "--trainer.max_epochs=40",
         "--trainer.limit_train_batches=8",
     )
-    finish(start(tmp_path, *fit, "--run_name=whole"))
-    killed = start(tmp_path, *fit, "--run_name=killed")
+    train(tmp_path, *fit, "--run_name=whole", **OFFLINE)
+    killed = Training(tmp_path, *fit, "--run_name=killed", **OFFLINE)
     folder = tmp_path / "runs" / "killed"
     deadline = time.monotonic() + 60
     while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=60)
+    killed.kill()
     done = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert 0 < done < 320
-    finish(start(tmp_path, "fit", "--ckpt_path=last", "--run=killed"))
+    train(tmp_path, "fit", "--ckpt_path=last", "--run=killed", **OFFLINE)
     whole = tmp_path / "runs" / "whole"
     states = [
         torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -113,7 +88,7 @@ def test_a_killed_run_goes_on_bit_for_bit_and_w_and_b_counts_nothing_twice(tmp_p
 
 def test_not_logged_in_trains_offline_without_asking(tmp_path):
     environment = {"WANDB_MODE": "", "WANDB_API_KEY": ""}
-    output = finish(start(tmp_path, "fit", "--config=small.yaml", "--run_name=r", **environment))
+    output = train(tmp_path, "fit", "--config=small.yaml", "--run_name=r", **environment)
     (line,) = [line for line in output.splitlines() if line.startswith("W&B:")]
     for part in ("offline", "wandb leet", "wandb sync"):
         assert part in line
@@ -122,8 +97,7 @@ def test_not_logged_in_trains_offline_without_asking(tmp_path):
 
 @pytest.mark.parametrize("words", [["tset"], ["fit", "--trainer.max_epoch=2"], ["test"]])
 def test_mistakes_are_a_line_on_stderr_and_status_2(tmp_path, words):
-    process = start(tmp_path, *words)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 2
+    status, output = Training(tmp_path, *words).end()
+    assert status == 2
     assert "Traceback" not in output
     assert len(output.strip().splitlines()) <= 4

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, logged
+from launch import QUIET, train
 from torch import nn
 
-from anneal.callbacks import requeue
+from anneal.callbacks import interrupt
 
 ROOT = Path(__file__).parents[1]
 PLAIN = ("--data.shift=0", "--data.rotation=0")  # nothing is drawn for a batch
-QUIET = ("--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
 
 
 def start(folder: Path, *command: str, **env: str) -> subprocess.Popen:
@@ -41,10 +41,6 @@ def finish(process: subprocess.Popen) -> str:
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
     return output
-
-
-def train(folder: Path, *args: str) -> str:
-    return finish(start(folder, sys.executable, str(ROOT / "train.py"), *args, *QUIET))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -330,7 +326,7 @@ def test_a_job_that_slurm_does_not_start_again_trains_on(run, tmp_path, monkeypa
     monkeypatch.setenv("SLURM_JOB_ID", "4")
     before = signal.getsignal(signal.SIGUSR1)
 
-    class Signal(requeue.Callback):
+    class Signal(interrupt.Callback):
         def on_train_batch_start(self, trainer, *args) -> None:
             if trainer.global_step == 3:
                 os.kill(os.getpid(), signal.SIGUSR1)
@@ -344,10 +340,10 @@ def test_a_job_that_slurm_does_not_start_again_trains_on(run, tmp_path, monkeypa
 
 def test_the_job_of_an_array_is_named_as_scontrol_takes_it(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    assert requeue.job_id() == "77"
+    assert interrupt.job_id() == "77"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert requeue.job_id() == "70_3"
+    assert interrupt.job_id() == "70_3"
 
 
 def test_no_setting_of_the_slurm_script_stands_after_its_first_command():

@@ -1,5 +1,6 @@
 """The command line: what `python train.py ...` does, from the configuration to the summary."""
 
+import errno
 import logging
 import sys
 import time
@@ -7,10 +8,9 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -19,32 +19,18 @@ import anneal.callbacks
 import anneal.data
 import anneal.modules
 import anneal.sharding  # registers --trainer.strategy=fsdp2
-from anneal import runs
-from anneal.callbacks.checkpoint import Checkpoint
-from anneal.callbacks.epoch_seed import EpochSeed
-from anneal.callbacks.finite import StopOnNonFinite
-from anneal.callbacks.lr_monitor import LearningRateMonitor
-from anneal.callbacks.progress_bar import ProgressBar
-from anneal.callbacks.requeue import Requeue
-from anneal.callbacks.run_folder import RunFolder
+from anneal import attached, runs
 from anneal.callbacks.samples import SamplesSeen
-from anneal.callbacks.test_pictures import TestPictures
-from anneal.complete import COMMANDS, complete, typed_options
-from anneal.data.decode import decode
+from anneal.complete import COMMANDS, compared, complete, recipe
 from anneal.errors import UserError
-from anneal.loggers.csv_logger import CSVLogger
 from anneal.loggers.wandb_logger import WandbLogger
+from anneal.lr_find import report
 from anneal.parser import HOW_TO, Parser
-from anneal.predictions import draw_sheet, most_likely, write_predictions
+from anneal.predictions import check_predicts, save_predictions
+from anneal.preview_plots import show
 from anneal.resume import check_optimizer, differences, misfit, nothing_left
 from anneal.summary import summary
-
-# Groups of their own on the command line, so that --trainer.callbacks can't drop them.
-NAMED = {
-    "checkpoint": Checkpoint,
-    "lr_monitor": LearningRateMonitor,
-    "progress_bar": ProgressBar,
-}
+from anneal.trainer import LOOKS_AHEAD, Trainer, as_list, check_settings, look_ahead, start
 
 # A class is known by its short name once its file is imported.
 for package in (anneal.callbacks, anneal.data, anneal.modules):
@@ -72,13 +58,32 @@ def main(args: list[str] | None = None) -> "AnnealCLI":
     except (UserError, MisconfigurationException) as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(e.status if isinstance(e, UserError) else 2)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {e.filename or 'the run'}: {e.strerror}; free some space", file=sys.stderr)
+        sys.exit(1)
+    except (KeyboardInterrupt, SystemExit) as e:
+        # Lightning makes exit status 1 of a Ctrl-C before the training.
+        if isinstance(e, SystemExit) and not isinstance(e.__context__, KeyboardInterrupt):
+            raise
+        sys.exit(130)
 
 
 class AnnealCLI(LightningCLI):
     """LightningCLI with named callbacks, a folder for each run, and checkpoints by name."""
 
-    def __init__(self, args: list[str]) -> None:
+    trainer: Trainer
+
+    def __init__(self, args: list[str], shows: bool = True) -> None:
+        """Parses a command line and runs its command.
+
+        Args:
+            args: The words, the command first.
+            shows: Whether a preview of a schedule is shown; if not, it is kept as `preview`.
+        """
         self.typed_args = args
+        self.shows = shows
         self.checkpoint: dict[str, Any] = {}
         self.run_loggers: list[Any] = []
         super().__init__(
@@ -86,6 +91,7 @@ class AnnealCLI(LightningCLI):
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            trainer_class=Trainer,
             save_config_callback=None,  # RunFolder does it, also into checkpoints and W&B
             trainer_defaults={"default_root_dir": "runs"},
             seed_everything_default=0,
@@ -100,14 +106,24 @@ class AnnealCLI(LightningCLI):
             args=args,
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        own = {command: {"model", "datamodule"} for command in LOOKS_AHEAD}
+        return LightningCLI.subcommands() | own
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--run", type=str | None, help="Name of the run that --ckpt_path=best|last is about"
         )
         parser.add_argument(
+            "--resume",
+            type=Literal["auto"] | None,
+            help="auto: go on from the last.ckpt of --run_name if it is there, else start that run",
+        )
+        parser.add_argument(
             "--run_name", type=str | None, help="Name of the new run's folder instead of a new one"
         )
-        for name, callback in NAMED.items():
+        for name, callback in attached.NAMED.items():
             parser.add_lightning_class_args(callback, name)
         parser.add_class_arguments(WandbLogger, "wandb", skip={"run_dir"}, instantiate=False)
 
@@ -116,6 +132,8 @@ class AnnealCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if not 0 <= int(config.seed_everything) < 2**32:
             raise UserError(f"--seed_everything={config.seed_everything}: must be 0 to 4294967295")
+        if config.resume and not config.run_name:
+            raise UserError("--resume=auto needs the --run_name to start or to go on with")
         if config.run and not config.ckpt_path:
             raise UserError("--run says whose checkpoint --ckpt_path=best or last means: give both")
 
@@ -127,7 +145,9 @@ class AnnealCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Finds the checkpoint and the run's folder."""
         config = self.config[self.subcommand]
-        root = Path(config.trainer.default_root_dir)
+        root = self.folder = Path(config.trainer.default_root_dir)
+        if self.subcommand in LOOKS_AHEAD:
+            return
         path = None
         if config.ckpt_path:
             path = runs.find_checkpoint(root, config.ckpt_path, config.run)
@@ -138,39 +158,20 @@ class AnnealCLI(LightningCLI):
                 f"{self.subcommand} needs trained weights: --ckpt_path=best, last or a file"
                 " (and --run=NAME for another run than the newest)"
             )
-        self.folder = self._find_folder(root, path)
+        fits, resumes = self.subcommand == "fit", bool(config.resume)
+        name = recipe(self.typed_args)
+        self.folder, self.goes_on = runs.choose_folder(
+            root, path, config.run_name, name, fits, resumes
+        )
         if not config.trainer.fast_dev_run:
-            try:
-                root.mkdir(parents=True, exist_ok=True)
-                TemporaryFile(dir=root).close()
-            except OSError as e:
-                raise UserError(f"can't write the run's folder into {root}: {e.strerror}") from e
-
-    def _find_folder(self, root: Path, checkpoint: Path | None) -> Path:
-        """A run goes on from its `last.ckpt` in its own folder; all else starts a new one."""
-        config = self.config[self.subcommand]
-        own = runs.run_of(checkpoint) if checkpoint else None
-        self.goes_on = bool(own and checkpoint.name == runs.LAST and not config.run_name)  # type: ignore[union-attr]
-        if own and (self.goes_on or self.subcommand != "fit"):
-            return own
-        if config.run_name:
-            if Path(config.run_name).name != config.run_name:
-                raise UserError(f"--run_name={config.run_name}: a name, not a path")
-            folder = root / config.run_name
-            if folder.exists():
-                raise UserError(f"--run_name={config.run_name}: {folder} is there already")
-            return folder
-        files = typed_options(self.typed_args).config or []
-        named = [p for p in files if p.suffix in (".yaml", ".yml", ".json")]
-        source = named[-1] if named else own / "config.yaml" if own else Path("run")
-        return root / runs.new_name(runs.recipe_of(source))
+            runs.check_writable(root)
 
     def config_to_save(self) -> str:
         """The resolved configuration, without what is about this one command."""
         assert self.subcommand
         config = self.config[self.subcommand].clone()
         about_command = self._subcommand_method_arguments[self.subcommand]
-        for key in ("config", "run", "run_name", *about_command):
+        for key in ("config", "run", "run_name", "resume", *about_command):
             config.pop(key, None)
         return self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True)
 
@@ -186,62 +187,25 @@ class AnnealCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = {**self._get(self.config_init, "trainer"), **kwargs}
-        for key, least in (
-            ("accumulate_grad_batches", 1),
-            ("gradient_clip_val", 0),
-            ("log_every_n_steps", 0),
-        ):
-            if settings[key] is not None and settings[key] < least:  # Lightning takes these
-                raise UserError(f"--trainer.{key}={settings[key]}: must be at least {least}")
+        check_settings(settings)
+        if self.subcommand in LOOKS_AHEAD:
+            return look_ahead(self.subcommand, settings)
         settings["default_root_dir"] = self.folder
-        callbacks: list[Callback] = []
         if not settings["barebones"]:
             settings["logger"] = self._loggers(settings["logger"])
-            callbacks = self._callbacks(settings)
-        try:
-            trainer = self._instantiate_trainer(settings, callbacks)
-        except (ValueError, TypeError, ImportError, RuntimeError) as e:  # no such device, ...
-            raise UserError(f"trainer: {str(e).strip().splitlines()[0]}") from e
-        on_cpu = trainer.strategy.root_device.type == "cpu"
-        if settings["sync_batchnorm"] and on_cpu and trainer.world_size > 1:
-            raise UserError(
-                "--trainer.sync_batchnorm=true: torch has it for GPUs only; leave it out, and each "
-                "process normalises by its own batch"
-            )
-        return trainer
+            settings["callbacks"] = [*as_list(settings["callbacks"]), *self._callbacks(settings)]
+        return start(settings)
 
     def _callbacks(self, settings: dict[str, Any]) -> list[Callback]:
-        """The named ones, but for those that the trainer's settings switch off, and the others."""
-        named = {key: self._get(self.config_init, key) for key in NAMED}
-        if settings["enable_checkpointing"] is False:
-            del named["checkpoint"]
-        elif named["checkpoint"].dirpath is None:
-            named["checkpoint"].dirpath = str(self.folder / "checkpoints")
-        if settings["enable_progress_bar"] is False:
-            del named["progress_bar"]
-        step = self.checkpoint["global_step"] if self.goes_on else None
-        self.samples = SamplesSeen()
-        others: list[Callback] = [
-            RunFolder(self.folder, self.config_to_save(), step),
-            self.samples,
-            StopOnNonFinite(),
-            EpochSeed(),
-            TestPictures(self.folder),
-        ]
-        if "checkpoint" in named:
-            others.append(Requeue(Path(named["checkpoint"].dirpath)))
-        return [*named.values(), *others]
+        named = {key: self._get(self.config_init, key) for key in attached.NAMED}
+        step = self.checkpoint.get("global_step", 0) if self.goes_on else None
+        return attached.callbacks(named, settings, self.folder, self.config_to_save(), step)
 
     def _loggers(self, asked: Any) -> Any:
-        """The CSV file and W&B; a logger given instead takes W&B's place."""
         if asked is False or self.subcommand in ("validate", "predict"):
             return asked or False
-        self.run_loggers = [CSVLogger(self.folder)]
-        if asked in (None, True):
-            wandb = self._get(self.config_init, "wandb")
-            self.run_loggers.append(WandbLogger(self.folder, **wandb.as_dict()))
-        else:
-            self.run_loggers += asked if isinstance(asked, list) else [asked]
+        wandb = self._get(self.config_init, "wandb").as_dict()
+        self.run_loggers = attached.loggers(asked, self.folder, wandb)
         return list(self.run_loggers)
 
     # ---- the commands
@@ -269,7 +233,8 @@ class AnnealCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Trains, tests the weights of the last epoch if there is test data, and sums up."""
-        if self.goes_on and (done := nothing_left(self.checkpoint, self.trainer)):
+        resumes = self.checkpoint and self.goes_on
+        if resumes and (done := nothing_left(self.checkpoint, self.trainer)):
             print(f"{self.folder} {done}")
             return
         check_optimizer(self._differences())
@@ -296,7 +261,9 @@ class AnnealCLI(LightningCLI):
             metrics |= self.trainer.callback_metrics
         if self.trainer.is_global_zero:
             looks = [g.look for g in self.run_loggers if isinstance(g, WandbLogger)]
-            speed = self.samples.samples_per_second
+            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+            seen = next(c for c in callbacks if isinstance(c, SamplesSeen))
+            speed = seen.samples_per_second
             print(summary(self.trainer, metrics, seconds, speed, self.folder, looks))
 
     def test(self, **kwargs: Any) -> None:
@@ -315,34 +282,24 @@ class AnnealCLI(LightningCLI):
 
         Of pictures in files, also `predictions.png` with the first of them.
         """
-        if self.trainer.world_size > 1:
-            raise UserError("predict runs in one process: --trainer.devices=1")
-        if not hasattr(self.model, "class_names"):
-            raise UserError(
-                f"predict writes the probabilities of classes, and {type(self.model).__name__} is "
-                "no Classifier: call its predict_step from Python"
-            )
+        check_predicts(self.model, self.trainer)
         batches = self.trainer.predict(**kwargs | {"return_predictions": True})
-        tops = most_likely(batches, self.model.top_k, self.model.class_names)  # type: ignore[arg-type]
-        pictures = getattr(self.datamodule, "predicted", None)
-        left_out = self.datamodule.left_out if pictures else {}
-        if not tops:
-            raise UserError(f"no picture can be read: {next(iter(left_out.items()), '')}")
-        path = runs.unused(self.folder / "predictions.csv")
-        if pictures is None:
-            write_predictions(path, tops)
-        else:
-            numbers = [i for i in range(len(pictures)) if pictures.path(i) not in left_out]
-            write_predictions(path, tops, [pictures.path(i) for i in numbers])
-            images = (decode(pictures.read(i)) for i in numbers)
-            sheet = runs.unused(path.with_suffix(".png"))
-            draw_sheet(images, tops, len(tops)).savefig(sheet, dpi=120)
-            print(sheet)
-        print(path)
-        if left_out:
-            print(f"left out, as they can't be read: {len(left_out)}", file=sys.stderr)
-            for broken, reason in left_out.items():
-                print(f"  {broken}: {reason}", file=sys.stderr)
+        save_predictions(self.folder, batches, self.model, self.datamodule)  # type: ignore[arg-type]
+
+    def schedule(self, compare: str | None, output: Path | None, **kwargs: Any) -> None:
+        """Shows the rate of every step, of this configuration and of those to compare."""
+        self.preview = self.trainer.schedule(**kwargs)
+        if self.shows:
+            others = compared(self.typed_args)
+            previews = {recipe(self.typed_args): self.preview}
+            previews |= {name: AnnealCLI(args, shows=False).preview for name, args in others}
+            show(previews, output or self.folder / "schedule.png")
+
+    def lr_find(self, output: Path | None, **kwargs: Any) -> None:
+        """Shows how the loss depends on the learning rate, and a rate to start from."""
+        found = self.trainer.lr_find(**kwargs)
+        if self.trainer.is_global_zero:
+            report(found, output or self.folder / "lr_find.png")
 
     def _differences(self) -> list[tuple[str, Any, Any]]:
         return differences(self.checkpoint.get("config"), self.config_to_save())

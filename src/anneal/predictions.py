@@ -2,20 +2,77 @@
 
 import csv
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
 import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
+
+from anneal.data.decode import decode
+from anneal.data.pictures import FilePictures
+from anneal.errors import UserError
+from anneal.runs import unused
 
 SHOWN = 48  # pictures on a sheet
 COLUMNS = 8
 
 # The most likely classes of a sample, the first one first: (name, probability).
 Top = list[tuple[str, float]]
+
+
+def check_predicts(model: LightningModule, trainer: Trainer) -> None:
+    """Raises UserError if there is nothing that `save_predictions` could write."""
+    if trainer.world_size > 1:
+        raise UserError("predict runs in one process: --trainer.devices=1")
+    if not hasattr(model, "class_names"):
+        raise UserError(
+            f"predict writes the probabilities of classes, and {type(model).__name__} is "
+            "no Classifier: call its predict_step from Python"
+        )
+
+
+def save_predictions(
+    folder: Path,
+    batches: Iterable[Tensor],
+    model: LightningModule,
+    datamodule: LightningDataModule,
+) -> None:
+    """Writes `predictions.csv` and, of pictures in files, `predictions.png`; says where.
+
+    Args:
+        folder: Where to write.
+        batches: Probabilities, (batch, classes) each.
+        model: A `Classifier`.
+        datamodule: What the samples came from; it knows which pictures couldn't be read.
+
+    Raises:
+        UserError: No picture can be read.
+    """
+    tops = most_likely(batches, model.top_k, model.class_names)  # type: ignore[arg-type]
+    pictures: FilePictures | None = getattr(datamodule, "predicted", None)
+    left_out: dict[str, str] = datamodule.left_out if pictures else {}  # type: ignore[attr-defined]
+    if not tops:
+        raise UserError(f"no picture can be read: {next(iter(left_out.items()), '')}")
+    path = unused(folder / "predictions.csv")
+    if pictures is None:
+        write_predictions(path, tops)
+    else:
+        numbers = [i for i in range(len(pictures)) if pictures.path(i) not in left_out]
+        write_predictions(path, tops, [pictures.path(i) for i in numbers])
+        images = (decode(pictures.read(i)) for i in numbers)
+        sheet = unused(path.with_suffix(".png"))
+        draw_sheet(images, tops, len(tops)).savefig(sheet, dpi=120)
+        print(sheet)
+    print(path)
+    if left_out:
+        print(f"left out, as they can't be read: {len(left_out)}", file=sys.stderr)
+        for broken, reason in left_out.items():
+            print(f"  {broken}: {reason}", file=sys.stderr)
 
 
 def most_likely(

@@ -8,6 +8,7 @@ import re
 import secrets
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -100,6 +101,53 @@ def run_of(checkpoint: Path) -> Path | None:
     """The run folder that a checkpoint lies in, if it lies in one."""
     folder = Path(os.path.relpath(checkpoint.resolve().parent.parent))
     return folder if (folder / "config.yaml").is_file() else None
+
+
+def choose_folder(
+    root: Path,
+    checkpoint: Path | None,
+    run_name: str | None,
+    recipe: str,
+    fits: bool = True,
+    resumes: bool = False,
+) -> tuple[Path, bool]:
+    """Where a command writes, and whether that is a training that goes on.
+
+    A run goes on from its `last.ckpt` in its own folder; all else starts a new one.
+
+    Args:
+        root: The folder of runs.
+        checkpoint: The one that the command starts from.
+        run_name: Name of the new folder; None: one of its own.
+        recipe: What such a name begins with; an empty string: with that of the checkpoint's run.
+        fits: Whether the command trains.
+        resumes: Whether the run called `run_name` goes on if it is there.
+
+    Raises:
+        UserError: The folder is taken.
+    """
+    own = run_of(checkpoint) if checkpoint else None
+    goes_on = bool(own and checkpoint.name == LAST and (not run_name or resumes))  # type: ignore[union-attr]
+    if own and (goes_on or not fits):
+        return own, goes_on
+    if not run_name:
+        return root / new_name(recipe or (recipe_of(own / "config.yaml") if own else "run")), False
+    if Path(run_name).name != run_name:
+        raise UserError(f"--run_name={run_name}: a name, not a path")
+    folder = root / run_name
+    goes_on = resumes and folder.exists()  # before its first checkpoint
+    if folder.exists() and not goes_on:
+        raise UserError(f"--run_name={run_name}: {folder} is there already")
+    return folder, goes_on
+
+
+def check_writable(root: Path) -> None:
+    """Makes the folder of runs; raises UserError if nothing can be written into it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=root).close()
+    except OSError as e:
+        raise UserError(f"can't write the run's folder into {root}: {e.strerror}") from e
 
 
 def unused(path: Path) -> Path:

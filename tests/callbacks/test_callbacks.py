@@ -1,16 +1,21 @@
-"""Callbacks on the smallest real trainings: random numbers, finite losses, counts, pictures."""
+"""Callbacks on the smallest real trainings: random numbers, health, counts, pictures."""
 
+import copy
+import re
+from functools import partial
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import logged
 from matplotlib import image
 from tiny import Tiny, fit, loader
 
+from anneal.callbacks.accumulation import LastWindow
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.callbacks.epoch_seed import EpochSeed
-from anneal.callbacks.finite import StopOnNonFinite
+from anneal.callbacks.health import Health
 from anneal.callbacks.samples import SamplesSeen
 from anneal.callbacks.test_pictures import draw_confusion, draw_mistakes
 from anneal.errors import UserError
@@ -59,10 +64,103 @@ def test_a_loss_that_is_no_number_is_named_with_its_step(step, value):
             return loss * value if self.trainer.global_step == step else loss
 
     module = Bad()
-    with pytest.raises(UserError, match=f"optimizer step {step + 1} ") as e:
-        fit(module, max_epochs=2, callbacks=[StopOnNonFinite()])
+    where = rf"optimizer step {step} \(epoch 0, batch {step}, lr 1\)"
+    with pytest.raises(UserError, match=where) as e:
+        fit(module, max_epochs=2, callbacks=[Health()])
     assert e.value.status == 1
-    assert len(module.lrs) == step + 1
+    assert all(p.isfinite().all() for p in module.parameters())  # the step was not taken
+
+
+class BadGradient(Tiny):
+    """Its gradient is infinite in three steps of eight; its loss never."""
+
+    def on_after_backward(self):
+        if self.trainer.global_step in (2, 3, 6):
+            next(self.parameters()).grad[:] = float("inf")
+
+
+def test_a_gradient_that_is_no_number_is_named_before_it_reaches_the_weights():
+    module = BadGradient()
+    with pytest.raises(UserError, match="optimizer step 2 "):
+        fit(module, max_epochs=1, callbacks=[Health()])
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+def test_so_many_bad_gradients_are_left_out_as_was_asked_for():
+    module = BadGradient(optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+    before = None
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            nonlocal before
+            after = [p.detach().clone() for p in pl_module.parameters()]
+            moved = before is None or not all(map(torch.equal, before, after))
+            assert moved == (trainer.global_step - 1 not in (2, 3, 6))
+            before = after
+
+    with pytest.warns(UserWarning, match="left out, 3 so far"):
+        fit(module, max_epochs=1, callbacks=[Health(skip=3), Watch()])
+    with (
+        pytest.warns(UserWarning, match="left out, 2 so far"),
+        pytest.raises(UserError, match=r"optimizer step 6 .*health.skip=2 steps were left out"),
+    ):
+        fit(BadGradient(), max_epochs=1, callbacks=[Health(skip=2)])
+
+
+def test_the_norm_of_the_gradient_is_logged(tmp_path):
+    from anneal.loggers.csv_logger import CSVLogger
+
+    norms = {}
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            squares = sum(float(p.grad.square().sum()) for p in pl_module.parameters())
+            norms[trainer.global_step] = squares**0.5
+
+    logger = CSVLogger(tmp_path)
+    fit(Tiny(), max_epochs=1, callbacks=[Health(), Watch()], logger=logger, log_every_n_steps=3)
+    found = {
+        r["step"]: float(r["train/grad_norm"]) for r in logged(tmp_path) if r["train/grad_norm"]
+    }
+    assert found == {str(s): pytest.approx(norms[s]) for s in (2, 5)}
+
+
+class Dead(Tiny):
+    """Gives the same whatever the sample."""
+
+    def training_step(self, batch, batch_idx):
+        return 0 * super().training_step(batch, batch_idx) + 3
+
+
+@pytest.mark.parametrize(
+    ("module", "sign"),
+    [
+        (Tiny(partial(torch.optim.SGD, lr=0.0)), "the learning rate is 0 at step 10"),
+        (Dead(), "the training loss is 3 at step 100, as in the beginning"),
+    ],
+)
+def test_a_training_that_learns_nothing_says_so_once(module, sign):
+    with pytest.warns(UserWarning) as caught:
+        fit(module, max_epochs=15, callbacks=[Health()], log_every_n_steps=10)
+    assert len([w for w in caught if re.search(sign, str(w.message))]) == 1
+
+
+@pytest.mark.parametrize("accumulate", [3, 5, 8])
+def test_the_last_update_of_an_epoch_is_divided_by_the_batches_it_is_made_of(accumulate):
+    """A step over k batches is that over the mean of their losses, also for the k that are left."""
+    found = Tiny(partial(torch.optim.SGD, lr=0.1))
+    net = copy.deepcopy(found.net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    batches = list(loader())
+    for _ in range(2):
+        for window in range(0, len(batches), accumulate):
+            part = batches[window : window + accumulate]
+            optimizer.zero_grad()
+            torch.stack([net(x).square().mean() for (x,) in part]).mean().backward()
+            optimizer.step()
+    fit(found, max_epochs=2, accumulate_grad_batches=accumulate, callbacks=[LastWindow()])
+    for a, b in zip(found.net.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

@@ -265,7 +265,7 @@ def test_the_order_depends_on_seed_and_epoch_only() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         torch.rand(seed + epoch)
         labels = torch.arange(100)
-        batches = Batches(labels, labels, 10, seed=seed, position=lambda: (epoch, 0))
+        batches = Batches(labels, labels, 10, seed=seed, position=lambda: (epoch, 0, 0))
         return [i for _, batch in batches for i in batch.tolist()]
 
     assert order(0, 3) == order(0, 3)

@@ -257,8 +257,8 @@ def test_an_order_needs_few_chunks_at_a_time(made, monkeypatch):
 
 def test_an_epoch_goes_on_in_its_middle(made):
     pictures = ShardPictures.splits(str(made))["train"]
-    whole = Share(120, 8, seed=3, position=lambda: (2, 0), shuffle=pictures.order)
-    rest = Share(120, 8, seed=3, position=lambda: (2, 6), shuffle=pictures.order)
+    whole = Share(120, 8, seed=3, position=lambda: (2, 0, 0), shuffle=pictures.order)
+    rest = Share(120, 8, seed=3, position=lambda: (2, 6, 0), shuffle=pictures.order)
     wanted = [i.tolist() for _, _, i in whole.batches()][6:]
     assert [i.tolist() for _, _, i in rest.batches()] == wanted
 

@@ -7,3 +7,17 @@ def is_logged(trainer: Trainer, step: int) -> bool:
     """Whether `step` is one that the trainer's `log_every_n_steps` has logged; 0: none is."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and step % every == 0
+
+
+def is_between_steps(trainer: Trainer) -> bool:
+    """Whether all of the step that was just taken is done.
+
+    False in the middle of an accumulation, and where a validation or the end of the epoch is still
+    to come: a run that goes on from there would leave it out.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    return not (
+        loop._should_accumulate()
+        or trainer.is_last_batch
+        or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+    )

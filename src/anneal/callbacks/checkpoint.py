@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from anneal.callbacks import is_between_steps
 from anneal.errors import UserError
 from anneal.runs import LAST
 from anneal.schedule import direction
@@ -52,7 +53,7 @@ class Checkpoint(ModelCheckpoint):
         )
         self.last_every = every_n_train_steps
         self.last_interval = train_time_interval
-
+        self._due = False
         self.last_step = -1
         self.last_time = time.monotonic()
 
@@ -73,7 +74,8 @@ class Checkpoint(ModelCheckpoint):
         if self.last_interval is not None:
             late = time.monotonic() - self.last_time >= self.last_interval.total_seconds()
             due = due or trainer.strategy.broadcast(late)
-        if due and step != self.last_step:  # several batches share a step when accumulating
+        self._due = self._due or (due and step != self.last_step)
+        if self._due and is_between_steps(trainer):
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,4 +117,5 @@ class Checkpoint(ModelCheckpoint):
         if trainer.fast_dev_run or self.dirpath is None:  # type: ignore[attr-defined]
             return
         self.last_step, self.last_time = trainer.global_step, time.monotonic()
+        self._due = False
         trainer.save_checkpoint(Path(self.dirpath) / LAST, weights_only=False)

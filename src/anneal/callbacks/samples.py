@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -35,6 +36,23 @@ class SamplesSeen(Callback):
     @property
     def samples_per_second(self) -> float:
         return self._counted / self.seconds if self.seconds else 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Goes on at the same sample of the epoch if its batches are others than before."""
+        done = self.epoch_samples * trainer.world_size
+        loader: Any = trainer.train_dataloader
+        if not done or not hasattr(loader, "left"):
+            return
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        ready = len(loader) - loader.left(done)
+        if ready != progress.ready:
+            rank_zero_info(
+                f"The batches are others than in the checkpoint, which is from within epoch "
+                f"{trainer.current_epoch}: it goes on after {done} samples, with "
+                f"{loader.left(done)} of {len(loader)} batches left."
+            )
+            progress.completed += ready - progress.ready
+            progress.ready = progress.started = progress.processed = ready  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
@@ -67,12 +85,17 @@ class SamplesSeen(Callback):
         # As Lightning does: what an epoch gave stands at its last step.
         self._log(trainer, self.samples, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"samples": self.samples, "epoch_samples": self.epoch_samples}
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Of all processes, as the next run may have more or fewer.
+        checkpoint["samples"] = [self.samples, self.epoch_samples * trainer.world_size]
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.samples = state_dict["samples"]
-        self.epoch_samples = state_dict["epoch_samples"]
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.samples, in_epoch = checkpoint.get("samples", [0, 0])
+        self.epoch_samples = in_epoch // trainer.world_size
 
     def _log(self, trainer: Trainer, samples: int, step: int) -> None:
         for logger in trainer.loggers:

@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from anneal.callbacks.samples import SamplesSeen
+
 
 class Share:
     """One process's share of a split: which samples make each of its batches.
@@ -25,7 +27,8 @@ class Share:
         world_size: How many processes there are.
         seed: Shuffles by this number and the epoch, whatever else has drawn random numbers. None:
             the order as it is.
-        position: Tells, when the first batch is asked for, the epoch and the batch to begin with.
+        position: Tells, when the first batch is asked for, the epoch, how many of its batches are
+            done, and how many samples these had in all processes; 0 if that is not known.
         shuffle: The permutation of a generator, if not any is as good.
         repeats: How often each sample in turn stands in the order, which keeps its length: an epoch
             then sees a part of them several times (Hoffer et al. 2020, arXiv 1901.09335).
@@ -38,7 +41,7 @@ class Share:
         rank: int = 0,
         world_size: int = 1,
         seed: int | None = None,
-        position: Callable[[], tuple[int, int]] | None = None,
+        position: Callable[[], tuple[int, int, int]] | None = None,
         shuffle: Callable[[torch.Generator], Tensor] | None = None,
         repeats: int = 1,
     ) -> None:
@@ -52,12 +55,16 @@ class Share:
         self.repeats = repeats
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.size, self.batch_size * self.world_size)
+        return self.left(0)
+
+    def left(self, samples: int) -> int:
+        """Batches that are left of an epoch when so many samples are done."""
+        whole, rest = divmod(self.size - samples, self.batch_size * self.world_size)
         return max(1, whole + (rest >= 2 * self.world_size))
 
     def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """The epoch, places in its order and the samples that stand there, batch by batch."""
-        epoch, start = self.position() if self.position else (0, 0)
+        epoch, done, samples = self.position() if self.position else (0, 0, 0)
         order = torch.arange(self.size)
         if self.seed is not None:
             generator = generator_of(self.seed, epoch)
@@ -72,10 +79,13 @@ class Share:
                 blocks = order.split(block)
                 order = torch.cat([b.repeat(self.repeats) for b in blocks])[: self.size]
         step = self.batch_size * self.world_size
-        for batch in range(start, len(self)):
-            end = (batch + 1) * step if batch + 1 < len(self) else self.size
-            places = torch.arange(batch * step, end)[self.rank :: self.world_size]
+        start = samples or done * step
+        last = self.left(start) - 1
+        for batch in range(last + 1):
+            end = start + step if batch < last else self.size
+            places = torch.arange(start, end)[self.rank :: self.world_size]
             yield epoch, places, order[places]
+            start = end
 
     def state_dict(self) -> dict[str, int]:
         """Empty: `position` says where to go on. That it is there tells Lightning that we can."""
@@ -137,14 +147,18 @@ def generator_of(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*key))
 
 
-def position_in(trainer: Trainer | None) -> tuple[int, int]:
-    """The epoch, and how many of its batches are done.
+def position_in(trainer: Trainer | None) -> tuple[int, int, int]:
+    """The epoch, how many of its batches are done, and how many samples they had (0: not counted).
 
-    Lightning's own counters, which it restores from a checkpoint: they are right after any resume,
-    in the middle of an epoch too.
+    Lightning's own counters, which it restores from a checkpoint, and those of `SamplesSeen`: they
+    are right after any resume, in the middle of an epoch too.
     """
     if trainer is None:
-        return 0, 0
+        return 0, 0, 0
     loop = trainer.fit_loop
-    epoch = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-    return epoch, loop.epoch_loop.batch_progress.current.ready
+    counts = [c for c in trainer.callbacks if isinstance(c, SamplesSeen)]  # type: ignore[attr-defined]
+    return (
+        loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
+        loop.epoch_loop.batch_progress.current.ready,
+        counts[0].epoch_samples * trainer.world_size if counts else 0,
+    )

@@ -209,7 +209,7 @@ class ImageFolderDataModule(LightningDataModule):
             return batch
         with torch.random.fork_rng(devices=[]):
             rank = self.trainer.global_rank
-            torch.manual_seed(seed_of(run_seed(), *position_in(self.trainer), rank))
+            torch.manual_seed(seed_of(run_seed(), *position_in(self.trainer)[:2], rank))
             return self.mix(*batch)
 
     def size_of(self, epoch: int) -> int:

@@ -179,13 +179,13 @@ class MNISTDataModule(LightningDataModule):
         if not augmenting or self.trainer is None or not self.trainer.training:
             return batch
         images, labels = batch
-        rng = generator_of(run_seed(), *position_in(self.trainer), self.trainer.global_rank)
+        rng = generator_of(run_seed(), *position_in(self.trainer)[:2], self.trainer.global_rank)
         if self.rotation or self.scale:
             return random_affine(images, self.shift, self.rotation, self.scale, rng), labels
         return random_shift(images, self.shift, rng), labels
 
     def _batches(
-        self, split: str, position: Callable[[], tuple[int, int]] | None = None
+        self, split: str, position: Callable[[], tuple[int, int, int]] | None = None
     ) -> Batches:
         images, labels = self.splits[split]
         rank, world_size, shuffle = 0, 1, position is not None

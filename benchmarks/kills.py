@@ -1,0 +1,259 @@
+"""Kills small trainings at random moments, goes on, and compares with runs that were never stopped.
+
+Each training is killed (SIGKILL to all of its processes) at moments drawn at random, half of them
+while a checkpoint is being written, and started again with --resume=auto until it is done. Then its
+weights, its metrics.csv and the batch of every step must be those of the undisturbed run, bit for
+bit. Ends with status 1 if anything differs.
+
+    python benchmarks/kills.py                  # about 20 kills
+    python benchmarks/kills.py --kills=200      # the figures of docs/reliability.md
+"""
+
+import argparse
+import csv
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from PIL import Image
+
+from anneal.cli import main as anneal
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+DIGITS = """
+trainer:
+  max_epochs: 3
+  limit_train_batches: 30
+  limit_val_batches: 3
+  limit_test_batches: 3
+  log_every_n_steps: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks: {class_path: kills.BatchLog}
+checkpoint: {every_n_train_steps: 4}
+model:
+  class_path: MNISTConvNet
+  init_args:
+    width: 4
+    optimizer: {class_path: SGD, init_args: {lr: 0.05, momentum: 0.9}}
+    schedule: {scheduler: CosineAnnealingLR, warmup_epochs: 1}
+data:
+  class_path: MNISTDataModule
+  init_args: {batch_size: 16, shift: 2, rotation: 10}
+"""
+PHOTOS = """
+trainer:
+  max_epochs: 3
+  log_every_n_steps: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks: {class_path: kills.BatchLog}
+checkpoint: {every_n_train_steps: 3}
+model:
+  class_path: ImageClassifier
+  init_args:
+    arch: resnet18
+    width: 8
+    optimizer: {class_path: AdamW, init_args: {lr: 0.003}}
+    schedule: {scheduler: {class_path: StepLR, init_args: {step_size: 1, gamma: 0.5}}}
+data:
+  class_path: ImageFolderDataModule
+  init_args:
+    root: photos
+    batch_size: 8
+    train_size: 32
+    val_resize: 36
+    val_size: 32
+    num_workers: 0
+    mixup: 0.2
+    augment: {class_path: torchvision.transforms.v2.TrivialAugmentWide}
+"""
+PLATEAU = "--model.schedule.scheduler={class_path: ReduceLROnPlateau, init_args: {patience: 0}}"
+SCENARIOS = {  # configuration, flags, share of the kills
+    "digits, warmup and cosine": (DIGITS, (), 6),
+    "digits, plateau, bf16": (DIGITS, (PLATEAU, "--trainer.precision=bf16-mixed"), 6),
+    "digits, accumulation, EMA": (
+        DIGITS,
+        ("--trainer.accumulate_grad_batches=4", "--trainer.callbacks+=EMA"),
+        3,
+    ),
+    "photos, no workers": (PHOTOS, (), 3),
+    "photos, 2 workers": (PHOTOS, ("--data.num_workers=2",), 3),
+    "digits, 2 processes": (DIGITS, ("--trainer.devices=2", "--trainer.strategy=ddp"), 1),
+}
+
+
+class BatchLog(Callback):
+    """Writes a line with step, place in the accumulation and content of every batch."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        images = batch[0].float()
+        content = f"{images.double().sum():.9e} {images.std():.9e}"
+        line = f"{trainer.current_epoch} {batch_idx} {content}"
+        with open(Path(trainer.default_root_dir) / f"batches-{trainer.global_rank}", "a") as file:
+            file.write(f"{line}\n")
+
+
+def start(folder: Path, args: list[str]) -> int:
+    """A training in a process group of its own, forked from this process; its number."""
+    if pid := os.fork():
+        return pid
+    os.setsid()
+    os.chdir(folder)
+    log = os.open("log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = [str(TRAIN), *args]
+    status = 1
+    try:
+        anneal(args)
+        status = 0
+    except SystemExit as e:
+        status = int(e.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def end(pid: int) -> int | None:
+    """The exit status if the process has ended."""
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def tail(folder: Path) -> str:
+    return "\n".join((folder / "log").read_text().splitlines()[-20:])
+
+
+def whole(folder: Path, args: list[str]) -> float:
+    """Seconds of the run that nobody stops."""
+    began = time.monotonic()
+    pid = start(folder, [*args, "--run_name=whole"])
+    while (status := end(pid)) is None:
+        time.sleep(0.01)
+    if status:
+        raise SystemExit(f"the undisturbed run ended with {status}:\n{folder}:\n{tail(folder)}")
+    return time.monotonic() - began
+
+
+def killed(folder: Path, args: list[str], kills: int, longest: float) -> tuple[int, int, int]:
+    """Kills at most so many times, then lets it end: kills, kills in a save, starts."""
+    done = in_save = starts = 0
+    run = folder / "runs" / "killed"
+    part = run / "checkpoints" / ".last.ckpt.part"
+    while True:
+        starts += 1
+        pid = start(folder, [*args, "--run_name=killed", "--resume=auto"])
+        deadline = time.monotonic() + random.uniform(0, longest)
+        wants_save = random.random() < 0.5
+        while (status := end(pid)) is None:
+            saving = part.exists()
+            if done < kills and time.monotonic() > deadline and (saving or not wants_save):
+                os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                done, in_save = done + 1, in_save + saving
+                break
+            time.sleep(0 if wants_save else 0.005)
+        if status is not None:
+            if status:
+                raise SystemExit(f"a resumed run ended with {status}:\n{folder}:\n{tail(folder)}")
+            return done, in_save, starts
+
+
+def differences(folder: Path) -> list[str]:
+    """What is not the same in the run that was killed."""
+    a, b = (folder / "runs" / name for name in ("whole", "killed"))
+    found = []
+    states = [torch.load(r / "checkpoints" / "last.ckpt", weights_only=True) for r in (a, b)]
+    weights = [s["state_dict"] for s in states]
+    if not all(torch.equal(t, weights[1][k]) for k, t in weights[0].items()):
+        found.append("weights")
+    if repr(states[0]["optimizer_states"]) != repr(states[1]["optimizer_states"]):
+        found.append("optimizer")
+    if lines(a) != lines(b):
+        found.append("metrics.csv")
+    for rank in sorted(p.name for p in a.glob("batches-*")):
+        expected = (a / rank).read_text().splitlines()
+        if dict.fromkeys(expected) != dict.fromkeys(sorted_batches(b / rank, expected)):
+            found.append(rank)
+    for path in (b / "checkpoints").glob("*.ckpt"):
+        torch.load(path, weights_only=True)
+    return found
+
+
+def sorted_batches(path: Path, expected: list[str]) -> list[str]:
+    """The batches of all starts, each once, in the order of the undisturbed run."""
+    place = {line: i for i, line in enumerate(expected)}
+    return sorted(set(path.read_text().splitlines()), key=lambda line: place.get(line, -1))
+
+
+def lines(run: Path) -> list[dict[str, str]]:
+    """metrics.csv without the time."""
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k != "time"} for row in rows]
+
+
+def make_photos(root: Path) -> None:
+    """Two classes of noise: 80 pictures to train on, 16 to validate."""
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 40), ("val", 8)):
+        for c in range(2):
+            (root / split / f"class{c}").mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 128, (48, 48, 3), np.uint8) + np.uint8(100 * c)
+                Image.fromarray(pixels).save(root / split / f"class{c}" / f"{i}.jpg")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20, help="in all")
+    parser.add_argument("--only", default="", help="scenarios with this in their name")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    random.seed(args.seed)
+    torch.set_num_threads(1)
+    os.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    chosen = {name: s for name, s in SCENARIOS.items() if args.only in name}
+    shares = sum(share for _, _, share in chosen.values())
+    failed = False
+    for name, (config, flags, share) in chosen.items():
+        folder = Path(tempfile.mkdtemp())
+        (folder / "small.yaml").write_text(config)
+        if config is PHOTOS:
+            make_photos(folder / "photos")
+            os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        command = ["fit", "--config=small.yaml", *flags]
+        seconds = whole(folder, command)
+        kills = max(1, round(args.kills * share / shares))
+        done, in_save, starts = killed(folder, command, kills, seconds / 2)
+        found = differences(folder)
+        result = f"{', '.join(found)} DIFFER: see {folder}" if found else "nothing differs"
+        print(
+            f"{name:28} {done:4} kills, {in_save:3} while saving, {starts:4} starts: {result}",
+            flush=True,
+        )
+        failed = failed or bool(found)
+        if not found:
+            shutil.rmtree(folder)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    # The classes of this file by the name that the configurations have, not as __main__.
+    sys.modules["kills"] = sys.modules["__main__"]
+    main()

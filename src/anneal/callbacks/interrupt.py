@@ -1,0 +1,125 @@
+"""Ends a run that is told to stop, with a checkpoint of that moment."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from anneal.callbacks import is_between_steps
+from anneal.runs import LAST
+
+EVERY = 10  # optimizer steps between two questions of several processes to each other
+PATIENCE = 10.0  # seconds that a validation may take to end
+
+
+class Interrupt(Callback):
+    """On Ctrl-C or SIGTERM finishes the step, saves `last.ckpt` and ends with status 130 or 143.
+
+    A second one ends at once. A validation is given a few seconds to end; if it takes longer, the
+    checkpoint is the one before it. In a SLURM job SIGUSR1 also hands the job back to the queue.
+
+    Lightning's own handlers act from within the signal, when a process may be in the middle of a
+    step and another one waiting for its gradients. Here the signal leaves a note that all
+    processes read after the same step.
+
+    Args:
+        folder: Where `last.ckpt` lies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._trainer: Trainer | None = None  # while it trains
+        self._told = 0  # the signal
+        self._since = 0.0
+        self._agreed = False
+        self._saved = False
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()
+        self._trainer, self._told = trainer, 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._agree(trainer) and is_between_steps(trainer):
+            self._saved = True
+            trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Now the metrics of the step are logged too."""
+        if self._saved:
+            self._leave(trainer, f"saved {self.folder / LAST} at step {trainer.global_step}")
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if self._told and time.monotonic() - self._since > PATIENCE:
+            self._leave(trainer, "the validation at hand is not in the last checkpoint")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trainer = None
+        if self._told:
+            self._leave(trainer, "the training had just ended, and all of it is saved")
+
+    def _listen(self) -> None:
+        """From now on until Lightning puts back what it found before it set its own."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                if number != signal.SIGUSR1 or "SLURM_JOB_ID" in os.environ:
+                    signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self._trainer is None or self._told in (signal.SIGINT, signal.SIGTERM):
+            launcher = self._trainer.strategy.launcher if self._trainer else None
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                launcher.kill(signal.SIGKILL)
+            sys.exit(128 + number)
+        self._told, self._since = number, time.monotonic()
+
+    def _agree(self, trainer: Trainer) -> bool:
+        """Whether any process was told to stop, with the same answer in all of them."""
+        if trainer.world_size > 1 and not self._agreed and trainer.global_step % EVERY == 0:
+            told = torch.tensor(self._told, device=trainer.strategy.root_device)
+            self._told = int(trainer.strategy.reduce(told, reduce_op="max"))
+            self._agreed = bool(self._told)
+        return self._agreed if trainer.world_size > 1 else bool(self._told)
+
+    def _leave(self, trainer: Trainer, state: str) -> None:
+        number = signal.Signals(self._told)
+        self._told, self._agreed, self._saved = 0, False, False
+        if number != signal.SIGUSR1:
+            if trainer.is_global_zero:
+                print(f"stopped by {number.name}: {state}", file=sys.stderr)
+            sys.exit(128 + number)
+        if trainer.strategy.broadcast(trainer.is_global_zero and requeue()):
+            rank_zero_info(f"{state}; SLURM starts job {job_id()} again")
+            sys.exit(0)
+        rank_zero_warn(f"{state}; SLURM refuses to start job {job_id()} again")
+
+
+def job_id() -> str:
+    """The job as scontrol takes it, also one of an array."""
+    env = os.environ
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env["SLURM_JOB_ID"]
+
+
+def requeue() -> bool:
+    """Whether SLURM has put this job back into the queue."""
+    try:
+        return subprocess.run(["scontrol", "requeue", job_id()]).returncode == 0
+    except OSError:
+        return False

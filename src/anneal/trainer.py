@@ -1,0 +1,146 @@
+"""Lightning's Trainer, with the two commands that look ahead of a run: schedule and lr_find."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from anneal.errors import UserError
+from anneal.lr_find import Search, search
+from anneal.preview import Preview, preview
+from anneal.saving import WholeFileIO
+
+LOOKS_AHEAD = ("schedule", "lr_find")
+Settings = dict[str, Any]
+
+# A look ahead leaves nothing behind.
+NO_TRACES: Settings = {
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+    "logger": False,
+}
+# As many steps as the search asks for, and no validation among them.
+SEARCH: Settings = {
+    "callbacks": None,
+    "check_val_every_n_epoch": 2**31,
+    "max_epochs": -1,
+    "max_steps": -1,
+    "max_time": None,
+    "num_sanity_val_steps": 0,
+    "val_check_interval": None,
+}
+
+
+class Trainer(pl.Trainer):
+    """Customize every aspect of training via flags."""
+
+    def schedule(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        compare: str | None = None,
+        steps_per_epoch: int | None = None,
+        samples: int | None = None,
+        metric_from: str | None = None,
+        output: Path | None = None,
+    ) -> Preview:
+        """The learning rate of every step of a run, without its data and without training.
+
+        Args:
+            compare: Another configuration for the same picture: files and overrides in quotes, such
+                as --compare='configs/mnist_step.yaml --model.optimizer.lr=0.2', which are laid over
+                what else is typed. Without a file, the overrides alone. Can be repeated.
+            steps_per_epoch: Optimizer steps in an epoch. None: as many as the data makes.
+            samples: Training samples, where the data is not at hand: ImageNet has 1281167.
+            metric_from: What a plateau is to look at: a run's name or folder, or a CSV file with a
+                column for the metric. Without --config, the run's configuration is the one to
+                start from.
+            output: The picture's file. None: schedule.png in the folder of runs.
+        """
+        return preview(self, model, datamodule, steps_per_epoch, samples, metric_from)
+
+    def lr_find(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        min_lr: float = 1e-6,
+        max_lr: float = 10.0,
+        num_training: int = 100,
+        mode: Literal["exponential", "linear"] = "exponential",
+        early_stop_threshold: float | None = 4.0,
+        output: Path | None = None,
+    ) -> Search:
+        """The loss at rising learning rates, and the rate at which it falls fastest.
+
+        Args:
+            min_lr: Rate of the first step.
+            max_lr: Rate of the last.
+            num_training: Steps between them.
+            mode: Whether each step multiplies the rate or adds to it.
+            early_stop_threshold: Ends the search when the loss is so many times its lowest. None:
+                goes on to the end.
+            output: The picture's file. None: lr_find.png in the folder of runs.
+        """
+        return search(
+            self, model, datamodule, min_lr, max_lr, num_training, mode, early_stop_threshold
+        )
+
+
+def as_list(value: Any) -> list[Any]:
+    """What a setting holds: nothing, one thing or a list of them."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises UserError if a setting makes no sense and Lightning takes it."""
+    for key, least in (
+        ("accumulate_grad_batches", 1),
+        ("gradient_clip_val", 0),
+        ("log_every_n_steps", 0),
+    ):
+        if settings[key] is not None and settings[key] < least:
+            raise UserError(f"--trainer.{key}={settings[key]}: must be at least {least}")
+
+
+def start(settings: Settings) -> Trainer:
+    """A trainer that saves whole files; raises UserError if Lightning refuses the settings."""
+    if not settings["barebones"]:
+        settings["plugins"] = [*as_list(settings["plugins"]), WholeFileIO()]
+    try:
+        trainer = Trainer(**settings)
+    except (ValueError, TypeError, ImportError, RuntimeError) as e:  # no such device, ...
+        raise UserError(f"trainer: {str(e).strip().splitlines()[0]}") from e
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if settings["sync_batchnorm"] and on_cpu and trainer.world_size > 1:
+        raise UserError(
+            "--trainer.sync_batchnorm=true: torch has it for GPUs only; leave it out, and each "
+            "process normalises by its own batch"
+        )
+    return trainer
+
+
+def look_ahead(command: str, settings: Settings) -> Trainer:
+    """A trainer that leaves nothing behind.
+
+    A schedule depends on how many devices there are, and not on whether they are here: where the
+    run itself could not start, as many processes on a CPU stand in for them.
+    """
+    settings = settings | NO_TRACES
+    if command == "lr_find":
+        if settings["fast_dev_run"] or settings["barebones"]:
+            raise UserError("lr_find: leave out --trainer.fast_dev_run and --trainer.barebones")
+        return start(settings | SEARCH)
+    try:
+        return start(settings)
+    except (UserError, MisconfigurationException):
+        devices = settings["devices"]
+        if isinstance(devices, str) and "," in devices:
+            devices = devices.split(",")
+        count = len(devices) if isinstance(devices, list) else devices
+        if count in ("auto", -1, "-1"):
+            raise
+        elsewhere = {"accelerator": "cpu", "devices": count, "strategy": "auto"}
+        return start(settings | elsewhere | {"plugins": None, "sync_batchnorm": False})

@@ -1,0 +1,284 @@
+"""`schedule` shows the rates that a run is going to have, without its data and without training."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import logged
+
+from anneal.data.mnist import MNISTDataModule
+from anneal.preview import Preview, read_metric
+from anneal.preview_plots import changes, picture, table, terminal
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SMALL = "--config=small.yaml"
+IMAGENET = 1_281_167
+
+
+def set_scheduler(name: str, **settings: object) -> list[str]:
+    return [
+        f"--model.schedule.scheduler={name}",
+        *(f"--model.schedule.scheduler.{key}={value}" for key, value in settings.items()),
+    ]
+
+
+RUNS = {
+    "step": set_scheduler("StepLR", step_size=1, gamma=0.1),
+    "cosine and warmup": [*set_scheduler("CosineAnnealingLR"), "--model.schedule.warmup_epochs=1"],
+    "one cycle": set_scheduler("OneCycleLR"),
+    "plateau": [
+        *set_scheduler("ReduceLROnPlateau", patience=0, threshold=0.5),
+        "--model.schedule.warmup_steps=1",
+    ],
+    "plateau between epochs": [
+        *set_scheduler("ReduceLROnPlateau", patience=0, threshold=0.5),
+        "--trainer.val_check_interval=2",
+    ],
+    "plateau every second epoch": [
+        *set_scheduler("ReduceLROnPlateau", patience=0, threshold=0.5),
+        "--trainer.check_val_every_n_epoch=2",
+    ],
+    "plateau by all batches": [
+        *set_scheduler("ReduceLROnPlateau", patience=0, threshold=0.5),
+        "--trainer.check_val_every_n_epoch=null",
+        "--trainer.val_check_interval=3",
+    ],
+    "groups and batch size": [
+        *set_scheduler("PolynomialLR"),
+        "--model.decay_norm=false",
+        "--model.decay_bias=false",
+        "--model.lr_batch_size=128",
+    ],
+}
+
+
+def rates_of(folder: Path, steps: int) -> np.ndarray:
+    """What a run has logged of the rate of each group at each step, (steps, groups)."""
+    rows = logged(folder)
+    columns = [c for c in rows[0] if re.fullmatch(r"lr(/\w+)?", c)]
+    found = np.full((steps, len(columns)), np.nan)
+    for row in rows:
+        for i, column in enumerate(columns):
+            if row[column]:
+                found[int(row["step"]), i] = float(row[column])
+    for step in range(1, steps):  # logged where it changes
+        found[step] = np.where(np.isnan(found[step]), found[step - 1], found[step])
+    return found
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("name", RUNS)
+def test_the_preview_is_what_a_run_logs_step_by_step(run, name, accumulate):
+    options = [
+        SMALL,
+        *RUNS[name],
+        "--trainer.limit_train_batches=5",
+        "--trainer.max_epochs=4",
+        f"--trainer.accumulate_grad_batches={accumulate}",
+    ]
+    run("fit", *options, "--trainer.logger=true", "--run_name=real")
+    follows = ["--metric_from=real"] if "plateau" in name else []
+    preview = run("schedule", *options, *follows).preview
+    real = rates_of(Path("runs/real"), len(preview.lrs))
+    np.testing.assert_array_equal(preview.lrs, real)
+    assert len(preview.lrs) == 4 * (5 if accumulate == 1 else 2)
+    assert len(np.unique(preview.lrs)) > 1
+
+
+def test_no_data_is_read_and_no_folder_is_made(run, monkeypatch):
+    for method in ("prepare_data", "setup", "train_dataloader", "val_dataloader"):
+        monkeypatch.setattr(MNISTDataModule, method, None)
+    preview = run("schedule", SMALL, "--samples=640", "--trainer.limit_train_batches=1.0").preview
+    assert preview.steps_per_epoch == 20
+    assert [p.name for p in Path("runs").iterdir()] == ["schedule.png"]
+
+
+@pytest.mark.parametrize("devices", ["1", "3", "[0, 1]"])
+def test_steps_of_samples_are_those_of_the_data_on_as_many_processes(run, devices):
+    options = [SMALL, f"--trainer.devices={devices}", "--trainer.limit_train_batches=1.0"]
+    options += ["--trainer.accelerator=gpu"] if "[" in devices else []
+    of_data = run("schedule", *options).preview
+    of_number = run("schedule", *options, "--samples=3600").preview
+    assert of_number.steps_per_epoch == of_data.steps_per_epoch
+    processes = {"1": 1, "3": 3, "[0, 1]": 2}[devices]
+    assert of_data.steps_per_epoch == int(np.ceil(3600 / (32 * processes)))
+
+
+def test_imagenet_is_previewed_without_imagenet(run, capsys):
+    recipe = f"--config={CONFIGS}/imagenet_resnet18_2015.yaml"
+    eight = ["--trainer.accelerator=gpu", "--trainer.devices=8", f"--samples={IMAGENET}"]
+    preview = run("schedule", recipe, *eight).preview
+    steps = np.arange(90 * 5005)
+    expected = 0.1 * 0.1 ** (steps // (30 * 5005))
+    np.testing.assert_allclose(preview.lrs[:, 0], expected, rtol=1e-12)
+    shown = capsys.readouterr().out
+    assert re.search(r"drop +150,150 +30 +0.01\n", shown)
+    assert re.search(r"drop +300,300 +60 +0.001\n", shown)
+
+
+def test_rates_of_body_and_head_are_told_apart(run):
+    run(
+        "schedule",
+        f"--config={CONFIGS}/imagenet_resnet18_2015.yaml",
+        "--steps_per_epoch=10",
+        "--model.body_lr_factor=0.1",
+        "--model.lr_batch_size=64",
+    )
+
+
+def error_of(run, capsys, *args: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        run("schedule", *args)
+    assert e.value.code == 2
+    (line,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error:")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([f"--config={CONFIGS}/imagenet_resnet50_2015.yaml"], "--samples=N"),
+        ([SMALL, "--samples=0"], "--samples=0: must be at least 1"),
+        ([SMALL, "--samples=9", "--steps_per_epoch=9"], "not both"),
+        ([SMALL, "--trainer.max_epochs=-1"], "no end"),
+        ([SMALL, "--trainer.max_epochs=-1", *RUNS["one cycle"]], "has no end"),
+        ([SMALL, *RUNS["plateau"], "--metric_from=nowhere.csv"], "nowhere.csv"),
+        ([SMALL, *RUNS["plateau"], "--metric_from=curve.csv"], "its columns are step, val/acc"),
+        ([SMALL, "--compare=nowhere.yaml"], "nowhere.yaml"),
+        ([SMALL, "--compare=--model.optimizer.lt=1"], "--model.optimizer.lt"),
+    ],
+)
+def test_what_can_not_be_previewed_is_one_line(run, capsys, args, message):
+    Path("curve.csv").write_text("step,val/acc\n1,0.5\n")
+    assert message in error_of(run, capsys, *args)
+
+
+# ---- plateau
+
+
+def test_a_plateau_without_a_metric_is_drawn_flat_and_says_so(run, capsys):
+    preview = run("schedule", SMALL, *RUNS["plateau"]).preview
+    assert set(preview.lrs[1:, 0]) == {0.1}
+    assert "--metric_from=RUN" in capsys.readouterr().out
+
+
+def test_a_curve_in_a_file_cuts_the_rate_where_it_stalls(run):
+    values = [1.0, 0.9, 0.9, 0.9, 0.8]
+    Path("curve.csv").write_text("\n".join(["val/loss", *map(str, values)]))
+    plateau = [SMALL, *set_scheduler("ReduceLROnPlateau", patience=1)]
+    preview = run("schedule", *plateau, "--trainer.max_epochs=6", "--metric_from=curve.csv").preview
+    epochs = preview.lrs[:: preview.steps_per_epoch, 0]
+    np.testing.assert_allclose(epochs, [0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    assert "5 values, for 6 validations" in preview.notes[0]
+
+
+def test_what_a_plateau_would_have_done_starts_from_that_run(run):
+    run("fit", SMALL, "--trainer.logger=true", "--run_name=real", "--model.optimizer.lr=0.2")
+    preview = run(
+        "schedule", "--metric_from=real", *set_scheduler("ReduceLROnPlateau", patience=5)
+    ).preview
+    assert preview.lrs.shape == (8, 1)
+    assert set(preview.lrs[:, 0]) == {0.2}
+    assert "val/loss of real has it: 2 values" in preview.notes[0]
+
+
+def test_values_are_read_in_their_order_and_gaps_left_out(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,train/loss,val/loss\n0,3,\n9,,2\n9,2,\n19,,1.5\n")
+    assert read_metric(file, "val/loss") == [2, 1.5]
+    assert read_metric(tmp_path, "val/loss") == [2, 1.5]
+
+
+# ---- what is shown
+
+
+def of(lrs: list[float], warmup: int = 0, momentum: list[float] | None = None) -> Preview:
+    rates = np.array(lrs)[:, None]
+    return Preview(rates, np.array(momentum or [0.9] * len(lrs)), [""], 4, warmup, "", [])
+
+
+@pytest.mark.parametrize(
+    ("preview", "expected"),
+    [
+        (of([1.0] * 8), ["first 0", "last 7"]),
+        (of([1.0] * 4 + [0.1] * 4 + [0.01] * 4), ["first 0", "drop 4", "drop 8", "last 11"]),
+        (of([0.0, 0.5, 1.0, 0.6, 0.2], 2), ["first 0", "warmup ends 2", "last 4"]),
+        (of([0.1, 0.5, 1.0, 0.6, 0.2]), ["first 0", "peak 2", "last 4"]),
+        (of([1, 0.5, 0.1, 1, 0.5, 0.1]), ["first 0", "low 2", "peak 3", "last 5"]),
+        (of([1, 1, 0.5, 0.5, 1, 1]), ["first 0", "drop 2", "rise 4", "last 5"]),
+        (of([0.5, 0.5 + 1e-15, 0.5, 0.5]), ["first 0", "last 3"]),
+        (of([0.0, 0.0]), ["first 0", "last 1"]),
+    ],
+)
+def test_changes_are_named(preview, expected):
+    assert [f"{c.name} {c.step}" for c in changes(preview)] == expected
+
+
+def test_the_table_has_steps_epochs_rates_and_cycled_momentum():
+    lines = table(of([0.1, 0.5, 1.0, 0.6, 0.2], momentum=[0.95, 0.9, 0.85, 0.9, 0.95]))
+    assert [line.split() for line in lines.splitlines()] == [
+        ["step", "epoch", "lr", "momentum"],
+        ["first", "0", "0", "0.1", "0.95"],
+        ["peak", "2", "0.5", "1", "0.85"],
+        ["last", "4", "1", "0.2", "0.95"],
+    ]
+
+
+def test_a_long_table_is_cut_in_its_middle():
+    lines = table(of(np.repeat(np.arange(100.0, 0, -1), 2).tolist())).splitlines()
+    assert len(lines) == 17
+    assert lines[1].split()[0] == "first"
+    assert "… 86 more" in lines[-4]
+    assert lines[-1].split()[0] == "last"
+    shown = len(lines) - 2
+    assert shown + 86 == 101
+
+
+def test_several_configurations_stand_in_one_picture(run, capsys):
+    other = yaml.safe_load(Path("small.yaml").read_text())
+    other["trainer"]["max_epochs"] = 3
+    other["model"]["init_args"]["schedule"] = {"scheduler": "OneCycleLR"}
+    Path("other.yaml").write_text(yaml.safe_dump(other))
+    run(
+        "schedule",
+        SMALL,
+        "--compare=other.yaml --model.optimizer.lr=0.3",
+        "--compare=--trainer.limit_train_batches=2",
+        "--model.optimizer.momentum=0.8",
+        "--output=three.png",
+    )
+    shown = capsys.readouterr().out
+    names = ["small", "other --model.optimizer.lr=0.3", "small --trainer.limit_train_batches=2"]
+    for name in names:
+        assert f"\n{name}: " in shown
+    assert re.search(r"peak +3 .* 0.3 +0.85\n", shown)
+    assert Path("three.png").stat().st_size > 10_000
+    assert not Path("runs").exists()
+
+
+def test_a_picture_has_a_panel_for_what_there_is_to_see():
+    ladder, cycle = of([1.0] * 4 + [0.1] * 4), of([0.1, 1.0, 0.1], momentum=[0.9, 0.8, 0.9])
+    (axes,) = picture({"ladder": ladder}).axes
+    assert axes.get_yscale() == "log"
+    assert axes.child_axes[0].get_xlabel() == "optimizer steps"
+    (x, y) = axes.lines[0].get_data()
+    np.testing.assert_array_equal(x, np.arange(8) / 4)
+    np.testing.assert_array_equal(y, ladder.lrs[:, 0])
+    rates, momentum = picture({"cycle": cycle}).axes
+    assert (rates.get_yscale(), momentum.get_ylabel()) == ("linear", "momentum")
+    shorter = Preview(**{**vars(cycle), "steps_per_epoch": 3})
+    panels = picture({"a": cycle, "b": shorter}).axes
+    assert [p.get_xlabel() for p in panels] == ["epochs", "optimizer steps", "epochs"]
+    assert [t.get_text() for t in panels[0].get_legend().get_texts()] == ["a", "b"]
+
+
+def test_curves_without_colours_are_told_apart_by_letters():
+    ladder, cycle = of([1.0] * 4 + [0.1] * 4), of([0.1, 1.0, 0.1])
+    drawn = terminal({"ladder": ladder, "cycle": cycle}, colour=False)
+    assert "aaaa" in drawn
+    assert "b" in drawn
+    assert "\x1b" not in drawn
+    assert "\x1b" in terminal({"ladder": ladder, "cycle": cycle}, colour=True)
