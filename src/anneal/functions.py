@@ -89,7 +89,7 @@ def well(x: Tensor) -> Tensor:
 def two_wells(x: Tensor) -> Tensor:
     """sqrt(1 + x²) - 0.8 exp(-8 (x - 3)²): a wide deep well at 0, a narrow shallow one near 3.
 
-    The curvature is 1 in the deep well and 12.5 in the shallow one, and far out the slope is 1, so
+    The curvature is 1 in the deep well and 11 in the shallow one, and far out the slope is 1, so
     that too large a rate bounces instead of growing without bound.
     """
     return (1 + x**2).sqrt() - 0.8 * torch.exp(-8 * (x - 3) ** 2)

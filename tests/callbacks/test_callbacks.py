@@ -140,7 +140,7 @@ class Dead(Tiny):
     ],
 )
 def test_a_training_that_learns_nothing_says_so_once(module, sign):
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match=sign) as caught:
         fit(module, max_epochs=15, callbacks=[Health()], log_every_n_steps=10)
     assert len([w for w in caught if re.search(sign, str(w.message))]) == 1
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import StepLR
 
+from anneal.data.batches import generator_of
 from anneal.data.points import Steps
 from anneal.errors import UserError
 from anneal.figures.gallery import RATES, walk
@@ -194,6 +195,14 @@ def test_the_minima_of_a_function_are_its_minima(function):
     assert function(sample).min() >= losses[0] == losses.min()
 
 
+@pytest.mark.parametrize(("i", "curvature"), [(0, 1.0), (1, 11.06)])
+def test_the_shallow_well_is_the_narrow_one(i, curvature):
+    function = BUILT_IN["two_wells"]
+    at = torch.tensor(function.minima[i], dtype=torch.float64)
+    hessian = torch.autograd.functional.hessian(lambda x: function(x), at)
+    assert float(hessian) == pytest.approx(curvature, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("name", "at", "value"),
     [
@@ -319,6 +328,21 @@ def test_warm_restarts_leave_the_shallow_well(recipe):
     xs = recipe("surface_restarts")[:, 0]
     assert xs[[10, 30]].tolist() == pytest.approx([2.92, 2.92], abs=0.02)
     assert abs(float(xs[-1])) < 0.05
+    # The same of a hundred seeds at once, by hand.
+    draws = [[generator_of(seed, t, t, 0) for seed in range(100)] for t in range(70)]
+    noise = torch.tensor([[float(torch.randn(1, generator=g)) for g in row] for row in draws])
+    many = [torch.full((100,), 5.0)]
+    for t in range(70):
+        begun, length = ((0, 10), (10, 20), (30, 40))[(t >= 10) + (t >= 30)]
+        lr = 0.4 * (1 + math.cos(math.pi * (t - begun) / length)) / 2
+        x = many[-1].clone().requires_grad_()
+        BUILT_IN["two_wells"](x[:, None]).sum().backward()
+        many.append(many[-1] - lr * (x.grad + 0.1 * noise[t]))
+    many = torch.stack(many)
+    torch.testing.assert_close(many[:, 0], xs, rtol=1e-3, atol=1e-3)
+    left = ((many[10] - 2.92).abs() < 0.1) & (many[70].abs() < 0.1)
+    assert f"{int(left.sum())} go from the shallow" in TOUR
+    assert f"{int(left.sum())} of seeds 0 to 99" in (CONFIGS / "surface_restarts.yaml").read_text()
 
 
 def test_momentum_takes_fewer_steps_through_the_valley(recipe):
