@@ -331,7 +331,7 @@ def test_a_job_that_slurm_does_not_start_again_trains_on(run, tmp_path, monkeypa
             if trainer.global_step == 3:
                 os.kill(os.getpid(), signal.SIGUSR1)
 
-    monkeypatch.setattr("anneal.cli.EpochSeed", Signal)
+    monkeypatch.setattr("anneal.attached.EpochSeed", Signal)
     with pytest.warns(UserWarning, match="SLURM refuses to start job 4 again"):
         cli = run("fit", "--config=small.yaml")
     assert cli.trainer.global_step == 8

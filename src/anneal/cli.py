@@ -76,12 +76,7 @@ class AnnealCLI(LightningCLI):
     trainer: Trainer
 
     def __init__(self, args: list[str], shows: bool = True) -> None:
-        """Parses a command line and runs its command.
-
-        Args:
-            args: The words, the command first.
-            shows: Whether a preview of a schedule is shown; if not, it is kept as `preview`.
-        """
+        """Runs a command line; a preview of a schedule is shown, or only kept as `preview`."""
         self.typed_args = args
         self.shows = shows
         self.checkpoint: dict[str, Any] = {}
@@ -134,7 +129,7 @@ class AnnealCLI(LightningCLI):
             raise UserError(f"--seed_everything={config.seed_everything}: must be 0 to 4294967295")
         if config.resume and not config.run_name:
             raise UserError("--resume=auto needs the --run_name to start or to go on with")
-        if config.run and not config.ckpt_path:
+        if config.run and not config.get("ckpt_path"):
             raise UserError("--run says whose checkpoint --ckpt_path=best or last means: give both")
 
     def _parse_ckpt_path(self) -> None:
@@ -159,9 +154,8 @@ class AnnealCLI(LightningCLI):
                 " (and --run=NAME for another run than the newest)"
             )
         fits, resumes = self.subcommand == "fit", bool(config.resume)
-        name = recipe(self.typed_args)
         self.folder, self.goes_on = runs.choose_folder(
-            root, path, config.run_name, name, fits, resumes
+            root, path, config.run_name, recipe(self.typed_args), fits, resumes
         )
         if not config.trainer.fast_dev_run:
             runs.check_writable(root)
@@ -261,8 +255,7 @@ class AnnealCLI(LightningCLI):
             metrics |= self.trainer.callback_metrics
         if self.trainer.is_global_zero:
             looks = [g.look for g in self.run_loggers if isinstance(g, WandbLogger)]
-            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-            seen = next(c for c in callbacks if isinstance(c, SamplesSeen))
+            seen = next(c for c in self.trainer.callbacks if isinstance(c, SamplesSeen))  # type: ignore[attr-defined]
             speed = seen.samples_per_second
             print(summary(self.trainer, metrics, seconds, speed, self.folder, looks))
 
@@ -290,9 +283,10 @@ class AnnealCLI(LightningCLI):
         """Shows the rate of every step, of this configuration and of those to compare."""
         self.preview = self.trainer.schedule(**kwargs)
         if self.shows:
-            others = compared(self.typed_args)
-            previews = {recipe(self.typed_args): self.preview}
-            previews |= {name: AnnealCLI(args, shows=False).preview for name, args in others}
+            previews = {recipe(self.typed_args) or "run": self.preview}
+            for name, args in compared(self.typed_args):
+                unique = name if name not in previews else f"{name} ({len(previews) + 1})"
+                previews[unique] = AnnealCLI(args, shows=False).preview
             show(previews, output or self.folder / "schedule.png")
 
     def lr_find(self, output: Path | None, **kwargs: Any) -> None:

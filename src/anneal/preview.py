@@ -256,7 +256,7 @@ def _about_plateau(
     schedule: RunSchedule, metric_from: str | None, values: int, validated: int
 ) -> list[str]:
     if not schedule.is_plateau:
-        return []
+        return ["--metric_from is for ReduceLROnPlateau, which this is not"] if metric_from else []
     monitor = schedule.schedule.monitor
     if not metric_from:
         return [

@@ -1,7 +1,6 @@
 """Previews as a person sees them: a table of changes, a plot in the terminal, a picture."""
 
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ ROWS = 16  # of a table; what is between is left out
 FEW = 8  # changes, whose rates are written into the picture
 POINTS = 400  # of a curve in the terminal
 COLOURS = ("bright_blue", "bright_red", "bright_green", "bright_magenta", "bright_yellow")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"  # curves without colours
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Change(NamedTuple):
@@ -94,13 +93,13 @@ def table(preview: Preview) -> str:
     )
 
 
-def terminal(previews: Mapping[str, Preview], colour: bool) -> str:
-    """The rates over epochs in characters."""
+def terminal(previews: Mapping[str, Preview]) -> str:
+    """The rates over epochs in characters, several told apart by letters and by colour."""
     is_log, (low, high) = scale(previews)
     figure = plotille.Figure()
     figure.width = 100 if shutil.get_terminal_size().columns > 120 else 50  # a tick every 10
     figure.height = 12
-    figure.with_colors, figure.color_mode = colour, "names"
+    figure.color_mode = "names"
     figure.x_label, figure.y_label = "epochs", "lr"
     figure.x_ticks_fkt = lambda value, _: f"{value:.4g}"
     figure.y_ticks_fkt = lambda value, _: f"{10**value if is_log else value:.2e}"
@@ -114,9 +113,9 @@ def terminal(previews: Mapping[str, Preview], colour: bool) -> str:
         figure.plot(
             (steps / preview.steps_per_epoch).tolist(),
             (np.log10(y) if is_log else y).tolist(),
-            lc=COLOURS[i % len(COLOURS)] if colour else None,
+            lc=COLOURS[i % len(COLOURS)],
             label=label,
-            marker=None if colour or len(curves) == 1 else LETTERS[i % len(LETTERS)],
+            marker=LETTERS[i % len(LETTERS)] if len(curves) > 1 else None,
         )
     return figure.show(legend=len(curves) > 1)
 
@@ -194,7 +193,7 @@ def show(previews: Mapping[str, Preview], output: Path) -> None:
     """Prints notes, changes and the plot, and writes the picture."""
     for name, preview in previews.items():
         print("\n".join(["", f"{name}: {preview.length}", *preview.notes, table(preview), ""]))
-    print(terminal(previews, colour=sys.stdout.isatty()))
+    print(terminal(previews))
     output.parent.mkdir(parents=True, exist_ok=True)
     picture(previews).savefig(output, dpi=120)
     print(output)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -40,6 +41,8 @@ class Picture(Callback):
 
 def settings(trainer: Trainer) -> str:
     """Optimizer and schedule of a training in a line, as a title."""
-    schedule: RunSchedule = trainer.lr_scheduler_configs[0].scheduler  # type: ignore[assignment]
+    schedule: Any = trainer.lr_scheduler_configs[0].scheduler
+    if not isinstance(schedule, RunSchedule):  # that of a search for the learning rate
+        return type(trainer.optimizers[0]).__name__
     line, _, _length = schedule.describe().rpartition("; ")
     return line.replace(", fused=True", "").removesuffix("; constant rate")

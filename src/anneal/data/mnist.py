@@ -126,16 +126,25 @@ class MNISTDataModule(LightningDataModule):
             raw = self.root / self.dataset / "raw"
             images, labels = read_idx_pair(raw, "train")
             self.splits["test"] = read_idx_pair(raw, "t10k")
-        size = self.val_size if isinstance(self.val_size, int) else self.val_size * len(labels)
-        if not 1 <= size < len(labels):
-            raise UserError(
-                f"data.val_size={self.val_size} leaves nothing to train on or nothing to validate "
-                f"on: {self.dataset} has {len(labels)} training images"
-            )
         generator = torch.Generator().manual_seed(self.seed)
-        train, val = stratified_split(labels, int(size), generator)
+        train, val = stratified_split(labels, self._held_out(len(labels)), generator)
         self.splits["train"] = images[train], labels[train]
         self.splits["val"] = images[val], labels[val]
+
+    @property
+    def train_samples(self) -> int:
+        """Images to train on, known without reading them: `schedule` asks for it."""
+        total = 4_000 if self.dataset == "digits" else 60_000
+        return total - self._held_out(total)
+
+    def _held_out(self, total: int) -> int:
+        size = self.val_size if isinstance(self.val_size, int) else self.val_size * total
+        if not 1 <= size < total:
+            raise UserError(
+                f"data.val_size={self.val_size} leaves nothing to train on or nothing to validate "
+                f"on: {self.dataset} has {total} training images"
+            )
+        return int(size)
 
     def train_dataloader(self) -> Batches:
         """Every training image once an epoch, in an order of its own for each epoch."""
