@@ -5,7 +5,7 @@ forked from a warm one. A good end is exit status 0, or a line that begins with 
 1 or 2, within two minutes and 2 GB. Anything else is listed, and the files kept.
 
     python benchmarks/fuzz.py                # 40 files
-    python benchmarks/fuzz.py --files=200    # the figure of docs/reliability.md
+    python benchmarks/fuzz.py --files=200
 """
 
 import argparse

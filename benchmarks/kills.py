@@ -6,7 +6,7 @@ weights, its metrics.csv and the batch of every step must be those of the undist
 bit. Ends with status 1 if anything differs.
 
     python benchmarks/kills.py                  # about 20 kills
-    python benchmarks/kills.py --kills=200      # the figures of docs/reliability.md
+    python benchmarks/kills.py --kills=200
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Torchvision's ImageFolder and transforms, a DataLoader, float32, SGD with momentum and a cosine:
 what its reference script comes to without its options. The network has four stages of 16 to 128
-channels. Prints the validation accuracy after the last epoch and the seconds that the training took.
+channels. Prints the validation accuracy after the last epoch and the seconds of the training.
 
     python benchmarks/plain_photos.py data/photos
     python benchmarks/plain_photos.py data/photos --epochs=30 --size=96 --seed=1

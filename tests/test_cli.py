@@ -26,13 +26,8 @@ def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def column(folder: Path, name: str) -> dict[int, float]:
-    return {int(r["step"]): float(r[name]) for r in rows(folder) if r.get(name)}
+    return {int(r["step"]): float(r[name]) for r in logged(folder) if r.get(name)}
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -91,7 +86,7 @@ def test_metrics_stand_at_optimizer_steps_with_epoch_and_samples(run):
     assert column(folder, "lr") == {0: 0.1, 2: 0.1}  # at each change and each logging point
     assert column(folder, "samples") == {1: 128, 3: 256}
     assert set(column(folder, "val/acc")) == {1, 3}
-    assert {r["epoch"] for r in rows(folder)} == {"0", "1"}
+    assert {r["epoch"] for r in logged(folder)} == {"0", "1"}
     assert set(column(folder, "test/acc")) == {3}
 
 
@@ -292,9 +287,9 @@ def test_resume_continues_bit_for_bit_in_the_same_folder(run, schedule):
     whole, parts = Path("runs/whole"), Path("runs/parts")
     if schedule != "cosine":  # whose first half followed the shorter plan
         assert all(torch.equal(a, weights(parts)[k]) for k, a in weights(whole).items())
-        tested = [r for r in rows(parts) if r["step"] == "7" and r["test/acc"]]
+        tested = [r for r in logged(parts) if r["step"] == "7" and r["test/acc"]]
         assert len(tested) == 1  # at the end of the first part
-        assert [r for r in rows(parts) if r not in tested] == rows(whole)
+        assert [r for r in logged(parts) if r not in tested] == logged(whole)
     tail = {s: lr for s, lr in column(whole, "lr").items() if s >= 8}
     assert {s: lr for s, lr in column(parts, "lr").items() if s >= 8} == tail
     assert (parts / "config-2.yaml").exists()
@@ -313,7 +308,7 @@ def test_resume_in_the_middle_of_an_epoch_goes_on_with_the_next_sample(run, stop
     assert all(torch.equal(a, weights(parts)[k]) for k, a in weights(whole).items())
     for name in ("lr", "samples", "val/acc", "val/loss", "train/loss", "train/acc"):
         assert column(parts, name) == column(whole, name)
-    assert len(rows(parts)) == len(rows(whole))
+    assert len(logged(parts)) == len(logged(whole))
 
 
 def test_resuming_a_finished_run_says_that_nothing_is_left(run, capsys):
@@ -439,7 +434,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoints(run, c
         "--model.schedule.scheduler.gamma=1e12",
         status=1,
     )
-    assert re.search(r"NaN or infinite at optimizer step \d+ \(epoch \d, lr 1e\+", line)
+    assert re.search(r"NaN or infinite at optimizer step \d+ \(epoch \d, batch \d, lr 1e\+", line)
     checkpoints = list((only_run() / "checkpoints").iterdir())
     assert len(checkpoints) == 2
     for path in checkpoints:

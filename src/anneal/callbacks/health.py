@@ -39,7 +39,11 @@ class Health(Callback):
         self._first_bad: Tensor | None = None
         self._first: tuple[float, float] | None = None  # loss and norm
         self._moved = False
+        self._step = 0
         self._warned: set[str] = set()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -74,7 +78,9 @@ class Health(Callback):
             return
         if not self.skip:
             self._look(trainer, loss)
-        if is_logged(trainer, trainer.global_step):
+        new_step = trainer.global_step != self._step  # else in the middle of an accumulation
+        self._step = trainer.global_step
+        if new_step and is_logged(trainer, self._step):
             self._check(trainer)
             self._judge(trainer, float(loss))
 
@@ -104,7 +110,9 @@ class Health(Callback):
         if self.norm is not None:
             at = trainer.fit_loop.epoch_loop._batches_that_stepped
             for logger in trainer.loggers:
-                logger.log_metrics({"train/grad_norm": norm}, step=at)
+                logger.log_metrics(
+                    {"epoch": trainer.current_epoch, "train/grad_norm": norm}, step=at
+                )
         if self._first is None:
             self._first = loss, norm
         first_loss, first_norm = self._first

@@ -39,6 +39,7 @@ class SamplesSeen(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Goes on at the same sample of the epoch if its batches are others than before."""
+        self._step = trainer.global_step
         done = self.epoch_samples * trainer.world_size
         loader: Any = trainer.train_dataloader
         if not done or not hasattr(loader, "left"):

@@ -1,0 +1,85 @@
+"""`python -m anneal.sweep FILE`: runs the trials of a sweep file, shows the table and a picture."""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from anneal.errors import UserError
+from anneal.sweep import process
+from anneal.sweep.file import read
+
+SWEEPS = Path("runs/sweeps")
+
+
+def run(file: Path, jobs: int, storage: str | None) -> int:
+    """Runs a sweep, or goes on with it.
+
+    Args:
+        file: The sweep file.
+        jobs: Trials at a time.
+        storage: A storage of Optuna; None: a file beside the runs.
+
+    Returns:
+        0; 1 if no trial has succeeded; 130 if it was interrupted.
+    """
+    if jobs < 1:
+        raise UserError(f"-j {jobs}: must be at least 1")
+    sweep = read(file)
+    process.warm_up(training=process.training_words(sweep.head) is not None)
+    # These take seconds, in which the trials' imports are done too.
+    from anneal.sweep import result
+    from anneal.sweep.study import Study
+    from anneal.sweep.worker import Worker
+
+    folder = SWEEPS / sweep.name
+    study = Study(sweep, folder, storage)
+    if not result.rows_of(study) and (old := next(folder.glob(f"{sweep.name}-*/"), None)):
+        raise UserError(f"{old} is of an earlier sweep: move or remove {folder}")
+    status = 0
+    try:
+        Worker(sweep, study, folder, jobs).run()
+    except KeyboardInterrupt:
+        status = 130
+    rows = result.rows_of(study)
+    result.write_table(folder / "table.csv", sweep, rows)
+    print(f"\n{result.text_table(sweep, rows)}\n\n{folder / 'table.csv'}")
+    if figure := result.draw(sweep, rows):
+        figure.savefig(folder / f"{sweep.name}.png", dpi=120)
+        print(folder / f"{sweep.name}.png")
+    if status:
+        print("interrupted: the same command goes on", file=sys.stderr)
+    return status or (0 if any(row.status == "finished" for row in rows) else 1)
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    # Once: the trials are being ended then, and that takes no longer than seconds.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m anneal.sweep",
+        description="Runs a W&B sweep file on this machine. Typed again, it goes on.",
+    )
+    parser.add_argument("file", type=Path, help="as `wandb sweep` takes it")
+    parser.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="trials at a time")
+    parser.add_argument("--storage", metavar="URL", help="of Optuna, for several workers")
+    typed = parser.parse_args(args)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        return run(typed.file, typed.jobs, typed.storage)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.status
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""W&B's sweep files: what they ask for, and by name what of it is not supported."""
+
+import math
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anneal.errors import UserError
+from anneal.mistakes import did_you_mean
+from anneal.sweep.draw import Parameter, parameter
+
+# What W&B's schema knows; False: not supported here.
+KEYS = {
+    "program": True,
+    "method": True,
+    "parameters": True,
+    "metric": True,
+    "early_terminate": True,
+    "command": True,
+    "name": True,
+    "description": True,
+    "run_cap": True,
+    "project": True,
+    "entity": True,
+    "apiVersion": True,  # this and the next two say nothing about what is run
+    "kind": True,
+    "controller": True,
+    "job": False,
+    "image_uri": False,
+    "scheduler": False,
+    "metrics": False,
+}
+METRIC = {"name": True, "goal": True, "target": True}
+METRIC |= {"impute": False, "impute_while_running": False}
+HYPERBAND = dict.fromkeys(("type", "min_iter", "max_iter", "s", "eta", "strict"), True)
+MACRO = re.compile(r"\$\{(\w+)\}")
+ARGS = ("", "_no_equals", "_no_hyphens", "_no_boolean_flags", "_json", "_json_file")
+ARGS_HYDRA = ("_append_hydra", "_override_hydra")
+MACROS = ("env", "interpreter", "program", *(f"args{kind}" for kind in ARGS + ARGS_HYDRA))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a sweep optimises: the last value that a run logs of it.
+
+    Args:
+        name: As it is logged, such as val/acc.
+        maximize: Whether more is better.
+        target: The sweep ends when a run reaches it.
+    """
+
+    name: str
+    maximize: bool = False
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Hyperband:
+    """Early stopping, W&B's way: one bracket of Hyperband (Li et al. 2018, arXiv 1603.06560).
+
+    After `first`, `first` x `eta`, `first` x `eta`² ... values of the metric, only trials among
+    the best 1/`eta` that came so far go on.
+
+    Args:
+        first: Values of the metric before the first look.
+        eta: What share goes on: one in `eta`.
+        end: From this many values on nobody is stopped any more.
+    """
+
+    first: int
+    eta: int = 3
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, read and checked."""
+
+    name: str
+    method: str
+    parameters: list[Parameter]
+    constants: dict[tuple[str, ...], Any]
+    command: list[Any]
+    program: str | None = None
+    metric: Metric | None = None
+    early: Hyperband | None = None
+    run_cap: int | None = None
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int | None:
+        """How many trials there are; None: endlessly many."""
+        if self.method != "grid":
+            return self.run_cap
+        points = math.prod(len(p.grid or []) for p in self.parameters)
+        return min(points, self.run_cap or points)
+
+    def grid(self) -> Iterator[dict[str, Any]]:
+        """What Optuna would draw for each point of the grid, the last parameter the fastest."""
+        for point in product(*(p.grid or [] for p in self.parameters)):
+            yield {p.name: drawn for p, drawn in zip(self.parameters, point, strict=True)}
+
+    def values(self, drawn: dict[str, Any]) -> dict[str, Any]:
+        """The parameters that vary, by dotted name, from what Optuna has drawn."""
+        return {p.name: p.value(drawn[p.name]) for p in self.parameters}
+
+    @property
+    def head(self) -> list[str]:
+        """The command without what differs between the trials."""
+        fixed = {
+            "${env}": "/usr/bin/env",
+            "${interpreter}": sys.executable,
+            "${program}": self.program,
+        }
+        return [str(fixed.get(word, word)) for word in self.command]
+
+    def words(self, values: dict[str, Any], json_file: Path) -> list[str]:
+        """The command line of one trial, word by word what W&B's agent would run.
+
+        Args:
+            values: Of the parameters that vary.
+            json_file: Where ${args_json_file} is to be written; it is if the command has it.
+        """
+        from wandb.sdk.launch.sweeps import utils  # takes a second
+
+        tree: dict[str, Any] = {}
+        settings = {**self.constants, **{p.path: values[p.name] for p in self.parameters}}
+        for path, value in sorted(settings.items(), key=lambda item: item[0]):
+            node = tree
+            for key in path[:-1]:
+                node = node.setdefault(key, {})
+            node[path[-1]] = value
+        args = utils.create_sweep_command_args({"args": {k: {"value": v} for k, v in tree.items()}})
+        if "${args_json_file}" in self.command:
+            json_file.write_text(args["args_json"][0])
+            args["args_json_file"] = [str(json_file)]
+        words: list[str] = []
+        for word in utils.create_sweep_command(self.head):
+            macro = MACRO.fullmatch(word)
+            words += args[macro[1]] if macro else [word]
+        return words
+
+
+def read(path: Path) -> Sweep:
+    """A sweep file.
+
+    Raises:
+        UserError: It can't be read, or asks for something that is not supported.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} is no YAML: {' '.join(str(e).split())}") from e
+    try:
+        return _sweep(path, content)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+
+
+def _sweep(path: Path, content: Any) -> Sweep:
+    _check_keys("", content, KEYS)
+    method = content.get("method")
+    if method not in ("grid", "random", "bayes"):
+        raise UserError(f"method={method}: must be grid, random or bayes")
+    varied, constants = _parameters(content)
+    if method == "grid":
+        for p in varied:
+            if p.grid is None:
+                raise UserError(
+                    f"parameters.{p.name}: a grid needs values, or whole numbers or multiples "
+                    "(q_uniform) between min and max"
+                )
+    cap = content.get("run_cap")
+    if cap is not None and (not isinstance(cap, int) or cap < 1):
+        raise UserError(f"run_cap={cap}: must be a whole number above 0")
+    metric = _metric(content)
+    if metric is None and (method == "bayes" or content.get("early_terminate")):
+        raise UserError("metric: bayes and early_terminate need its name")
+    return Sweep(
+        name=re.sub(r"[^\w.=-]+", "-", str(content.get("name") or path.stem)).strip("-."),
+        method=method,
+        parameters=varied,
+        constants=constants,
+        command=_command(content),
+        program=content.get("program"),
+        metric=metric,
+        early=_early(content),
+        run_cap=cap,
+        env={f"WANDB_{k.upper()}": content[k] for k in ("project", "entity") if k in content},
+    )
+
+
+def _check_keys(where: str, node: Any, known: dict[str, bool]) -> None:
+    if not isinstance(node, dict):
+        raise UserError(f"{where.rstrip('.') or 'the file'} must hold keys and values")
+    for key in node:
+        if key not in known:
+            raise UserError(f"{where}{key}: no such key{did_you_mean(str(key), known)}")
+        if not known[key]:
+            raise UserError(f"{where}{key}: not supported, only W&B itself does it")
+
+
+def _parameters(content: dict[str, Any]) -> tuple[list[Parameter], dict[tuple[str, ...], Any]]:
+    varied: list[Parameter] = []
+    constants: dict[tuple[str, ...], Any] = {}
+
+    def walk(node: Any, path: tuple[str, ...]) -> None:
+        if not isinstance(node, dict) or not node:
+            raise UserError(f"{'.'.join(('parameters', *path))} must hold keys and values")
+        for key, spec in node.items():
+            here = (*path, str(key))
+            if not isinstance(spec, dict):
+                raise UserError(
+                    f"parameters.{'.'.join(here)}: write {{value: {spec}}} for a constant"
+                )
+            if "parameters" in spec:
+                _check_keys(f"parameters.{'.'.join(here)}.", spec, {"parameters": True})
+                walk(spec["parameters"], here)
+            elif "value" in spec and len(spec.keys() - {"distribution"}) == 1:
+                constants[here] = spec["value"]
+            else:
+                varied.append(parameter(here, spec))
+
+    walk(content.get("parameters"), ())
+    return varied, constants
+
+
+def _metric(content: dict[str, Any]) -> Metric | None:
+    if (node := content.get("metric")) is None:
+        return None
+    _check_keys("metric.", node, METRIC)
+    goal = node.get("goal", "minimize")
+    if goal not in ("minimize", "maximize"):
+        raise UserError(f"metric.goal={goal}: must be minimize or maximize")
+    if not isinstance(node.get("name"), str):
+        raise UserError("metric.name: which metric is it?")
+    return Metric(node["name"], goal == "maximize", node.get("target"))
+
+
+def _early(content: dict[str, Any]) -> Hyperband | None:
+    if (node := content.get("early_terminate")) is None:
+        return None
+    where = "early_terminate."
+    _check_keys(where, node, HYPERBAND)
+    if node.get("type") != "hyperband":
+        raise UserError(f"{where}type={node.get('type')}: must be hyperband")
+    if node.get("strict") is False:
+        raise UserError(f"{where}strict=false: not supported, trials compare by their last value")
+    eta = node.get("eta", 3)
+    if not isinstance(eta, int) or eta < 2:
+        raise UserError(f"{where}eta={eta}: not supported, must be a whole number above 1")
+    for key in ("min_iter", "max_iter", "s"):
+        if key in node and (not isinstance(node[key], int) or node[key] < 1):
+            raise UserError(f"{where}{key}={node[key]}: must be a whole number above 0")
+    if "max_iter" in node and "s" in node:
+        end = node["max_iter"]
+        return Hyperband(max(1, int(end / eta ** node["s"])), eta, end)
+    if "min_iter" in node:
+        return Hyperband(node["min_iter"], eta, node.get("max_iter"))
+    raise UserError("early_terminate: give min_iter, or max_iter and s")
+
+
+def _command(content: dict[str, Any]) -> list[Any]:
+    command = content.get("command", ["${env}", "${interpreter}", "${program}", "${args}"])
+    if not isinstance(command, list) or not command:
+        raise UserError("command must be a list of words")
+    for word in command:
+        macro = MACRO.fullmatch(str(word))
+        if macro and macro[1] not in MACROS:
+            raise UserError(f"command: {word} is not supported{did_you_mean(macro[1], MACROS)}")
+    if "${program}" in command and not Path(str(content.get("program"))).is_file():
+        raise UserError(f"program={content.get('program')}: no such file, seen from {Path.cwd()}")
+    return command

@@ -1,0 +1,195 @@
+"""One trial as a process: a training forked from a process that has done the imports, or a script.
+
+The imports of a training take seconds. `multiprocessing`'s fork server does them once; it has one
+thread and has computed nothing, so that each fork is like a fresh start.
+"""
+
+import csv
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from multiprocessing.forkserver import ensure_running
+from pathlib import Path
+
+TRAIN = Path(__file__).parents[3] / "train.py"
+# What the fork server imports; wandb and matplotlib leave the last two for later.
+WARM = ["anneal.cli", "wandb.sdk.launch", "matplotlib.backends.backend_agg"]
+TERM_SECONDS = 10.0  # from SIGTERM to SIGKILL
+ERROR = re.compile(r"(error|[\w.]+(Error|Exception|Interrupt|Exit)|Killed|Segmentation fault)\b")
+
+
+def training_words(command: list[str]) -> list[str] | None:
+    """Of a command that runs our train.py the script and its arguments; None of any other."""
+    words = command[1:] if command[0] == "/usr/bin/env" else command
+    if len(words) < 2 or not Path(words[0]).name.startswith("python"):
+        return None
+    return words[1:] if Path(words[1]).exists() and TRAIN.samefile(words[1]) else None
+
+
+def can_go_on(folder: Path) -> bool:
+    """Whether a training that was killed has left a checkpoint to go on from."""
+    return (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def warm_up(training: bool) -> None:
+    """Starts the fork server, which does the imports of a training if it is to fork them."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(WARM if training else [])
+    ensure_running()
+
+
+class Process:
+    """A running trial.
+
+    Args:
+        command: What to run, word by word.
+        folder: Of the run. If an earlier training has left a checkpoint there, it goes on.
+        group: Name of the sweep, for W&B.
+        threads: Threads to compute with.
+        env: More environment variables.
+    """
+
+    def __init__(
+        self, command: list[str], folder: Path, group: str, threads: int, env: dict[str, str]
+    ) -> None:
+        self.folder = folder
+        self.log = self.log_path if folder.is_dir() else folder.parent / f"{folder.name}.log"
+        env = {**env, "OMP_NUM_THREADS": str(threads), "WANDB_RUN_GROUP": group}
+        words = training_words(command)
+        if words and can_go_on(folder):
+            words = [words[0], "fit", "--ckpt_path=last", f"--run={folder}"]
+        elif words:
+            words += [f"--trainer.default_root_dir={folder.parent}", f"--run_name={folder.name}"]
+            for option in (f"--wandb.group={group}", "--trainer.enable_progress_bar=false"):
+                if not any(word.startswith(option.partition("=")[0]) for word in words):
+                    words.append(option)
+        else:
+            folder.mkdir()
+            env["WANDB_DIR"] = str(folder)
+        context = multiprocessing.get_context("forkserver")
+        target, args = (_train, (words, threads)) if words else (_run, (command,))
+        self._process = context.Process(target=_child, args=(target, args, self.log, env))
+        self._process.start()  # waits for the fork server's imports
+        assert self._process.pid
+        self.pid = self._process.pid
+        self.started = time.monotonic()
+
+    def status(self) -> int | None:
+        """Its exit status (negative: the signal that ended it); None: it is running."""
+        code = self._process.exitcode
+        if self.log.exists() and self.folder.is_dir():
+            self.log.replace(self.log_path)  # while it is being written to
+        if code is not None:
+            self._signal(signal.SIGKILL)  # what is left of its own processes
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.log.exists():
+                self.log.replace(self.log_path)
+        return code
+
+    @property
+    def log_path(self) -> Path:
+        """What the trial printed, once its folder is there."""
+        return self.folder / "log.txt"
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.started
+
+    def terminate(self) -> None:
+        """Asks it to end."""
+        self._signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Ends it and its own processes, by force if it doesn't within seconds."""
+        self.terminate()
+        self._process.join(TERM_SECONDS)
+        self._signal(signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
+        self.status()
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def error(self) -> str:
+        """Why it ended, in a line: the last error it printed, or the signal."""
+        code = self._process.exitcode or 0
+        number = -code if code < 0 else code - 128
+        killed = number in set(signal.Signals)
+        why = f"killed by {signal.Signals(number).name}" if killed else f"exit status {code}"
+        text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+        errors = [line for line in lines if ERROR.match(line)]
+        last = lines[-1:] if killed else errors[-1:] or lines[-1:]
+        return ": ".join([why, *last])[:500]
+
+
+# ---- in the trial's own process
+
+
+def _child(target, args, log: Path, env: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+    os.setsid()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.update(env)
+    target(*args)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _train(words: list[str], threads: int) -> None:
+    import torch  # is there already, in the fork server
+    import wandb
+
+    torch.set_num_threads(threads)
+    sys.argv[:] = words
+    sys.path.insert(0, str(Path(words[0]).resolve().parent))  # as for a script
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    finally:
+        wandb.teardown()  # multiprocessing leaves out what is to be done at exit
+
+
+def _run(command: list[str]) -> None:
+    code = subprocess.call(command, stdin=subprocess.DEVNULL)
+    sys.exit(code if code >= 0 else 128 - code)  # as a shell says that a signal ended it
+
+
+# ---- what it has logged
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    """The values of a metric so far, from the run's metrics.csv."""
+    file = folder / "metrics.csv"
+    if not file.exists():
+        return []
+    text = file.read_text(errors="replace")
+    whole = text[: text.rfind("\n") + 1].splitlines()  # not a line that is being written
+    return [float(row[name]) for row in csv.DictReader(whole) if row.get(name)]
+
+
+def recorded(folder: Path, name: str) -> list[float]:
+    """The same from what W&B has recorded there, for programs that write no metrics.csv."""
+    values = []
+    for file in sorted(folder.glob("wandb/*run-*/run-*.wandb")):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        items = [json.loads(line).get("history", {}) for line in done.stdout.splitlines()]
+        values += [item["item"][name] for item in items if name in item.get("item", {})]
+    return [float(v) for v in values if isinstance(v, int | float)]

@@ -1,0 +1,253 @@
+"""What came out of a sweep: a table, and a picture of the metric over the first parameter."""
+
+import csv
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from anneal.sweep.file import Metric, Sweep
+from anneal.sweep.study import FINISHED, STOPPED, Study
+
+SEED = "seed_everything"
+MARKERS = "osD^vPX*<>"
+MOST_LINES = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial as the table shows it.
+
+    Args:
+        number: Of the trial.
+        value: Last value of the metric; NaN: there is none.
+        status: How it ended, with the error if it failed.
+        values: The parameters that vary, by dotted name.
+        seconds: It ran; None: it did not end.
+        folder: Its run.
+    """
+
+    number: int
+    value: float
+    status: str
+    values: dict[str, Any]
+    seconds: float | None
+    folder: str
+
+
+def rows_of(study: Study) -> list[Row]:
+    """All trials that were begun: the best first, those without a value last."""
+    rows = []
+    interrupted = study.interrupted()
+    for t in study.trials():
+        if "values" in t.user_attrs:
+            attrs = t.user_attrs
+            status = attrs.get("status", "running")
+            if t.number in interrupted:
+                status = "interrupted, run again"
+            status = ": ".join(filter(None, [status, attrs.get("error")]))
+            value = t.value if t.state.is_finished() and study.sweep.metric else None
+            value = math.nan if value is None else value
+            seconds, folder = attrs.get("seconds"), attrs.get("folder", "")
+            rows.append(Row(t.number, value, status, attrs["values"], seconds, folder))
+    sign = -1 if study.sweep.metric and study.sweep.metric.maximize else 1
+
+    def order(row: Row) -> tuple[bool, bool, float, int]:
+        none = math.isnan(row.value)
+        return none, row.status != FINISHED, 0 if none else sign * row.value, row.number
+
+    return sorted(rows, key=order)
+
+
+def write_table(path: Path, sweep: Sweep, rows: list[Row]) -> None:
+    """The table as CSV, with full names and numbers."""
+    names = [p.name for p in sweep.parameters]
+    metric = [sweep.metric.name] if sweep.metric else []
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["trial", *metric, *names, "status", "seconds", "folder"])
+        for r in rows:
+            value = [r.value] if metric else []
+            varied = [_plain(r.values[name]) for name in names]
+            writer.writerow([r.number, *value, *varied, r.status, r.seconds, r.folder])
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict | list) else value
+
+
+def text_table(sweep: Sweep, rows: list[Row]) -> str:
+    """The table for the terminal."""
+    short = short_names([p.name for p in sweep.parameters])
+    header = ["trial", *([sweep.metric.name] if sweep.metric else []), *short.values()]
+    lines = [[*header, "time", "folder", "status"]]
+    for r in rows:
+        value = [] if sweep.metric is None else ["" if math.isnan(r.value) else f"{r.value:.5g}"]
+        seconds = "" if r.seconds is None else f"{r.seconds:.1f} s"
+        varied = [label(r.values[name]) for name in short]
+        lines.append([str(r.number), *value, *varied, seconds, r.folder, r.status])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def short_names(names: list[str]) -> dict[str, str]:
+    """Dotted names by their last part, where that says which is meant."""
+    last = [name.rpartition(".")[2] for name in names]
+    return {n: s if last.count(s) == 1 else n for n, s in zip(names, last, strict=True)}
+
+
+def label(value: Any) -> str:
+    """A value as it is shown: a class by its name and arguments, a number in its digits."""
+    if isinstance(value, dict) and "class_path" in value:
+        args = value.get("init_args") or {}
+        inside = ", ".join(f"{k}={label(v)}" for k, v in args.items())
+        return value["class_path"].rpartition(".")[2] + (f"({inside})" if inside else "")
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# ---- the picture
+
+
+def draw(sweep: Sweep, rows: list[Row]) -> Figure | None:
+    """The metric over the learning rate, or else over the first parameter of numbers.
+
+    Points over the same parameters and other seeds are drawn small, and their mean large. Of
+    parameters that are no numbers the means are bars. The best is marked.
+
+    Returns:
+        None: There is nothing to draw.
+    """
+    done = [r for r in rows if math.isfinite(r.value)]
+    names = [p.name for p in sweep.parameters]
+    names = [name for name in names if name != SEED] or names
+    if sweep.metric is None or not done or not names:
+        return None
+    x = _x_axis(names, done)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    if x is None:
+        _bars(axes, sweep.metric, names, done)
+    else:
+        _curves(axes, sweep, x, [n for n in names if n != x], rows)
+    axes.set_title(sweep.name)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def _x_axis(names: list[str], rows: list[Row]) -> str | None:
+    """The first learning rate, or the first parameter whose values are all numbers."""
+    numeric = [n for n in names if all(_number(r.values[n]) is not None for r in rows)]
+    rates = [n for n in numeric if n.rpartition(".")[2] == "lr"]
+    return next(iter(rates + numeric), None)
+
+
+def _number(value: Any) -> float | None:
+    """YAML takes 1e-4 for text, which is a number to the training."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _means(rows: list[Row], names: list[str]) -> dict[str, list[Row]]:
+    """Trials by the values of some parameters: those that differ in the others only."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[json.dumps([row.values[n] for n in names])].append(row)
+    return groups
+
+
+def _mean(rows: list[Row]) -> float:
+    return fmean(r.value for r in rows)
+
+
+def _best(groups: dict[str, list[Row]], metric: Metric) -> list[Row]:
+    done = [g for g in groups.values() if any(r.status == FINISHED for r in g)]
+    return (max if metric.maximize else min)(done or list(groups.values()), key=_mean)
+
+
+def _curves(axes: Axes, sweep: Sweep, x: str, others: list[str], rows: list[Row]) -> None:
+    """A line for each combination of the other parameters of a grid, points otherwise."""
+    assert sweep.metric
+    metric = sweep.metric
+    grid = sweep.method == "grid"
+    done = [r for r in rows if math.isfinite(r.value)]
+    series = _means(done, others) if grid else {"": done}
+    if len(series) > MOST_LINES:
+        series, others = {"": done}, []
+    for (_, mine), marker in zip(series.items(), cycle(MARKERS), strict=False):
+        points = sorted(_means(mine, [x, *others]).values(), key=lambda g: _x(g[0], x))
+        name = ", ".join(label(mine[0].values[n]) for n in others) if grid else ""
+        places, heights = [_x(g[0], x) for g in points], [_mean(g) for g in points]
+        style = {"marker": marker, "linestyle": "-" if grid else "", "label": name}
+        (line,) = axes.plot(places, heights, **style)  # type: ignore[arg-type]
+        if any(len(g) > 1 for g in points):
+            single = [(_x(r, x), r.value) for r in mine]
+            axes.plot(*zip(*single, strict=True), ".", color=line.get_color(), alpha=0.5)
+        if early := [r for r in mine if r.status == STOPPED]:
+            axes.plot([_x(r, x) for r in early], [r.value for r in early], "o", color="white", ms=4)
+    best = _best(_means(done, [x, *others] if grid else list(done[0].values)), metric)
+    _mark(axes, best, x, metric)
+    if failed := [r for r in rows if r not in done and r.seconds is not None]:
+        edge = axes.get_xaxis_transform()  # x in values, y in shares of the height
+        places = [_x(r, x) for r in failed if _number(r.values[x]) is not None]
+        axes.plot(places, [0.02] * len(places), "rx", transform=edge, label="failed", clip_on=False)
+    axes.set_xlabel(x)
+    axes.set_ylabel(metric.name)
+    if _is_log(sweep, x, [_x(r, x) for r in rows if _number(r.values[x]) is not None]):
+        axes.set_xscale("log")
+    axes.legend(loc="best")
+
+
+def _x(row: Row, name: str) -> float:
+    number = _number(row.values[name])
+    assert number is not None
+    return number
+
+
+def _is_log(sweep: Sweep, name: str, values: list[float]) -> bool:
+    """Whether a parameter is drawn on a logarithmic scale, or given over more than a decade."""
+    log = next(p.log for p in sweep.parameters if p.name == name)
+    return min(values) > 0 and (log or max(values) / min(values) > 10)
+
+
+def _mark(axes: Axes, best: list[Row], x: str, metric: Metric) -> None:
+    over = f" (mean of {len(best)})" if len(best) > 1 else ""
+    text = f"best: {_mean(best):.4g}{over} at {label(best[0].values[x])}"
+    axes.plot(
+        [_x(best[0], x)], [_mean(best)], "*", ms=18, color="gold", mec="black", label=text, zorder=5
+    )
+
+
+def _bars(axes: Axes, metric: Metric, names: list[str], rows: list[Row]) -> None:
+    """A bar for each combination of parameters, its single trials as points."""
+    groups = _means(rows, names)
+    best = _best(groups, metric)
+    bars = sorted(groups.values(), key=_mean, reverse=metric.maximize)[: 2 * MOST_LINES]
+    for place, group in enumerate(reversed(bars)):
+        color = "gold" if group is best else "tab:blue"
+        axes.barh(place, _mean(group), color=color, edgecolor="black" if group is best else None)
+        axes.text(_mean(group), place, f" {_mean(group):.4g}", va="center")
+        if len(group) > 1:
+            axes.plot([r.value for r in group], [place] * len(group), "k.")
+    labels = [", ".join(label(g[0].values[n]) for n in names) for g in reversed(bars)]
+    axes.set_yticks(range(len(bars)), labels)
+    values = [r.value for g in bars for r in g]
+    room = (max(values) - min(values)) or abs(values[0]) or 1.0
+    axes.set_xlim(min(values) - 0.3 * room, max(values) + 0.3 * room)
+    axes.set_xlabel(metric.name)

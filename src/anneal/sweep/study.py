@@ -1,0 +1,290 @@
+"""The trials of a sweep, in a database that outlives its workers and can be shared by them."""
+
+import fcntl
+import itertools
+import json
+import time
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
+from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from anneal.errors import UserError
+from anneal.sweep.file import Sweep
+
+SIGN_OF_LIFE = 10.0  # seconds between two of a running trial
+DEAD_AFTER = 60.0  # seconds without one, then another worker runs the trial again
+SAME_IN_A_ROW = 100  # draws that were all tried before end a sweep
+FINISHED, FAILED, STOPPED = "finished", "failed", "stopped early"
+
+
+class Study:
+    """Optuna's study of a sweep: what is run next, and what became of it.
+
+    A trial is taken by one worker, and told how it ended; what its parameters are, its status and
+    its folder are among Optuna's user attributes. The trials of a worker that died are run again:
+    at the next start where the database is a file beside the runs, which one worker has to itself;
+    in a shared storage by another worker, after a minute without a sign of life.
+
+    Args:
+        sweep: What to run.
+        folder: Of the sweep; the database is `study.db` there.
+        storage: Any storage of Optuna (postgresql://..., mysql://...) instead.
+
+    Raises:
+        UserError: The storage can't be opened, is in use, or holds another sweep of that name.
+    """
+
+    def __init__(self, sweep: Sweep, folder: Path, storage: str | None = None) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.sweep = sweep
+        self.shared = storage is not None
+        self.mine: dict[int, Trial] = {}
+        self._reported: dict[int, int] = {}
+        self._seen: dict[int, tuple[Any, float]] = {}  # of others: last sign of life, since when
+        self._next_look = 0.0
+        self._same_in_a_row = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.shared:
+            self._lock = (folder / "lock").open("w")  # held as long as the process lives
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                raise UserError(
+                    f"the sweep {sweep.name} is running already, in {folder}: -j sets how many "
+                    "trials run at a time, --storage lets several workers share a sweep"
+                ) from e
+        self.study, created = self._open(storage or f"sqlite:///{folder}/study.db")
+        self._check_sweep(folder)
+        self._fill(created)
+        if not self.shared:
+            for trial in self.trials(TrialState.RUNNING):
+                self.run_again(trial.number)
+
+    def _open(self, storage: str) -> tuple[optuna.Study, bool]:
+        """The study, and whether it is new."""
+        settings: dict[str, Any] = {
+            "study_name": self.sweep.name,
+            "storage": storage,
+            "sampler": self._sampler(),
+            "pruner": self._pruner(),
+        }
+        metric = self.sweep.metric
+        settings["direction"] = "maximize" if metric and metric.maximize else "minimize"
+        attempts = 3 if self.shared else 1
+        while True:
+            attempts -= 1
+            try:
+                return optuna.create_study(**settings), True
+            except DuplicatedStudyError:
+                return optuna.create_study(**settings, load_if_exists=True), False
+            except Exception as e:  # SQLAlchemy's, a driver's, Redis' ...
+                if not attempts:
+                    cause = e.__cause__ or e  # not the URL, which may hold a password
+                    raise UserError(f"the storage: {str(cause).strip().splitlines()[0]}") from e
+            # Workers that find an empty database all make its tables, and all but one fail.
+            time.sleep(1.0)
+
+    def _sampler(self) -> BaseSampler:
+        if self.sweep.method != "bayes":
+            return RandomSampler()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return TPESampler(constant_liar=True)  # trials side by side keep their distance
+
+    def _pruner(self) -> BasePruner:
+        if (early := self.sweep.early) is None:
+            return NopPruner()
+        return SuccessiveHalvingPruner(early.first, early.eta)
+
+    def _check_sweep(self, folder: Path) -> None:
+        """Goes on only with what the study was begun with; run_cap may change."""
+        sweep = self.sweep
+        now = {
+            "method": sweep.method,
+            "parameters": {p.name: repr(p.distribution) for p in sweep.parameters},
+            "constants": {".".join(path): value for path, value in sweep.constants.items()},
+            "metric": repr(sweep.metric),
+            "early_terminate": repr(sweep.early),
+            "command": [sweep.program, *sweep.command],
+        }
+        begun = self.study.user_attrs.get("sweep", now)
+        if changed := [key for key in now if json.dumps(now[key]) != json.dumps(begun[key])]:
+            raise UserError(
+                f"the sweep {sweep.name} was begun with other {' and '.join(changed)}: give this "
+                f"one another name in its file, or remove {folder}"
+                f"{' and the study from the storage' if self.shared else ''}"
+            )
+        self.study.set_user_attr("sweep", now)
+
+    # ---- what is run next
+
+    def _fill(self, created: bool) -> None:
+        """Queues all trials of a sweep that has an end."""
+        total = self.sweep.total
+        if total is None:
+            return
+        deadline = time.monotonic() + DEAD_AFTER
+        while self.shared and not created and time.monotonic() < deadline:
+            if "queued" in self.study.user_attrs:
+                break
+            time.sleep(0.5)  # the worker that made the study is at it
+        if self.study.user_attrs.get("queued") == total:
+            return
+        queued = [t for t in self.trials() if "again" not in t.user_attrs]
+        points: list[dict[str, Any]] = [{}] * (total - len(queued))  # drawn when they are taken
+        if self.sweep.method == "grid":
+            known = {json.dumps(t.system_attrs.get("fixed_params")) for t in queued}
+            grid = itertools.islice(self.sweep.grid(), total)
+            points = [point for point in grid if json.dumps(point) not in known]
+        for point in points:
+            self.study.enqueue_trial(point)
+        self.study.set_user_attr("queued", total)
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to be taken."""
+        metric, best = self.sweep.metric, self.best()
+        if metric and metric.target is not None and best is not None:
+            sign = 1 if metric.maximize else -1
+            if sign * best >= sign * metric.target:
+                return True
+        if self.sweep.total is None:
+            return self._same_in_a_row >= SAME_IN_A_ROW
+        return not self.trials(TrialState.WAITING)
+
+    def take(self) -> tuple[Trial, dict[str, Any]] | None:
+        """The next trial and its parameters, or None: none is left, or all was tried before."""
+        if self.is_over():
+            return None
+        trial = self.study.ask({p.name: p.distribution for p in self.sweep.parameters})
+        if self.sweep.total is not None and "fixed_params" not in self._record(trial.number):
+            self.study.tell(trial, state=TrialState.FAIL)  # another worker took the last one
+            return None
+        values = self.sweep.values(trial.params)
+        if "again" not in trial.user_attrs and (same := self._tried(values)):
+            # Told the same result, Bayes looks elsewhere.
+            done = same.state == TrialState.COMPLETE
+            trial.set_user_attr("status", f"same as {same.number}")
+            self.study.tell(trial, same.value if done else None, None if done else TrialState.FAIL)
+            self._same_in_a_row += 1
+            return None
+        self._same_in_a_row = 0
+        trial.set_user_attr("values", values)
+        self.mine[trial.number] = trial
+        return trial, values
+
+    def _tried(self, values: dict[str, Any]) -> FrozenTrial | None:
+        """The trial that had the same parameters, if there is one."""
+        for other in self.trials():
+            if other.user_attrs.get("values") == values:
+                return other
+        return None
+
+    def run_again(self, number: int) -> None:
+        """Queues a trial that ended with its worker once more."""
+        drawn = {**self._record(number).get("fixed_params", {}), **self.trials()[number].params}
+        with suppress(ValueError, UpdateFinishedTrialError):  # another worker has done it
+            self.study.tell(number, state=TrialState.FAIL)
+            self.study.enqueue_trial(drawn, user_attrs={"again": number})
+        self.mine.pop(number, None)
+
+    def left_behind(self, trial: Trial) -> Path | None:
+        """The run folder of the trial that this one takes up, if it does."""
+        if (before := trial.user_attrs.get("again")) is None:
+            return None
+        folder = self.trials()[before].user_attrs.get("folder")
+        return Path(folder) if folder else None
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """All trials by number, or those in some states."""
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def _record(self, number: int) -> dict[str, Any]:
+        """What Optuna itself remembers of a trial."""
+        return self.trials()[number].system_attrs
+
+    # ---- what becomes of it
+
+    def should_stop(self, trial: Trial, values: list[float]) -> bool:
+        """Whether early termination ends a running trial.
+
+        Args:
+            trial: One of `mine`.
+            values: Of the metric so far, all that were logged.
+        """
+        early = self.sweep.early
+        if early is None:
+            return False
+        for step in range(self._reported.get(trial.number, 0) + 1, len(values) + 1):
+            trial.report(values[step - 1], step)
+            self._reported[trial.number] = step
+            if (early.end is None or step < early.end) and trial.should_prune():
+                return True
+        return False
+
+    def finish(self, trial: Trial, status: str, value: float | None = None, **attrs: Any) -> None:
+        """Tells how a trial ended.
+
+        Args:
+            trial: One of `mine`.
+            status: FINISHED, FAILED or STOPPED.
+            value: Last value of the metric, for a finished one.
+            attrs: What else the table shows of it.
+        """
+        with suppress(ValueError, UpdateFinishedTrialError):  # it was thought dead and is run again
+            for key, attr in {"status": status, **attrs}.items():
+                trial.set_user_attr(key, attr)
+            if status == FINISHED:
+                self.study.tell(trial, 0.0 if value is None else value)
+            else:
+                state = TrialState.PRUNED if status == STOPPED else TrialState.FAIL
+                self.study.tell(trial, state=state)
+        del self.mine[trial.number]
+
+    def look_around(self) -> bool:
+        """Gives signs of life, queues the trials of dead workers; whether others are at work."""
+        if not self.shared:
+            return False
+        running = self.trials(TrialState.RUNNING)
+        others = [t for t in running if t.number not in self.mine]
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + SIGN_OF_LIFE
+            for trial in self.mine.values():
+                with suppress(UpdateFinishedTrialError):
+                    trial.set_user_attr("alive", time.time())
+            for other in others:
+                # By our own clock: those of two machines may differ.
+                alive, since = self._seen.get(other.number, (None, now))
+                if other.user_attrs.get("alive") != alive:
+                    since = now
+                self._seen[other.number] = other.user_attrs.get("alive"), since
+                if now - since > DEAD_AFTER:
+                    self.run_again(other.number)
+        return bool(others)
+
+    def interrupted(self) -> set[int]:
+        """Numbers of the trials that ended with their worker and were queued again."""
+        return {t.user_attrs["again"] for t in self.trials() if "again" in t.user_attrs}
+
+    def ended(self) -> int:
+        """How many trials are done with, run or not."""
+        interrupted = self.interrupted()
+        return sum(
+            t.state.is_finished() and "status" in t.user_attrs and t.number not in interrupted
+            for t in self.trials()
+        )
+
+    def best(self) -> float | None:
+        """The best value so far, if there is one."""
+        done = self.trials(TrialState.COMPLETE)
+        values = [t.value for t in done if t.value is not None]
+        if not values or self.sweep.metric is None:
+            return None
+        return max(values) if self.sweep.metric.maximize else min(values)

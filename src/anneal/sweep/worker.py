@@ -1,0 +1,133 @@
+"""Runs the trials of a sweep, some at a time, and keeps a sweep going when one fails."""
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import Trial
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from anneal.sweep.file import Sweep
+from anneal.sweep.process import Process, can_go_on, logged, recorded
+from anneal.sweep.study import FAILED, FINISHED, STOPPED, Study
+
+POLL_SECONDS = 0.1
+
+
+class Worker:
+    """Runs trials, some at a time.
+
+    Args:
+        sweep: What to run.
+        study: Which is next.
+        folder: Of the sweep; each run has a folder in it.
+        jobs: Trials at a time; each has its share of the cores.
+    """
+
+    def __init__(self, sweep: Sweep, study: Study, folder: Path, jobs: int) -> None:
+        self.sweep = sweep
+        self.study = study
+        self.folder = folder
+        self.jobs = jobs
+        self.threads = max(1, _cores() // jobs)
+        self.running: dict[int, tuple[Trial, Process]] = {}
+        self.failed = 0
+
+    def run(self) -> None:
+        """Runs until no trial is left, here or with another worker that may die."""
+        total, name = self.sweep.total, self.sweep.name
+        bar = tqdm(total=total, desc=name, unit=" trials", smoothing=0, disable=None)
+        try:
+            while True:
+                others = self.study.look_around()
+                while len(self.running) < self.jobs and not self.study.is_over():
+                    if taken := self.study.take():
+                        self._start(*taken)
+                self._show(bar)
+                if not self.running and not others:
+                    break
+                self._wait()
+        finally:
+            self._end_all()
+            bar.close()
+
+    def _start(self, trial: Trial, values: dict[str, Any]) -> None:
+        name = f"{self.sweep.name}-{trial.number:03d}"
+        folder = self.folder / name
+        if (left := self.study.left_behind(trial)) and can_go_on(left):
+            folder = left
+        trial.set_user_attr("folder", str(folder))
+        words = self.sweep.words(values, self.folder / f"{name}.json")
+        started = Process(words, folder, self.sweep.name, self.threads, self.sweep.env)
+        self.running[trial.number] = trial, started
+
+    def _wait(self) -> None:
+        """Until a trial has ended; not for ever, as the others want to be looked at."""
+        deadline = time.monotonic() + 1.0
+        while not self._tend() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+    def _tend(self) -> bool:
+        """Looks after the running trials; whether one has ended."""
+        before = len(self.running)
+        for number, (trial, run) in list(self.running.items()):
+            if (outcome := self._outcome(trial, run)) is None:
+                continue
+            status, value, error = outcome
+            seconds = round(run.seconds, 1)
+            self.study.finish(trial, status, value, error=error, seconds=seconds)
+            self.failed += status == FAILED
+            metric = self.sweep.metric
+            result = f"{metric.name} {value:.4g}" if metric and value is not None else ""
+            facts = ", ".join(filter(None, [status, error, result]))
+            tqdm.write(f"{run.folder}: {facts}", file=sys.stderr)
+            del self.running[number]
+        return len(self.running) < before
+
+    def _outcome(self, trial: Trial, run: Process) -> tuple[str, float | None, str] | None:
+        """Status, last value of the metric and error of a trial; None: it goes on."""
+        metric, code = self.sweep.metric, run.status()
+        if code is None:
+            if not self.sweep.early or not metric:
+                return None
+            if not self.study.should_stop(trial, logged(run.folder, metric.name)):
+                return None
+            run.end()
+            return STOPPED, None, ""
+        if code:
+            return FAILED, None, run.error()
+        if metric is None:
+            return FINISHED, None, ""
+        values = logged(run.folder, metric.name) or recorded(run.folder, metric.name)
+        if not values:
+            return FAILED, None, f"{metric.name} was not logged"
+        if not math.isfinite(values[-1]):
+            return FAILED, None, f"{metric.name} is {values[-1]} at the end"
+        return FINISHED, values[-1], ""
+
+    def _show(self, bar: Any) -> None:
+        """How many have ended, with all workers, and the best so far."""
+        bar.n = self.study.ended()
+        best = self.study.best()
+        metric = self.sweep.metric
+        facts = [f"best {metric.name} {best:.4g}"] if metric and best is not None else []
+        facts += [f"{self.failed} failed"] if self.failed else []
+        bar.set_postfix_str(", ".join(facts))
+
+    def _end_all(self) -> None:
+        """Ends what runs when the sweep is interrupted; it is run again when that goes on."""
+        for _, run in self.running.values():
+            run.terminate()
+        for trial, run in self.running.values():
+            run.end()
+            self.study.run_again(trial.number)
+
+
+def _cores() -> int:
+    """What the process may use."""
+    if asked := os.environ.get("OMP_NUM_THREADS"):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
