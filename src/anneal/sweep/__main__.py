@@ -11,6 +11,7 @@ from anneal.sweep import process
 from anneal.sweep.file import read
 
 SWEEPS = Path("runs/sweeps")
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(file: Path, jobs: int, storage: str | None) -> int:
@@ -37,26 +38,25 @@ def run(file: Path, jobs: int, storage: str | None) -> int:
     study = Study(sweep, folder, storage)
     if not result.rows_of(study) and (old := next(folder.glob(f"{sweep.name}-*/"), None)):
         raise UserError(f"{old} is of an earlier sweep: move or remove {folder}")
-    status = 0
-    try:
-        Worker(sweep, study, folder, jobs).run()
-    except KeyboardInterrupt:
-        status = 130
+    worker = Worker(sweep, study, folder, jobs)
+    # From here on a signal only leaves word: an exception in the middle of a transaction would
+    # take the storage's connection along.
+    for number in STOPPING:
+        signal.signal(number, worker.interrupt)
+    worker.run()
     rows = result.rows_of(study)
     result.write_table(folder / "table.csv", sweep, rows)
     print(f"\n{result.text_table(sweep, rows)}\n\n{folder / 'table.csv'}")
     if figure := result.draw(sweep, rows):
         figure.savefig(folder / f"{sweep.name}.png", dpi=120)
         print(folder / f"{sweep.name}.png")
-    if status:
+    if worker.interrupted:
         print("interrupted: the same command goes on", file=sys.stderr)
-    return status or (0 if any(row.status == "finished" for row in rows) else 1)
+        return 130
+    return 0 if any(row.status == "finished" for row in rows) else 1
 
 
 def _interrupt(*_: Any) -> NoReturn:
-    # Once: the trials are being ended then, and that takes no longer than seconds.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -70,7 +70,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="trials at a time")
     parser.add_argument("--storage", metavar="URL", help="of Optuna, for several workers")
     typed = parser.parse_args(args)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, _interrupt)
     try:
         return run(typed.file, typed.jobs, typed.storage)

@@ -108,8 +108,7 @@ class Process:
         self._signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """Ends it and its own processes, by force if it doesn't within seconds."""
-        self.terminate()
+        """Waits for its end, which it has been asked for, and ends by force what takes longer."""
         self._process.join(TERM_SECONDS)
         self._signal(signal.SIGKILL)
         self._process.kill()

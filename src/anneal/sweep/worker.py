@@ -35,15 +35,20 @@ class Worker:
         self.threads = max(1, _cores() // jobs)
         self.running: dict[int, tuple[Trial, Process]] = {}
         self.failed = 0
+        self.interrupted = False
+
+    def interrupt(self, *_: Any) -> None:
+        """Ends the running trials and `run`, within seconds; a handler of signals."""
+        self.interrupted = True
 
     def run(self) -> None:
         """Runs until no trial is left, here or with another worker that may die."""
         total, name = self.sweep.total, self.sweep.name
         bar = tqdm(total=total, desc=name, unit=" trials", smoothing=0, disable=None)
         try:
-            while True:
+            while not self.interrupted:
                 others = self.study.look_around()
-                while len(self.running) < self.jobs and not self.study.is_over():
+                while len(self.running) < self.jobs and not self._is_over():
                     if taken := self.study.take():
                         self._start(*taken)
                 self._show(bar)
@@ -53,6 +58,9 @@ class Worker:
         finally:
             self._end_all()
             bar.close()
+
+    def _is_over(self) -> bool:
+        return self.interrupted or self.study.is_over()
 
     def _start(self, trial: Trial, values: dict[str, Any]) -> None:
         name = f"{self.sweep.name}-{trial.number:03d}"
@@ -67,7 +75,7 @@ class Worker:
     def _wait(self) -> None:
         """Until a trial has ended; not for ever, as the others want to be looked at."""
         deadline = time.monotonic() + 1.0
-        while not self._tend() and time.monotonic() < deadline:
+        while not (self.interrupted or self._tend()) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
     def _tend(self) -> bool:
@@ -95,6 +103,7 @@ class Worker:
                 return None
             if not self.study.should_stop(trial, logged(run.folder, metric.name)):
                 return None
+            run.terminate()
             run.end()
             return STOPPED, None, ""
         if code:
