@@ -15,10 +15,13 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +93,30 @@ SCENARIOS = {  # configuration, flags, share of the kills
     ),
     "photos, no workers": (PHOTOS, (), 3),
     "photos, 2 workers": (PHOTOS, ("--data.num_workers=2",), 3),
+    "photos in a bucket": (PHOTOS, ("--data.num_workers=2", "--data.root=s3://data/photos"), 2),
     "digits, 2 processes": (DIGITS, ("--trainer.devices=2", "--trainer.strategy=ddp"), 1),
 }
+
+# A bucket on loopback that holds the photos in chunks of a few pictures.
+BUCKET = """
+import logging, os, sys
+from pathlib import Path
+import boto3
+from moto.server import ThreadedMotoServer
+from anneal.data import shards
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+shards.CHUNK = 20_000
+assert shards.main(["photos", "shards", "--num_workers=0"]) == 0
+s3 = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{server.get_host_and_port()[1]}")
+s3.create_bucket(Bucket="data")
+for path in Path("shards").rglob("*.*"):
+    s3.upload_file(str(path), "data", f"photos/{path.relative_to('shards')}")
+print("port", server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
 
 
 class BatchLog(Callback):
@@ -218,6 +243,19 @@ def make_photos(root: Path) -> None:
                 Image.fromarray(pixels).save(root / split / f"class{c}" / f"{i}.jpg")
 
 
+@contextmanager
+def bucket(folder: Path) -> Iterator[None]:
+    """Serves the photos of a folder at s3://data/photos, to trainings started meanwhile."""
+    os.environ |= {"AWS_ACCESS_KEY_ID": "who", "AWS_SECRET_ACCESS_KEY": "what"}
+    os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", BUCKET], cwd=folder, **pipes) as server:
+        port = next(line.split()[1] for line in server.stdout if line.startswith("port"))
+        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
+        yield
+        server.kill()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="in all")
@@ -238,9 +276,10 @@ def main() -> None:
             make_photos(folder / "photos")
             os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         command = ["fit", "--config=small.yaml", *flags]
-        seconds = whole(folder, command)
         kills = max(1, round(args.kills * share / shares))
-        done, in_save, starts = killed(folder, command, kills, seconds / 2)
+        with bucket(folder) if "bucket" in name else nullcontext():
+            seconds = whole(folder, command)
+            done, in_save, starts = killed(folder, command, kills, seconds / 2)
         found = differences(folder)
         result = f"{', '.join(found)} DIFFER: see {folder}" if found else "nothing differs"
         print(
