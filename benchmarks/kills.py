@@ -1,9 +1,9 @@
 """Kills small trainings at random moments, goes on, and compares with runs that were never stopped.
 
 Each training is killed (SIGKILL to all of its processes) at moments drawn at random, half of them
-while a checkpoint is being written, and started again with --resume=auto until it is done. Then its
-weights, its metrics.csv and the batch of every step must be those of the undisturbed run, bit for
-bit. Ends with status 1 if anything differs.
+or more while a checkpoint is being written, and started again with --resume=auto until it is done.
+Then its weights, its metrics.csv and the batch of every step must be those of the undisturbed run,
+bit for bit. Ends with status 1 if anything differs.
 
     python benchmarks/kills.py                  # about 20 kills
     python benchmarks/kills.py --kills=200
@@ -117,6 +117,7 @@ for path in Path("shards").rglob("*.*"):
 print("port", server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
+MOST = 10  # kills of one training
 
 
 class BatchLog(Callback):
@@ -174,14 +175,13 @@ def whole(folder: Path, args: list[str]) -> float:
     return time.monotonic() - began
 
 
-def killed(folder: Path, args: list[str], kills: int, longest: float) -> tuple[int, int, int]:
-    """Kills at most so many times, then lets it end: kills, kills in a save, starts."""
-    done = in_save = starts = 0
-    run = folder / "runs" / "killed"
+def killed(run: Path, args: list[str], kills: int, longest: float) -> tuple[int, int]:
+    """Kills a training at most so many times, then lets it end: kills, kills in a save."""
+    done = in_save = 0
+    folder = run.parents[1]
     part = run / "checkpoints" / ".last.ckpt.part"
     while True:
-        starts += 1
-        pid = start(folder, [*args, "--run_name=killed", "--resume=auto"])
+        pid = start(folder, [*args, f"--run_name={run.name}", "--resume=auto"])
         deadline = time.monotonic() + random.uniform(0, longest)
         wants_save = random.random() < 0.5
         while (status := end(pid)) is None:
@@ -195,12 +195,11 @@ def killed(folder: Path, args: list[str], kills: int, longest: float) -> tuple[i
         if status is not None:
             if status:
                 raise SystemExit(f"a resumed run ended with {status}:\n{folder}:\n{tail(folder)}")
-            return done, in_save, starts
+            return done, in_save
 
 
-def differences(folder: Path) -> list[str]:
-    """What is not the same in the run that was killed."""
-    a, b = (folder / "runs" / name for name in ("whole", "killed"))
+def differences(a: Path, b: Path) -> list[str]:
+    """What is not the same in two runs."""
     found = []
     states = [torch.load(r / "checkpoints" / "last.ckpt", weights_only=True) for r in (a, b)]
     weights = [s["state_dict"] for s in states]
@@ -277,13 +276,19 @@ def main() -> None:
             os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         command = ["fit", "--config=small.yaml", *flags]
         kills = max(1, round(args.kills * share / shares))
+        done = in_save = trainings = 0
+        found: list[str] = []
         with bucket(folder) if "bucket" in name else nullcontext():
             seconds = whole(folder, command)
-            done, in_save, starts = killed(folder, command, kills, seconds / 2)
-        found = differences(folder)
+            while done < kills and not found:
+                run = folder / "runs" / f"killed-{trainings}"
+                most = min(MOST, kills - done)
+                counts = killed(run, command, most, seconds / 2)
+                done, in_save, trainings = done + counts[0], in_save + counts[1], trainings + 1
+                found = differences(folder / "runs" / "whole", run)
         result = f"{', '.join(found)} DIFFER: see {folder}" if found else "nothing differs"
         print(
-            f"{name:28} {done:4} kills, {in_save:3} while saving, {starts:4} starts: {result}",
+            f"{name:28} {done:4} kills of {trainings:3} trainings, {in_save:4} in a save: {result}",
             flush=True,
         )
         failed = failed or bool(found)
