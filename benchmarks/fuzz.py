@@ -1,8 +1,9 @@
-"""Damaged pictures, digit files, configurations and checkpoints, through training and prediction.
+"""Damaged pictures, digit files, configurations and checkpoints, through the whole command line.
 
-Cuts and flips bits of good files at random and gives them to the command line, each in a process
-forked from a warm one. A good end is exit status 0, or a line that begins with `error:` and status
-1 or 2, within two minutes and 2 GB. Anything else is listed, and the files kept.
+Cuts and flips bits of good files at random and has them trained on, predicted and checked, each in
+a process forked from a warm one. A good end is exit status 0, or 1 or 2 after a line that begins
+with `error:` (or `broken` of `anneal.data.check`), within two minutes and 2 GB, no traceback.
+Anything else is listed, and the files kept.
 
     python benchmarks/fuzz.py                # 40 files
     python benchmarks/fuzz.py --files=200
@@ -21,12 +22,14 @@ import traceback
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from zlib import compress, crc32
 
 import numpy as np
 import torch
 from PIL import Image
 
 from anneal.cli import main as anneal
+from anneal.data.check import main as check
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = (
@@ -72,21 +75,48 @@ def damage(data: bytes) -> bytes:
     return data[:at] + data[at // 2 :]
 
 
-def picture(folder: Path) -> list[str]:
-    """One damaged picture among good ones, in training, validation or prediction."""
+def bad_picture() -> tuple[str, bytes]:
+    """Ending and content of a damaged one, or of one that unpacks to gigabytes."""
+    if random.random() < 0.1:
+        chunks = [b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)]
+        chunks += [b"IDAT" + compress(bytes(1 << 20)), b"IEND"]
+        parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", crc32(c)) for c in chunks]
+        return "png", b"\x89PNG\r\n\x1a\n" + b"".join(parts)
     kind = random.choice(("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"))
     file = BytesIO()
-    pixels = np.random.default_rng(random.randrange(9999)).integers(0, 256, (40, 48, 3), np.uint8)
-    Image.fromarray(pixels).save(file, kind)
+    noise().save(file, kind)
+    return random.choice((kind.lower(), "jpg")), damage(file.getvalue())
+
+
+def noise() -> Image.Image:
+    rng = np.random.default_rng(random.randrange(9999))
+    return Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8))
+
+
+def picture(folder: Path) -> list[str]:
+    """A bad picture among good ones, in training or validation."""
     for split, n in (("train", 6), ("val", 2)):
         for name in ("a", "b"):
             (folder / "photos" / split / name).mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(pixels).save(folder / "photos" / split / name / f"{i}.jpg")
+                noise().save(folder / "photos" / split / name / f"{i}.jpg")
+    ending, data = bad_picture()
     split = random.choice(("train", "val"))
-    ending = random.choice((kind.lower(), "jpg"))
-    (folder / "photos" / split / "a" / f"0.{ending}").write_bytes(damage(file.getvalue()))
+    (folder / "photos" / split / "a" / f"0.{ending}").write_bytes(data)
     return ["fit", *PHOTOS, f"--data.broken={random.choice(('raise', 'skip'))}"]
+
+
+def loose_pictures(folder: Path) -> list[str]:
+    """Bad pictures beside a good one, to predict or to check."""
+    (folder / "new").mkdir()
+    noise().save(folder / "new" / "good.jpg")
+    for i in range(3):
+        ending, data = bad_picture()
+        (folder / "new" / f"{i}.{ending}").write_bytes(data)
+    if random.random() < 0.5:
+        return ["check", "new"]
+    shutil.copytree(GOOD, folder / "runs")
+    return ["predict", "--ckpt_path=last", "--run=good", "--data.predict_path=new"]
 
 
 def digits(folder: Path) -> list[str]:
@@ -126,7 +156,10 @@ def checkpoint(folder: Path) -> list[str]:
     return [command, "--ckpt_path=last", "--run=good", *more]
 
 
-KINDS: list[Callable[[Path], list[str]]] = [picture, picture, digits, configuration, checkpoint]
+TOLD = ("error:", "broken")
+KINDS: list[Callable[[Path], list[str]]] = [
+    picture, loose_pictures, digits, configuration, checkpoint
+]  # fmt: skip
 GOOD = Path()
 
 
@@ -143,8 +176,11 @@ def run(folder: Path, words: list[str]) -> tuple[int, float, int]:
         sys.argv = ["train.py", *words]
         status = 99  # an exception that nobody expected
         try:
-            anneal(words)
-            status = 0
+            if words[0] == "check":
+                status = check(words[1:])
+            else:
+                anneal(words)
+                status = 0
         except SystemExit as e:
             status = int(e.code or 0)
         except BaseException:
@@ -184,7 +220,7 @@ def main() -> None:
         words = make(folder)
         status, seconds, kilobytes = run(folder, words)
         log = (folder / "log").read_text(errors="replace")
-        told = status in (1, 2) and any(x.startswith("error:") for x in log.splitlines())
+        told = status in (1, 2) and any(x.startswith(TOLD) for x in log.splitlines())
         good = (status == 0 or told) and "Traceback" not in log and kilobytes < 2 << 20
         counts.setdefault(make.__name__, [0, 0, 0])[0 if not good else 1 if told else 2] += 1
         if good:

@@ -5,6 +5,7 @@ import hashlib
 import re
 import shutil
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -262,6 +263,27 @@ def test_a_damaged_checkpoint_is_named_with_a_good_one(run, capsys, command, dam
     assert "last.ckpt is damaged, cut or no checkpoint" in line
     assert "a good one is" in line
     assert "best-epoch" in line
+
+
+def test_a_checkpoint_that_unpacks_to_any_size_or_is_not_lightnings_is_refused(run, capsys):
+    run(*FIT)
+    path = only_run() / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    with ZipFile(path) as stored:
+        files = {name: stored.read(name) for name in stored.namelist()}
+    with ZipFile(path, "w", ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    assert "it is compressed" in fails(run, capsys, "test", "--ckpt_path=last")
+    del checkpoint["optimizer_states"]
+    torch.save(checkpoint, path)
+    assert "holds weights, but no optimizer_states" in fails(run, capsys, "fit", "--ckpt_path=last")
+    run("test", "--ckpt_path=last")
+
+
+def test_a_configuration_that_is_no_text_is_named(run, capsys, tmp_path):
+    (tmp_path / "other.yaml").write_bytes(b"trainer: {max_epochs: 1}  # caf\xe9\n")
+    assert "other.yaml" in fails(run, capsys, "fit", "--config=other.yaml")
 
 
 # ---- resume

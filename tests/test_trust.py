@@ -235,6 +235,14 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert float(torch.load(path, weights_only=True)["state_dict"]["w"].sum()) == 0
 
 
+def test_damaged_files_of_all_kinds_end_in_a_line():
+    script = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
+    command = [sys.executable, str(script), "--files=15"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" 0 wrong") == 5
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
 def test_a_full_disk_ends_the_run_in_a_line_and_every_checkpoint_loads(tmp_path):
     disk = tmp_path / "disk"

@@ -148,6 +148,7 @@ class AnnealCLI(LightningCLI):
             path = runs.find_checkpoint(root, config.ckpt_path, config.run)
             config.ckpt_path, config.weights_only = str(path), True
             self.checkpoint = runs.read_checkpoint(path)
+            runs.check_whole(self.checkpoint, path, self.subcommand == "fit")
         elif self.subcommand != "fit":
             raise UserError(
                 f"{self.subcommand} needs trained weights: --ckpt_path=best, last or a file"

@@ -46,6 +46,11 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     return f"; did you mean {near}?" if near else ""
 
 
+def shorten(text: str, most: int) -> str:
+    """A text as it is, or its beginning."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def typed_key(key: str) -> str:
     """A key as a person types it: that of model.init_args.lr is model.lr."""
     parts = key.lstrip("-").partition("=")[0].rstrip("+").split(".")

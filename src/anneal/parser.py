@@ -29,6 +29,7 @@ from anneal.mistakes import (
     did_you_mean,
     explain,
     nearest,
+    shorten,
     tree_keys,
     typed_key,
     wrong_file,
@@ -234,7 +235,7 @@ class Parser(LightningArgumentParser):
             marked = MARK.join(("", *explain(message, self), ""))
             super().error(marked.replace(" ", "\xa0"), ex)  # texts are cut between spaces
         self.dropped.clear()
-        sys.stderr.write(f"error: {self.describe(message)}\n")
+        sys.stderr.write(f"error: {shorten(self.describe(message), 2000)}\n")
         self.exit(2)
 
     # ---- parsing
@@ -243,7 +244,10 @@ class Parser(LightningArgumentParser):
         """Parses a configuration file."""
         before, self.root.reading = self.root.reading, str(path)
         self.root.files[str(path)] = Path(path).resolve()
-        parsed = super().parse_path(path, *args, **kwargs)
+        try:
+            parsed = super().parse_path(path, *args, **kwargs)
+        except UnicodeDecodeError as e:
+            self.error(f"Problems parsing config: {e.reason} at byte {e.start}", e)
         self.root.reading = before
         self.root.stages.append(parsed)
         return parsed
@@ -267,7 +271,10 @@ class Parser(LightningArgumentParser):
         self.typed, self.stages, self.reading = args, [], ""
         self.files.clear()
         self.dropped.clear()
-        parsed = parse(namespace)
+        try:
+            parsed = parse(namespace)
+        except UnicodeDecodeError as e:  # of a file that stands for a part of a configuration
+            self.error(f"a file named here is no text: {e.reason} at byte {e.start}", e)
         self.say_notes(parsed)
         return parsed
 

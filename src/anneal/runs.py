@@ -6,10 +6,12 @@ runs/<recipe>-<date>-<time>-<id>/   config.yaml  metrics.csv  checkpoints/  wand
 import os
 import re
 import secrets
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 
@@ -86,8 +88,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: It is damaged; the newest good one beside it is named.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if "state_dict" not in checkpoint:
+        checkpoint = _load(path, mmap=True)
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
             raise ValueError("no weights in it")
         return checkpoint
     except Exception as e:  # a damaged file ends in one of a dozen types
@@ -95,6 +97,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         hint = f"; a good one is {good[0]}" if good else ""
         reason = str(e).strip().splitlines()[0][:120] if str(e).strip() else type(e).__name__
         raise UserError(f"{path} is damaged, cut or no checkpoint ({reason}){hint}") from e
+
+
+def check_whole(checkpoint: dict[str, Any], path: Path, fits: bool) -> None:
+    """Raises UserError if a checkpoint is not what Lightning saves, or not enough to go on from."""
+    needed = ["epoch", "global_step", "loops", "pytorch-lightning_version"]
+    needed += ["optimizer_states", "lr_schedulers"] * fits
+    if missing := [key for key in needed if key not in checkpoint]:
+        use = ": start a new run from them with --model.weights" if fits else ""
+        raise UserError(f"{path} holds weights, but no {missing[0]}{use}")
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -178,8 +189,16 @@ def _best(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
+def _load(path: Path, mmap: bool) -> Any:
+    # torch.save stores; a few KB that are compressed can unpack to any size.
+    with suppress(BadZipFile), ZipFile(path) as file:
+        if any(entry.compress_type != ZIP_STORED for entry in file.infolist()):
+            raise ValueError("it is compressed")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
 def _loads(path: Path) -> bool:
     try:
-        return "state_dict" in torch.load(path, map_location="cpu", weights_only=True)
+        return "state_dict" in _load(path, mmap=False)
     except Exception:
         return False

@@ -1,4 +1,5 @@
 import io
+import os
 from contextlib import suppress
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from anneal.data import check
 from anneal.data.decode import BrokenPicture, decode
+from anneal.data.pictures import MAX_BYTES, read_file
 
 
 def as_pillow(data: bytes) -> torch.Tensor:
@@ -84,6 +86,8 @@ def broken() -> dict[str, bytes]:
         "a page": b"<!doctype html><title>not found</title>\n",
         "a bomb": bomb,
         "a smaller bomb": photos.encoded(Image.new("1", (11000, 10000), 1), "PNG"),
+        "a JPEG of many scans": whole[:2] + b"\xff\xda\0\2" * 100 + whole[2:],
+        "a program for Ghostscript": photos.encoded(photos.picture(), "EPS"),
         "floats": photos.encoded(photos.picture().convert("F"), "TIFF"),
     }
 
@@ -94,6 +98,7 @@ def test_a_broken_picture_is_one_kind_of_error(kind):
         decode(broken()[kind])
     assert str(e.value)
     assert "0x" not in str(e.value)
+    assert not str(e.value).endswith(".")  # it stands within a sentence
 
 
 def test_no_damage_ends_in_anything_but_a_picture_or_that_error():
@@ -105,6 +110,15 @@ def test_no_damage_ends_in_anything_but_a_picture_or_that_error():
             data[rng.integers(len(data), size=3)] ^= rng.integers(1, 256, 3).astype(np.uint8)
             with suppress(BrokenPicture):
                 assert decode(data[: rng.integers(len(data) // 2, len(data))].tobytes()).ndim == 3
+
+
+def test_a_pipe_or_a_huge_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    for name in ("pipe.jpg", "huge.jpg"):
+        with pytest.raises(BrokenPicture):
+            read_file(tmp_path / name)
 
 
 def test_check_lists_what_is_broken_and_odd(tmp_path, capsys):

@@ -169,6 +169,14 @@ def breakages():
         )
         (root / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n1\n")
 
+    def not_a_list(root):
+        flat_val(root, root)
+        (root / KAGGLE).write_bytes(b"ImageId,PredictionString\n\xff\xfe\n")
+
+    def words_for_numbers(root):
+        wrong_number_of_lines(root)
+        (root / "ILSVRC2012_validation_ground_truth.txt").write_text("one\n" * 6)
+
     return {
         empty_class: ("n99", "remove"),
         no_val: ("data/val", "train/CLASS/"),
@@ -179,6 +187,8 @@ def breakages():
         unknown_class: ("n77", "no class of that name"),
         not_in_the_file: (KAGGLE, "ILSVRC2012_val_"),
         wrong_class_in_the_file: ("n88", "not in train"),
+        not_a_list: (KAGGLE, "can't be read"),
+        words_for_numbers: ("ground_truth.txt", "can't be read"),
         wrong_number_of_lines: ("2 lines", "6 pictures"),
     }  # fmt: skip
 

@@ -17,6 +17,7 @@ from torchvision import datasets
 
 from anneal.data.augment import random_affine, random_shift
 from anneal.data.batches import Batches, stratified_split
+from anneal.data.idx import MAX_BYTES
 from anneal.data.mnist import MNISTDataModule
 from anneal.errors import UserError
 
@@ -176,6 +177,14 @@ def test_a_damaged_gz_is_named(raw: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{path.name} is damaged or cut"):
             mnist(raw)
+
+
+def test_a_gz_that_unpacks_to_any_size_is_refused(raw: Path) -> None:
+    path = raw / f"{NAMES[0]}.gz"
+    path.write_bytes(gzip.compress((raw / NAMES[0]).read_bytes() + bytes(MAX_BYTES)))
+    (raw / NAMES[0]).unlink()
+    with pytest.raises(UserError, match=rf"{path.name} is damaged or cut \(more than"):
+        mnist(raw)
 
 
 def test_labels_that_do_not_fit_are_named(raw: Path) -> None:

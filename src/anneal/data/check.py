@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from itertools import islice
@@ -13,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from anneal.data.decode import BrokenPicture, decode
+from anneal.data.decode import FORMATS, BrokenPicture, decode
 from anneal.data.pictures import FilePictures
 from anneal.errors import UserError
 
@@ -34,7 +36,8 @@ def look(pictures: FilePictures, index: int) -> tuple[str, str]:
         found.append(f"only {width} x {height} pixels")
     elif max(height, width) > LONG * min(height, width):
         found.append(f"{width} x {height} pixels")
-    with Image.open(BytesIO(data)) as stored:
+    # Pillow may not know what libjpeg could read.
+    with suppress(Exception), Image.open(BytesIO(data), formats=FORMATS) as stored:
         ending = Path(pictures.path(index)).suffix.lower()
         if stored.format and ending not in endings_of(stored.format):
             found.append(f"{stored.format} by its content")
@@ -76,6 +79,7 @@ def main(args: list[str] | None = None) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.status
+    warnings.simplefilter("ignore")  # all there is to say of a picture stands in its line
     counts: Counter[str] = Counter()
     for path, kind, why in check(pictures):
         counts[kind] += 1

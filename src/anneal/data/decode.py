@@ -11,6 +11,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded; a few KB on disk can unpack to any size
+MAX_SCANS = 64  # of a JPEG, usually 10; each goes over all pixels again
+# Not all that Pillow knows: it has Ghostscript run what is in an EPS.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 EXIF = b"Exif\0\0"
 APPLICATION = {bytes([marker]) for marker in (*range(0xE0, 0xF0), 0xFE)}  # and comments
 
@@ -29,7 +32,10 @@ def decode(data: bytes) -> Tensor:
     Raises:
         BrokenPicture: It is cut, no picture, or larger than MAX_PIXELS.
     """
-    if data.startswith(b"\xff\xd8") and not _has_exif(data):
+    is_jpeg = data.startswith(b"\xff\xd8")
+    if is_jpeg and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise BrokenPicture(f"a JPEG of {scans} scans, more than {MAX_SCANS}")
+    if is_jpeg and not _has_exif(data):
         # What libjpeg only warns of, Pillow knows to tell: cut or readable all the same.
         with suppress(ValueError):
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -44,7 +50,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bombs are refused below, odd EXIF does not matter
-            image: Image.Image = Image.open(BytesIO(data))
+            image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
             _check_size(*image.size)
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
@@ -58,7 +64,7 @@ def _open(data: bytes) -> Image.Image:
         raise
     except Exception as e:  # Pillow's formats raise a dozen types
         reason = "empty" if not data else str(e).split(" <_io")[0] or type(e).__name__
-        raise BrokenPicture(reason) from e
+        raise BrokenPicture(reason.rstrip(".")) from e
 
 
 def _has_exif(data: bytes) -> bool:

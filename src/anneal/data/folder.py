@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -185,19 +186,21 @@ def _ground_truth(root: Path, folder: Path, paths: list[str]) -> tuple[Path, dic
     """The file that says the classes, and the class folder for each name without its ending."""
     for place in (root, folder, folder.parent, root / DEVKIT):
         if (file := place / SOLUTION).is_file():
-            with file.open(newline="") as f:
+            with _reading(file), file.open(newline="") as f:
                 rows = list(csv.reader(f))[1:]
-            return file, {Path(r[0]).stem: r[1].split()[0] for r in rows if len(r) > 1 and r[1]}
+                return file, {Path(r[0]).stem: r[1].split()[0] for r in rows if len(r) > 1 and r[1]}
         if (file := place / "val.txt").is_file():
-            lines = [line.split() for line in file.read_text().splitlines()]
-            return file, {Path(words[0]).stem: words[1] for words in lines if len(words) == 2}
+            with _reading(file):
+                lines = [line.split() for line in file.read_text().splitlines()]
+                return file, {Path(words[0]).stem: words[1] for words in lines if len(words) == 2}
         if (file := place / GROUND_TRUTH).is_file():
             # The kit's own numbers, which are not those of the sorted classes.
             wnids = _devkit_numbers(place / "meta.mat")
-            numbers = [int(line) for line in file.read_text().split()]
-            if len(numbers) != len(paths):
-                raise UserError(f"{file} has {len(numbers)} lines, {folder} {len(paths)} pictures")
-            return file, {Path(p).stem: wnids[n] for p, n in zip(paths, numbers, strict=True)}
+            with _reading(file):
+                numbers = [int(line) for line in file.read_text().split()]
+                if len(numbers) != len(paths):
+                    raise ValueError(f"{len(numbers)} lines for {len(paths)} pictures in {folder}")
+                return file, {Path(p).stem: wnids[n] for p, n in zip(paths, numbers, strict=True)}
     raise UserError(
         f"{folder} has no class folders ({WANTED.format(root=root)}). If its pictures are "
         f"ImageNet's, put {SOLUTION} (or val.txt with a line NAME CLASS for each) into {root}"
@@ -210,9 +213,18 @@ def _devkit_numbers(meta: Path) -> dict[int, str]:
 
     try:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
-    except (OSError, ValueError, KeyError) as e:
+        return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
+    except Exception as e:  # a damaged file ends in one of a dozen types
         raise UserError(f"{meta}: needed to read {GROUND_TRUTH} beside it: {e}") from e
-    return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Says which list it is that can't be understood."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, csv.Error) as e:
+        raise UserError(f"{file} can't be read: {type(e).__name__}: {e}") from e
 
 
 def _walk(folder: Path, prefix: str, sources: dict[str, int]) -> Iterator[str]:
@@ -237,7 +249,8 @@ def _class_names(root: Path, classes: list[str]) -> list[str]:
     """`n01440764 tench` where a file gives the words, else the folder's name."""
     if not (root / NAMES).is_file():
         return classes
-    lines = (line.split(maxsplit=1) for line in (root / NAMES).read_text().splitlines())
+    with _reading(root / NAMES):
+        lines = [line.split(maxsplit=1) for line in (root / NAMES).read_text().splitlines()]
     words = {w[0]: w[1].split(",")[0] for w in lines if len(w) == 2}
     return [f"{c} {words[c]}" if c in words else c for c in classes]
 
@@ -263,7 +276,7 @@ def _load(cache: Path) -> dict[str, Any] | None:
         # A new test folder changes none of the others.
         test = (Path(index["base"]) / "test").is_dir()
         return index if test == index["has_test"] else None
-    except (OSError, ValueError, KeyError):
+    except Exception:  # damaged in whatever way
         return None
 
 

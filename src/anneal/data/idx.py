@@ -12,6 +12,8 @@ from torch import Tensor
 
 from anneal.errors import UserError
 
+MAX_BYTES = 200_000_000  # four times the largest of them; a .gz can unpack to any size
+
 
 def read_idx_pair(raw: Path, part: str) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 28, 28) and labels (N,) of `train` or `t10k`, checked against each other."""
@@ -34,9 +36,10 @@ def _read_idx(path: Path) -> tuple[Path, Tensor]:
     """
     path = path if path.exists() else gz_of(path)
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise _damaged(path, f"more than {MAX_BYTES:,} bytes")
         if content[:3] != b"\0\0\x08":
             begin = f"it begins with {content[:3]!r}, unlike an IDX file" if content else "0 bytes"
             raise _damaged(path, begin)

@@ -1,6 +1,8 @@
 """Encoded pictures with their labels, wherever they lie, and single files to predict."""
 
 import glob
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +16,7 @@ from anneal.data.decode import BrokenPicture
 from anneal.errors import UserError
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+MAX_BYTES = 1 << 30
 
 
 class Pictures(Protocol):
@@ -97,6 +100,11 @@ def is_picture(name: str) -> bool:
 def read_file(path: Path | str) -> bytes:
     """All of a file; raises BrokenPicture if it can't be read."""
     try:
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):  # a pipe is read for ever
+            raise BrokenPicture("a folder, pipe or device, no file")
+        if about.st_size > MAX_BYTES:
+            raise BrokenPicture(f"{about.st_size:,} bytes are more than {MAX_BYTES:,}")
         with open(path, "rb") as file:
             return file.read()
     except OSError as e:
