@@ -2,12 +2,15 @@
 # make test    set up (once) and run the tests;            ARGS="-k resume" picks some
 # make figures draw the pictures of docs/optimizers.md
 # make lint    ruff and mypy, as CI runs them
+# make lock    write requirements.lock: the versions that are installed, with their hashes
+# LOCKED=1     set up with exactly what is in requirements.lock
 
 PYTHON ?= python3
 ARGS ?=
+LOCKED ?=
 BIN := .venv/bin
 
-.PHONY: setup train test figures lint
+.PHONY: setup train test figures lint lock
 setup: .venv/installed
 
 # Installed again only when pyproject.toml changes.
@@ -15,7 +18,8 @@ setup: .venv/installed
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Anneal needs Python 3.11 or newer')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(if $(LOCKED),$(BIN)/pip install --quiet --require-hashes -r requirements.lock)
+	$(BIN)/pip install --quiet $(if $(LOCKED),--no-deps) -e ".[dev]"
 	@touch $@
 
 train: .venv/installed
@@ -31,3 +35,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# For Linux and macOS, every Python from 3.11 on; torch for Linux is the index's own, built for CUDA.
+lock: .venv/installed
+	$(BIN)/pip install --quiet uv
+	$(BIN)/pip freeze --exclude-editable > .venv/tested.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --constraint .venv/tested.txt --universal \
+	  --python-version 3.11 --generate-hashes --no-annotate --quiet \
+	  --custom-compile-command "make lock" --output-file requirements.lock

@@ -1,11 +1,15 @@
 """make sets up once, again when pyproject.toml changes, and passes ARGS on."""
 
 import os
+import re
 import subprocess
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,3 +54,31 @@ def test_a_fresh_clone_makes_its_own_environment(tmp_path):
         (tmp_path / name).write_text((ROOT / name).read_text())
     done = would_do(tmp_path, "train")
     assert done.index("-m venv .venv") < done.index("pip install") < done.index("train.py")
+
+
+def test_the_lock_has_every_dependency_in_its_range_with_hashes():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["stream"] + extras["dev"]
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock  # no index but the reader's own
+    entries = re.split(r"\n(?=\w)", lock)[1:]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    locked = {}
+    for entry in entries:
+        requirement = Requirement(entry.partition(" \\")[0])
+        locked.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    for line in wanted:
+        requirement = Requirement(line)
+        if requirement.name == project["name"]:
+            continue
+        for found in locked[canonicalize_name(requirement.name)]:
+            (version,) = found.specifier
+            assert requirement.specifier.contains(version.version)
+
+
+def test_locked_installs_the_lock_by_hash_and_nothing_else(clone):
+    done = would_do(clone, "setup", "LOCKED=1", "--what-if=pyproject.toml")
+    assert "--require-hashes -r requirements.lock" in done
+    assert '--no-deps -e ".[dev]"' in done
+    assert "requirements.lock" not in would_do(clone, "setup", "--what-if=pyproject.toml")
