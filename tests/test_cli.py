@@ -456,7 +456,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoints(run, c
         "--model.schedule.scheduler.gamma=1e12",
         status=1,
     )
-    assert re.search(r"NaN or infinite at optimizer step \d+ \(epoch \d, batch \d, lr 1e\+", line)
+    where = r"at optimizer step \d+ \(epoch \d, batch \d, after \d+ samples, lr 1e\+"
+    assert re.search(f"NaN or infinite {where}", line)
     checkpoints = list((only_run() / "checkpoints").iterdir())
     assert len(checkpoints) == 2
     for path in checkpoints:
@@ -485,15 +486,24 @@ def test_schedule_mistakes_are_one_line_and_nothing_is_trained(run, capsys):
     assert "give `mode`" in line or "no metric 'x'" in line
 
 
-@pytest.mark.parametrize("limit", ["--trainer.limit_train_batches=0", "--trainer.max_epochs=0"])
-def test_a_training_without_a_step_is_no_success(run, capsys, limit):
-    assert "nothing was trained" in fails(run, capsys, *FIT, limit, status=1)
+@pytest.mark.parametrize(
+    ("limit", "number"),
+    [
+        ("--trainer.limit_train_batches=0", "0 training batches"),
+        ("--trainer.max_epochs=0", "max_epochs=0"),
+    ],
+)
+def test_a_training_without_a_step_is_no_success(run, capsys, limit, number):
+    line = fails(run, capsys, *FIT, limit, status=1)
+    assert "nothing was trained" in line
+    assert number in line
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
         ("--data.batch_size=0", "data.batch_size=0: must be at least 1"),
+        ("--data.batch_size=3601", "has 3600 train images, fewer than a batch of 3601"),
         ("--data.shift=-1", "shift and rotation must be 0 or more"),
         ("--data.val_size=2.0", "leaves nothing to train on"),
         ("--model.width=0", "width=0 must be at least 1"),

@@ -238,8 +238,10 @@ class AnnealCLI(LightningCLI):
         seconds = time.monotonic() - started
         if self.trainer.global_step == self.checkpoint.get("global_step", 0):
             raise UserError(
-                "nothing was trained: see trainer.limit_train_batches, max_epochs="
-                f"{self.trainer.max_epochs} and max_steps={self.trainer.max_steps}",
+                f"nothing was trained: {self.trainer.num_training_batches} training batches in an "
+                "epoch (if 0: no data, or fewer samples than a batch and the rest is dropped), "
+                f"limit_train_batches={self.trainer.limit_train_batches}, "  # type: ignore[attr-defined]
+                f"max_epochs={self.trainer.max_epochs}, max_steps={self.trainer.max_steps}",
                 status=1,
             )
         if self.trainer.fast_dev_run or self.trainer.barebones:  # type: ignore[attr-defined]

@@ -71,6 +71,37 @@ def test_a_loss_that_is_no_number_is_named_with_its_step(step, value):
     assert all(p.isfinite().all() for p in module.parameters())  # the step was not taken
 
 
+class BadLoss(Tiny):
+    """Its loss is infinite at the sixth batch of an epoch, and its gradient never."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + (float("inf") if batch_idx == 5 else 0)
+
+
+def test_a_loss_that_is_no_number_is_named_with_the_batch_it_came_from():
+    where = r"optimizer step 1 \(epoch 0, batch 5, after 5 samples, lr 1\)"
+    with pytest.raises(UserError, match=where):
+        fit(
+            BadLoss(),
+            max_epochs=1,
+            accumulate_grad_batches=4,
+            callbacks=[Health(), SamplesSeen()],
+        )
+
+
+def test_on_a_gpu_the_batch_is_named_although_it_is_read_later_and_is_not_saved(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("anneal.callbacks.health.waits", lambda value: True)
+    module = BadGradient()
+    checkpoint = Checkpoint(dirpath=tmp_path, every_n_train_steps=4)
+    where = r"optimizer step 2 \(epoch 0, batch 2, lr 1\)"
+    with pytest.raises(UserError, match=where):
+        fit(module, max_epochs=1, callbacks=[Health(), checkpoint], enable_checkpointing=True)
+    assert module.trainer.global_step == 4  # when the first checkpoint was due
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
 class BadGradient(Tiny):
     """Its gradient is infinite in three steps of eight; its loss never."""
 
@@ -107,6 +138,52 @@ def test_so_many_bad_gradients_are_left_out_as_was_asked_for():
         fit(BadGradient(), max_epochs=1, callbacks=[Health(skip=2)])
 
 
+def test_what_a_bad_batch_leaves_in_a_norm_is_named_as_leaving_out_does_not_undo_it():
+    class BadBatch(Tiny):
+        def training_step(self, batch, batch_idx):
+            bad = float("nan") if batch_idx == 5 else 1.0
+            return self.net(bad * batch[0].expand(4, 2)).square().mean()
+
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
+    with pytest.raises(UserError, match=r"net.0.running_mean is NaN .* optimizer step 5"):
+        fit(BadBatch(net=net), max_epochs=1, callbacks=[Health(skip=3)])
+
+
+class NoLoss(Tiny):
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+class NoGradient(Tiny):
+    def on_after_backward(self):
+        next(self.parameters()).grad[:] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("module", "skip", "numbers"),
+    [(NoLoss(), 0, "of 8 batches none"), (NoGradient(), 8, "8 left out by health.skip=8")],
+)
+def test_an_epoch_without_an_optimizer_step_is_an_error(module, skip, numbers):
+    with pytest.raises(UserError, match=rf"epoch 0 took no optimizer step.*{numbers}") as e:
+        fit(module, max_epochs=2, callbacks=[Health(skip)])
+    assert e.value.status == 1
+
+
+@pytest.mark.parametrize("sanity_steps", [0, 2])
+def test_a_validation_without_samples_is_an_error(sanity_steps):
+    settings = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        **settings,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[Health()],
+        num_sanity_val_steps=sanity_steps,
+    )
+    empty = torch.utils.data.DataLoader(range(3), batch_size=4, drop_last=True)
+    with pytest.raises(UserError, match="0 batches to validate on, of 8 to train on"):
+        trainer.fit(Tiny(), loader(), empty)
+
+
 def test_the_norm_of_the_gradient_is_logged(tmp_path):
     from anneal.loggers.csv_logger import CSVLogger
 
@@ -132,17 +209,46 @@ class Dead(Tiny):
         return 0 * super().training_step(batch, batch_idx) + 3
 
 
+class Exploding(Tiny):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * 1.15**self.trainer.global_step
+
+
+def sgd(lr: float) -> partial:
+    return partial(torch.optim.SGD, lr=lr)
+
+
+SIGNS = r"learning rate is 0|training loss is|gradient's norm was|weights have moved"
+
+
 @pytest.mark.parametrize(
     ("module", "sign"),
     [
-        (Tiny(partial(torch.optim.SGD, lr=0.0)), "the learning rate is 0 at step 10"),
-        (Dead(), "the training loss is 3 at step 100, as in the beginning"),
+        (Tiny(sgd(0.0)), "the learning rate is 0 at step 10"),
+        (Tiny(sgd(1e-12)), "of their length in 100 steps: lr 1e-12 is far too small"),
+        (Dead(sgd(0.1)), "the training loss is 3 at step 100, as in the beginning"),
+        (Exploding(sgd(1e-7)), r"the gradient's norm was .* and is .*e\+0\d at step"),
     ],
+    ids=["no rate", "tiny rate", "dead", "exploding"],
 )
 def test_a_training_that_learns_nothing_says_so_once(module, sign):
     with pytest.warns(UserWarning, match=sign) as caught:
         fit(module, max_epochs=15, callbacks=[Health()], log_every_n_steps=10)
-    assert len([w for w in caught if re.search(sign, str(w.message))]) == 1
+    assert len([w for w in caught if re.search(SIGNS, str(w.message))]) == 1
+
+
+@pytest.mark.filterwarnings("error:.*(learning rate is 0|training loss is|weights have moved)")
+def test_a_rate_that_begins_at_0_and_a_resumed_run_are_no_bad_signs(tmp_path):
+    from test_schedule import POLYNOMIAL
+
+    from anneal.schedule import Schedule
+
+    settings = {"callbacks": [Health()], "log_every_n_steps": 1}
+    schedule = Schedule(POLYNOMIAL, warmup_steps=8, warmup_start_factor=0.0)
+    assert fit(Tiny(sgd(0.1), schedule), max_epochs=15, **settings)[0] == 0
+    fit(Tiny(sgd(0.1)), max_epochs=1, save=tmp_path / "d.ckpt")
+    settings["callbacks"] = [Health()]
+    fit(Dead(sgd(0.1)), max_epochs=16, ckpt_path=tmp_path / "d.ckpt", **settings)
 
 
 @pytest.mark.parametrize("accumulate", [3, 5, 8])

@@ -1,5 +1,6 @@
 """Ends a training whose loss or gradient is no longer a number, and says when one looks dead."""
 
+import math
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from anneal.callbacks import is_logged
+from anneal.callbacks.samples import SamplesSeen
 from anneal.errors import UserError
 
-STILL = 100  # steps after which a loss that has not moved is worth a word
-EXPLODED = 1e4  # times the first gradient norm that was logged
+STILL = 100  # steps after which a loss or weights that have not moved are worth a word
+TINY = 1e-6  # of their length: weights that moved less in so many steps have not moved
+PIECE = 1000  # numbers of each parameter that are kept to tell
+EXPLODED = 1e4  # times the first gradient norm
 
 
 class Health(Callback):
@@ -22,8 +26,12 @@ class Health(Callback):
 
     A gradient is looked at before the optimizer uses it, so that the weights stay what they were.
     On a CPU each step is looked at. On a GPU that would make the host wait for the device, so the
-    first bad step is kept there and read every `log_every_n_steps` and at the end of each epoch.
+    first bad step is kept there and read every `log_every_n_steps`, at the end of each epoch and
+    before a checkpoint is written.
     With precision 16-mixed only the loss is looked at: the scaler leaves out such gradients itself.
+
+    An epoch in which no gradient reached the optimizer, and a validation without samples, are
+    errors too.
 
     Args:
         skip: How many steps with such a gradient may be left out before the training ends; more
@@ -36,99 +44,170 @@ class Health(Callback):
         self.skip = skip
         self.skipped = 0
         self.norm: Tensor | None = None
-        self._first_bad: Tensor | None = None
-        self._first: tuple[float, float] | None = None  # loss and norm
+        self._first_bad: Tensor | None = None  # an index into:
+        self._places: list[str] = []  # what was looked at since the last check
+        self._place = ""  # the batch at hand, for a person
+        self._lr = 0.0  # the largest of it
+        self._seen: SamplesSeen | None = None
+        self._step = self._began = 0
+        self._updates = 0  # in this epoch
+        self._whole_epoch = True
+        self._first_loss: float | None = None
+        self._first_norm = 0.0
         self._moved = False
-        self._step = 0
+        self._weights: Tensor | None = None
         self._warned: set[str] = set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = trainer.global_step
+        self._step = self._began = trainer.global_step
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self._seen = next((c for c in callbacks if isinstance(c, SamplesSeen)), None)
+        known = trainer.num_val_batches  # empty if the first validation is in a later epoch
+        if trainer.enable_validation and known and not sum(known):
+            raise UserError(
+                f"0 batches to validate on, of {trainer.num_training_batches} to train on: the "
+                "validation data is empty, or smaller than a batch and the rest is dropped; "
+                "--trainer.limit_val_batches=0 trains without"
+            )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._updates = 0
+        self._whole_epoch = not trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._lr = _largest_lr(trainer)
+        samples = ""
+        if self._seen:
+            n = self._seen.samples + self._seen.epoch_samples * trainer.world_size
+            samples = f"after {n} samples, "
+        self._place = (
+            f"at optimizer step {trainer.global_step} (epoch {trainer.current_epoch}, batch "
+            f"{batch_idx}, {samples}lr {self._lr:g})"
+        )
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if trainer.precision == "16-mixed":
-            return
         parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         if not parameters:
+            return
+        self._updates += 1
+        if trainer.precision == "16-mixed":
             return
         norm = get_total_norm([p.grad for p in parameters])
         self.norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not self.skip:
-            self._look(trainer, self.norm)
+            self._look(self.norm)
         elif not torch.isfinite(self.norm):
-            self.skipped += 1
-            where = _where(trainer)
-            if self.skipped > self.skip:
+            self._leave_out(pl_module, parameters)
+
+    def _leave_out(self, pl_module: LightningModule, parameters: list[Any]) -> None:
+        """No update in this step, not of the momentum either."""
+        self.skipped += 1
+        self._updates -= 1
+        if self.skipped > self.skip:
+            raise UserError(
+                f"the gradient is NaN or infinite {self._place}, and health.skip={self.skip} steps "
+                "were left out already",
+                status=1,
+            )
+        for name, buffer in pl_module.named_buffers():
+            if not buffer.isfinite().all():
                 raise UserError(
-                    f"the gradient is NaN or infinite {where}, and health.skip={self.skip} steps "
-                    "were left out already",
+                    f"{name} is NaN or infinite {self._place}: the batch itself is no number, and "
+                    "to leave out its step does not undo what a norm has kept of it",
                     status=1,
                 )
-            rank_zero_warn(f"left out, {self.skipped} so far: a NaN or infinite gradient {where}")
-            for p in parameters:
-                p.grad = None  # no update, not of the momentum either
+        rank_zero_warn(f"left out, {self.skipped} so far: a NaN or infinite gradient {self._place}")
+        for p in parameters:
+            p.grad = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor):
             return
         if not self.skip:
-            self._look(trainer, loss)
+            self._look(loss)
         new_step = trainer.global_step != self._step  # else in the middle of an accumulation
         self._step = trainer.global_step
+        if self._first_loss is None and not self._began:
+            self._first_loss, self._weights = float(loss), _pieces(trainer)
         if new_step and is_logged(trainer, self._step):
-            self._check(trainer)
+            self._check()
+            self._log_norm(trainer)
             self._judge(trainer, float(loss))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check(trainer)
+        self._check()
+        if self._whole_epoch and not self._updates:
+            raise UserError(
+                f"epoch {trainer.current_epoch} took no optimizer step: of "
+                f"{trainer.fit_loop.epoch_loop.batch_progress.current.ready} batches none gave a "
+                f"gradient to use ({self.skipped} left out by health.skip={self.skip})",
+                status=1,
+            )
 
-    def _look(self, trainer: Trainer, value: Tensor) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, *args: Any) -> None:
+        """Nothing that is no number is saved."""
+        self._check()
+
+    def _look(self, value: Tensor) -> None:
         if self._first_bad is None:
             self._first_bad = torch.full((), -1, device=value.device)
         bad = ~torch.isfinite(value.detach()) & (self._first_bad < 0)
-        self._first_bad = torch.where(bad, trainer.global_step, self._first_bad)
-        if value.device.type == "cpu":
-            self._check(trainer)
+        self._first_bad = torch.where(bad, len(self._places), self._first_bad)
+        self._places.append(self._place)
+        if not waits(value):
+            self._check()
 
-    def _check(self, trainer: Trainer) -> None:
-        if self._first_bad is None or (step := int(self._first_bad)) < 0:
+    def _check(self) -> None:
+        places, self._places = self._places, []
+        if self._first_bad is None or (first := int(self._first_bad)) < 0:
             return
         raise UserError(
-            f"the training loss or its gradient is NaN or infinite {_where(trainer, step)}: lower "
-            "the learning rate, warm it up or clip the gradient; what is saved is from before that",
+            f"the training loss or its gradient is NaN or infinite {places[first]}: lower the "
+            "learning rate, warm it up or clip the gradient; what is saved is from before that",
             status=1,
         )
 
+    def _log_norm(self, trainer: Trainer) -> None:
+        if self.norm is None:
+            return
+        at = trainer.fit_loop.epoch_loop._batches_that_stepped
+        values = {"epoch": trainer.current_epoch, "train/grad_norm": float(self.norm)}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=at)
+
     def _judge(self, trainer: Trainer, loss: float) -> None:
-        """Logs the norm of the gradient, and warns once of each sign that nothing is learnt."""
-        step, norm = trainer.global_step, float("nan") if self.norm is None else float(self.norm)
-        if self.norm is not None:
-            at = trainer.fit_loop.epoch_loop._batches_that_stepped
-            for logger in trainer.loggers:
-                logger.log_metrics(
-                    {"epoch": trainer.current_epoch, "train/grad_norm": norm}, step=at
-                )
-        if self._first is None:
-            self._first = loss, norm
-        first_loss, first_norm = self._first
-        self._moved = self._moved or loss != first_loss
-        if norm > EXPLODED * first_norm > 0:
+        """Warns once of each sign that nothing is learnt."""
+        step, norm = trainer.global_step, 0.0 if self.norm is None else float(self.norm)
+        self._moved = self._moved or loss != self._first_loss
+        if not 0 < self._first_norm < math.inf:
+            self._first_norm = norm
+        if norm > EXPLODED * self._first_norm > 0:
             self._warn(
-                f"the gradient's norm was {first_norm:.3g} and is {norm:.3g} at step {step}: lower "
-                "the learning rate or set trainer.gradient_clip_val"
+                f"the gradient's norm was {self._first_norm:.3g} and is {norm:.3g} at step {step}: "
+                "lower the learning rate or set trainer.gradient_clip_val"
             )
-        if not any(g["lr"] for g in trainer.optimizers[0].param_groups):
+        if not self._lr and not _largest_lr(trainer):  # of this step and of the next
             self._warn(f"the learning rate is 0 at step {step}: nothing is learnt from here on")
-        if step >= STILL and not self._moved:
+        elif step >= STILL and not self._moved:
             self._warn(
                 f"the training loss is {loss:g} at step {step}, as in the beginning: is everything "
                 "frozen, or does a layer give the same for all samples?"
             )
+        elif step >= STILL and self._weights is not None:
+            before, now, self._weights = self._weights, _pieces(trainer), None
+            length, way = float(before.norm()), float((now - before).norm())
+            if norm and way < TINY * length:
+                self._warn(
+                    f"the weights have moved by {way / length:.1g} of their length in {step} "
+                    f"steps: lr {self._lr:g} is far too small"
+                )
 
     def _warn(self, message: str) -> None:
         if (beginning := message[:20]) not in self._warned:
@@ -136,10 +215,18 @@ class Health(Callback):
             rank_zero_warn(message)
 
 
-def _where(trainer: Trainer, step: int | None = None) -> str:
-    """For a person: step, epoch, batch and learning rate."""
-    lr = trainer.optimizers[0].param_groups[0]["lr"]
-    return (
-        f"at optimizer step {trainer.global_step if step is None else step} (epoch "
-        f"{trainer.current_epoch}, batch {trainer.fit_loop.epoch_loop.batch_idx}, lr {lr:g})"
-    )
+def waits(value: Tensor) -> bool:
+    """Whether to read a value makes the host wait for its device."""
+    return value.device.type != "cpu"
+
+
+def _largest_lr(trainer: Trainer) -> float:
+    return max(float(g["lr"]) for g in trainer.optimizers[0].param_groups)
+
+
+def _pieces(trainer: Trainer) -> Tensor:
+    """The beginning of each trained parameter, of one that is in pieces this process's."""
+    groups = [g for optimizer in trainer.optimizers for g in optimizer.param_groups]
+    parts = [p.detach() for g in groups for p in g["params"]]
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in parts]
+    return torch.cat([p.flatten()[:PIECE].double() for p in local])

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from anneal.callbacks.samples import SamplesSeen
+from anneal.errors import UserError
 
 
 class Share:
@@ -113,6 +114,29 @@ class Batches(Share):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _, _, index in self.batches():
             yield self.images[index], self.labels[index]
+
+
+def check_size(name: str, split: str, size: int, batch_size: int, processes: int) -> None:
+    """Raises UserError if a split has no sample for a process, or that to train on no full batch.
+
+    Args:
+        name: Of the data.
+        split: `train` is the one to train on.
+        size: Its samples.
+        batch_size: Samples in a batch of one process.
+        processes: How many there are.
+    """
+    if size < processes:
+        raise UserError(
+            f"{name} has {size} {split} images, fewer than the {processes} processes: lower "
+            "trainer.devices"
+        )
+    if split == "train" and size < batch_size * processes:
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"{name} has {size} {split} images, fewer than a batch of {batch_size}{each}: lower "
+            "data.batch_size"
+        )
 
 
 def stratified_split(

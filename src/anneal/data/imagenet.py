@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
-from anneal.data.batches import position_in, run_seed, seed_of
+from anneal.data.batches import check_size, position_in, run_seed, seed_of
 from anneal.data.folder import FolderPictures
 from anneal.data.loader import Broken, Decoded, PictureBatches
 from anneal.data.pictures import FilePictures, Pictures
@@ -235,11 +235,8 @@ class ImageFolderDataModule(LightningDataModule):
     ) -> PictureBatches:
         if self.trainer is not None:
             share |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-        if len(pictures) < (world := share.get("world_size", 1)):
-            raise UserError(
-                f"{self.root} has {len(pictures)} {split} pictures, fewer than the {world} "
-                "processes: lower trainer.devices"
-            )
+        world = share.get("world_size", 1)
+        check_size(self.root, split, len(pictures), self.batch_size, world)
         return PictureBatches(
             Decoded(pictures, transform, self.size_of, run_seed()),
             self.batch_size,

@@ -16,7 +16,14 @@ from torchvision import datasets  # type: ignore[import-untyped]
 from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
 
 from anneal.data.augment import random_affine, random_shift
-from anneal.data.batches import Batches, generator_of, position_in, run_seed, stratified_split
+from anneal.data.batches import (
+    Batches,
+    check_size,
+    generator_of,
+    position_in,
+    run_seed,
+    stratified_split,
+)
 from anneal.data.decode import BrokenPicture, decode
 from anneal.data.idx import gz_of, read_idx_pair
 from anneal.data.pictures import FilePictures
@@ -201,11 +208,7 @@ class MNISTDataModule(LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             shuffle = shuffle and not self.trainer.overfit_batches  # type: ignore[attr-defined]
-        if len(labels) < world_size:
-            raise UserError(
-                f"{self.dataset} has {len(labels)} {split} images, fewer than the {world_size} "
-                "processes: lower trainer.devices"
-            )
+        check_size(self.dataset, split, len(labels), self.batch_size, world_size)
         seed = run_seed() if shuffle else None
         share = {"rank": rank, "world_size": world_size, "seed": seed, "position": position}
         return Batches(images, labels, self.batch_size, **share)

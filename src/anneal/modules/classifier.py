@@ -229,6 +229,10 @@ class Classifier(LightningModule):
     def _log_evaluation(self, stage: str) -> None:
         # Computed here, exactly over all samples and processes: Lightning's own mean of values from
         # steps rounds the number of samples down to a multiple of the processes.
+        if not self.mean_loss.update_called:
+            raise UserError(
+                f"no {stage} sample could be read: there is nothing to measure", status=1
+            )
         for name, value in {"loss": self.mean_loss.compute(), **self.accuracies.compute()}.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True)
 
