@@ -489,8 +489,9 @@ def test_schedule_mistakes_are_one_line_and_nothing_is_trained(run, capsys):
 @pytest.mark.parametrize(
     ("limit", "number"),
     [
-        ("--trainer.limit_train_batches=0", "0 training batches"),
+        ("--trainer.limit_train_batches=0", "limit_train_batches=0"),
         ("--trainer.max_epochs=0", "max_epochs=0"),
+        ("--data=tiny.Few", "the training data gives 0 batches"),
     ],
 )
 def test_a_training_without_a_step_is_no_success(run, capsys, limit, number):

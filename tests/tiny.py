@@ -72,6 +72,13 @@ def fit(module: Tiny, batches: int = 8, ckpt_path: Any = None, save: Any = None,
     return [lrs[0] for lrs in module.lrs]
 
 
+class Few(pl.LightningDataModule):
+    """Fewer samples than a batch, in a loader that drops what does not fill one."""
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.zeros(3, 2)), batch_size=4, drop_last=True)
+
+
 class Crash(pl.Callback):
     """Ends a training without warning.
 

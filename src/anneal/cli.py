@@ -237,11 +237,12 @@ class AnnealCLI(LightningCLI):
         self.trainer.fit(**kwargs)
         seconds = time.monotonic() - started
         if self.trainer.global_step == self.checkpoint.get("global_step", 0):
+            trainer = self.trainer
+            n = trainer.num_training_batches  # infinite where the data was not asked for
+            data = f"the training data gives {n} batches (is a rest dropped?), " if n == 0 else ""
             raise UserError(
-                f"nothing was trained: {self.trainer.num_training_batches} training batches in an "
-                "epoch (if 0: no data, or fewer samples than a batch and the rest is dropped), "
-                f"limit_train_batches={self.trainer.limit_train_batches}, "  # type: ignore[attr-defined]
-                f"max_epochs={self.trainer.max_epochs}, max_steps={self.trainer.max_steps}",
+                f"nothing was trained: {data}limit_train_batches={trainer.limit_train_batches}, "
+                f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}",
                 status=1,
             )
         if self.trainer.fast_dev_run or self.trainer.barebones:  # type: ignore[attr-defined]
