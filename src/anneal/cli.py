@@ -19,7 +19,7 @@ import anneal.callbacks
 import anneal.data
 import anneal.modules
 import anneal.sharding  # registers --trainer.strategy=fsdp2
-from anneal import attached, runs
+from anneal import attached, processes, runs
 from anneal.callbacks.samples import SamplesSeen
 from anneal.complete import COMMANDS, compared, complete, recipe
 from anneal.errors import UserError
@@ -54,20 +54,32 @@ def main(args: list[str] | None = None) -> "AnnealCLI":
         lambda record: "💡" not in record.getMessage()  # advertisements
     )
     try:
-        return AnnealCLI(complete(sys.argv[1:] if args is None else args))
-    except (UserError, MisconfigurationException) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(e.status if isinstance(e, UserError) else 2)
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+        with processes.together(in_a_line):
+            return AnnealCLI(complete(sys.argv[1:] if args is None else args))
+    except Exception as e:
+        if (line := in_a_line(e)) is None:
             raise
-        print(f"error: {e.filename or 'the run'}: {e.strerror}; free some space", file=sys.stderr)
-        sys.exit(1)
+        print(line[0], file=sys.stderr)
+        sys.exit(line[1])
     except (KeyboardInterrupt, SystemExit) as e:
         # Lightning makes exit status 1 of a Ctrl-C before the training.
         if isinstance(e, SystemExit) and not isinstance(e.__context__, KeyboardInterrupt):
             raise
         sys.exit(130)
+
+
+def in_a_line(e: Exception) -> processes.Shown | None:
+    """What a person reads of a mistake of theirs, and the exit status; None: it is a bug."""
+    if isinstance(e, UserError):
+        return f"error: {e}", e.status
+    if isinstance(e, MisconfigurationException):
+        return f"error: {e}", 2
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"error: {e.filename or 'the run'}: {e.strerror}; free some space", 1
+    if processes.is_lost(e):
+        reason = str(e).strip().splitlines()[0]
+        return f"error: the connection to another process is lost: see why it ended ({reason})", 1
+    return None
 
 
 class AnnealCLI(LightningCLI):

@@ -5,11 +5,13 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from anneal.errors import UserError
 from anneal.lr_find import Search, search
 from anneal.preview import Preview, preview
+from anneal.processes import Launcher
 from anneal.saving import WholeFileIO
 
 LOOKS_AHEAD = ("schedule", "lr_find")
@@ -113,7 +115,12 @@ def start(settings: Settings) -> Trainer:
         trainer = Trainer(**settings)
     except (ValueError, TypeError, ImportError, RuntimeError) as e:  # no such device, ...
         raise UserError(f"trainer: {str(e).strip().splitlines()[0]}") from e
-    on_cpu = trainer.strategy.root_device.type == "cpu"
+    strategy: Any = trainer.strategy
+    if type(launcher := strategy.launcher) is _SubprocessScriptLauncher:
+        strategy._launcher = Launcher(
+            launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
+        )
+    on_cpu = strategy.root_device.type == "cpu"
     if settings["sync_batchnorm"] and on_cpu and trainer.world_size > 1:
         raise UserError(
             "--trainer.sync_batchnorm=true: torch has it for GPUs only; leave it out, and each "

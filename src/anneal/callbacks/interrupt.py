@@ -15,6 +15,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from anneal.callbacks import is_between_steps
+from anneal.processes import is_lost
 from anneal.runs import LAST
 
 EVERY = 10  # optimizer steps between two questions of several processes to each other
@@ -72,6 +73,14 @@ class Interrupt(Callback):
         self._trainer = None
         if self._told:
             self._leave(trainer, "the training had just ended, and all of it is saved")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Told to stop because another process has failed: there is nothing to wait for."""
+        self._trainer = None
+        if self._told and is_lost(exception):
+            sys.exit(128 + self._told)
 
     def _listen(self) -> None:
         """From now on until Lightning puts back what it found before it set its own."""

@@ -1,0 +1,184 @@
+"""Several processes of one training: when one fails, all end, and its reason is shown last.
+
+A process that has lost its connection to another one is not the reason: it waits until whoever
+started it ends it. The reason of a process that was started by another one goes through a file, the
+way torchrun has it, so that it is shown once, after all that the others print.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch.distributed import DistError, DistNetworkError
+
+from anneal.errors import UserError
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # an environment variable of torchrun's
+LOST = re.compile(r"gloo|nccl|by peer|broken pipe", re.IGNORECASE)
+PATIENCE = 10.0  # seconds until a lost connection counts as the reason itself
+STUCK = 5.0  # seconds after which a process that has not noticed another one's end is ended
+
+Shown = tuple[str, int]  # what a person reads, and the exit status
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Starts processes as Lightning does. All of them end when one does, and the reason is shown.
+
+    Lightning's own looks every 5 seconds, then kills all without a reason, and does not look at all
+    when it is the first process that fails: the others stay.
+    """
+
+    def launch(
+        self, function: Callable, *args: Any, trainer: Trainer | None = None, **kwargs: Any
+    ) -> Any:
+        global _launcher
+        self.cluster_environment.validate_settings(self.num_processes, self.num_nodes)
+        if not self.cluster_environment.creates_processes_externally:
+            _launcher = self
+            self._start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        ended = threading.Event()
+        if self.procs:
+            threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
+        try:
+            return function(*args, **kwargs)
+        except DistNetworkError as e:
+            if "EADDRINUSE" not in str(e):
+                raise
+            raise UserError(
+                f"MASTER_PORT={self.cluster_environment.main_port}: another program has this "
+                "port; take another one, or unset MASTER_PORT and a free one is taken"
+            ) from e
+        finally:
+            ended.set()
+
+    def _start(self) -> None:
+        self.folder = TemporaryDirectory()
+        self.file = Path(self.folder.name) / "error"
+        os.environ[ERROR_FILE] = str(self.file)
+        self._call_children_scripts()
+        del os.environ[ERROR_FILE]
+
+    def reason(self) -> Shown | None:
+        """Why another process has failed; None: none has."""
+        if self.file.exists():
+            message = json.loads(self.file.read_text())["message"]
+            return message["message"], message["errorCode"]
+        codes = {rank: code for rank, p in enumerate(self.procs, 1) if (code := p.poll())}
+        if not codes:
+            return None
+        rank = min(codes, key=codes.__getitem__)  # a killed one rather than one that noticed
+        if (code := codes[rank]) > 0:
+            return f"error: process {rank} has ended with status {code}", code
+        name = signal.Signals(-code).name
+        memory = ", as the system does when memory is short" if name == "SIGKILL" else ""
+        return f"error: process {rank} was killed by {name}{memory}", 128 - code
+
+    def settle(self, lost: bool) -> Shown | None:
+        """Ends all others. Why one of them has failed if this one has only `lost` them."""
+        deadline = time.monotonic() + PATIENCE
+        while lost and not self.reason() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        found = self.reason() if lost else None
+        self.kill(signal.SIGKILL)
+        return found
+
+    def join(self, seconds: float) -> None:
+        """Waits for the others to end by themselves, and no longer than that."""
+        deadline = time.monotonic() + seconds
+        for process in self.procs:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0, deadline - time.monotonic()))
+
+    def _watch(self, ended: threading.Event) -> None:
+        """Ends this process, too, if it does not notice that another one has failed."""
+        while not ended.wait(0.5):
+            if self.reason() and not ended.wait(STUCK) and (found := self.settle(lost=True)):
+                _show(found[0])
+                self.folder.cleanup()
+                os._exit(found[1])
+
+
+_launcher: Launcher | None = None  # in the process that has started the others
+
+
+@contextmanager
+def together(in_words: Callable[[Exception], Shown | None]) -> Iterator[None]:
+    """What is done in here fails in all processes if it fails in one.
+
+    Args:
+        in_words: Makes of an exception what a person is shown; None: its traceback.
+    """
+    global _launcher
+    if ERROR_FILE in os.environ:
+        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        yield
+        if _launcher:
+            _launcher.join(PATIENCE)
+            if found := _launcher.settle(lost=bool(_launcher.reason())):
+                _end(found)
+    except Exception as e:
+        if _launcher:
+            if found := _launcher.settle(is_lost(e)):
+                _end(found)
+        elif is_lost(e):
+            time.sleep(PATIENCE)
+        if ERROR_FILE in os.environ:
+            shown = in_words(e) or (traceback.format_exc().rstrip(), 1)
+            _record(*shown)
+            if "TORCHELASTIC_RUN_ID" not in os.environ:  # a Launcher shows it
+                sys.exit(shown[1])
+        raise
+    finally:
+        if _launcher:
+            _launcher.join(STUCK)
+            _launcher.kill(signal.SIGKILL)
+            _launcher = None
+
+
+def is_lost(e: BaseException) -> bool:
+    """Whether an exception says no more than that another process is gone."""
+    return isinstance(e, DistError) or (isinstance(e, RuntimeError) and bool(LOST.search(str(e))))
+
+
+def _record(text: str, status: int) -> None:
+    """Into the file, as torchrun reads it."""
+    about = {"py_callstack": text, "timestamp": str(int(time.time()))}
+    message = {"message": text, "errorCode": status, "extraInfo": about}
+    path = Path(os.environ[ERROR_FILE])
+    unfinished = path.with_name(f"{path.name}-{os.getpid()}")
+    unfinished.write_text(json.dumps({"message": message}))
+    unfinished.replace(path)
+
+
+def _watch_parent(parent: int) -> None:
+    """Ends this process with the one that has started it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    _show("error: the process that has started this one is gone: it was killed")
+    os._exit(1)
+
+
+def _end(shown: Shown) -> None:
+    _show(shown[0])
+    sys.exit(shown[1])
+
+
+def _show(text: str) -> None:
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,50 @@
+"""Callbacks for trainings of several processes."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from anneal.errors import UserError
+
+
+class Fail(pl.Callback):
+    """Lets one process fail in the middle of an epoch.
+
+    Args:
+        rank: Which one.
+        how: What happens to it. `late` also holds up the others, so that they don't notice.
+    """
+
+    def __init__(self, rank: int, how: str) -> None:
+        self.rank = rank
+        self.how = how
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx != 2:
+            return
+        if trainer.global_rank != self.rank:
+            if self.how == "late":
+                time.sleep(60)
+            return
+        if self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "memory":
+            raise MemoryError("no memory for 8 GB")
+        if self.how == "bug":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        raise UserError("picture.jpg can't be read", status=1)
+
+
+class Dropped(pl.Callback):
+    """Writes what each process draws in a dropout, one file for each."""
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        drawn = torch.nn.functional.dropout(torch.ones(64)).bool().int().tolist()
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"drawn-{trainer.global_rank}").open("a") as file:
+            file.write("".join(map(str, drawn)) + "\n")
