@@ -10,12 +10,14 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import wandb
 from conftest import logged
+from launch import Training
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset
@@ -379,6 +381,25 @@ def test_a_resumed_run_online_is_one_run_and_its_key_is_in_no_file(monkeypatch, 
     assert all(KEY.encode() not in f.read_bytes() for f in Path().rglob("*") if f.is_file())
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes by /proc")
+def test_the_key_is_in_no_output_no_file_and_no_list_of_processes(tmp_path):
+    server = Server()
+    online = {"WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+    run = Training(tmp_path, "fit", "--config=small.yaml", "--run_name=r", **online)
+    commands = set()
+    while run.process.is_alive():
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                commands.add((process / "cmdline").read_bytes())
+        time.sleep(0.05)
+    output = run.finish()
+    assert "was not sent" in output  # the stand-in takes no artifact, which fails no training
+    assert len(server.history) == 1
+    assert any(b"wandb-core" in command for command in commands)
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(KEY.encode() in text for text in (*commands, *written))
+
+
 def test_a_run_that_goes_on_online_says_how_to_send_its_offline_part(monkeypatch, capfd):
     logger = WandbLogger("run")
     logger.log_metrics({"a": 1.0}, 0)
@@ -437,11 +458,18 @@ def test_the_end_of_a_run_does_not_wait_for_a_server_that_went_away(monkeypatch,
     logger = WandbLogger("run")
     _ = logger.experiment
     server.trouble = "hang"
+    monkeypatch.setattr(wandb_logger, "INIT_SECONDS", 1.0)
     logger.log_metrics({"a": 1.0}, 0)
+    Path("best.ckpt").write_text("weights")
+    saved = SimpleNamespace(monitor="a", best_model_path="best.ckpt", best_model_score=1.0)
+    logger.after_save_checkpoint(saved)
     start = time.monotonic()
+    logger.finalize("success")
     logger.finish()
     assert time.monotonic() - start < 10
-    assert "Send later: wandb sync --include-online" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "best.ckpt was not sent (the server does not answer)" in err
+    assert "Send later: wandb sync --include-online" in err
 
 
 def test_a_run_that_the_server_refuses_at_its_start_leaves_one_recording(monkeypatch, capfd):

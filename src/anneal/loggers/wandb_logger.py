@@ -7,8 +7,9 @@ import subprocess
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from anneal.errors import UserError
 
 ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
 INIT_SECONDS = 15.0  # for it to accept a run
-FINISH_SECONDS = 300.0  # for the last uploads at the end of a run
+FINISH_SECONDS = 60.0  # for the last uploads at the end of a run, also where it went away
 
 
 class WandbLogger(LightningWandbLogger):
@@ -149,8 +150,15 @@ class WandbLogger(LightningWandbLogger):
                 metadata={str(callback.monitor): None if score is None else float(score)},
             )
             artifact.add_file(best)
-            with self._unless_lost():
-                run.log_artifact(artifact, aliases=["best", "latest"])
+            # The only call that waits for the server.
+            send = partial(run.log_artifact, artifact, aliases=["best", "latest"])
+            if problem := _within(INIT_SECONDS, send):
+                _say(f"{best} was not sent ({problem})")
+
+    def log_image(self, key: str, images: list[Any], *args: Any, **kwargs: Any) -> None:
+        """Send pictures, as Lightning's logger does."""
+        with self._unless_lost():
+            super().log_image(key, images, *args, **kwargs)
 
     @rank_zero_only
     def finish(self, exit_code: int = 0) -> None:
@@ -249,8 +257,8 @@ class WandbLogger(LightningWandbLogger):
             return "offline", _line(error)
         if credentials is None:
             return "offline", "not logged in"
-        problem = _problem(credentials)
-        return ("offline", problem) if problem else ("online", "")
+        problem = _within(ANSWER_SECONDS, credentials.verify)
+        return ("offline", f"{credentials.host}: {problem}") if problem else ("online", "")
 
 
 def _command() -> str:
@@ -276,21 +284,21 @@ def code_version() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
-def _problem(credentials: wbauth.Auth) -> str:
-    """Why the server can't be used with these credentials, or an empty string."""
-    problem = [f"{credentials.host} does not answer"]
+def _within(seconds: float, call: Callable[[], Any]) -> str:
+    """Why a call to the server did not succeed in this time, or an empty string."""
+    problem = ["the server does not answer"]
 
-    def ask() -> None:
+    def run() -> None:
         try:
-            credentials.verify()
+            call()
             problem[0] = ""
         except Exception as error:
             problem[0] = _line(error)
 
-    # wandb itself would try for 10 seconds here, and for 90 to start a run.
-    thread = threading.Thread(target=ask, daemon=True)
+    # wandb itself would try for minutes.
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(ANSWER_SECONDS)
+    thread.join(seconds)
     return problem[0]
 
 
