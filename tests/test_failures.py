@@ -109,6 +109,7 @@ def test_torchrun_shows_the_reason_of_the_process_that_failed(tmp_path, rank, ho
     *_, block = output.partition("Root Cause (first observed failure):")
     assert f"rank      : {rank} " in block
     assert shown in block, output
+    assert "<NO_OTHER_FAILURES>" in output
     listed = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"ranks.Fail" in read(p)]
     assert not [p for p in listed if str(tmp_path) == os.path.realpath(p.parent / "cwd")]
 
