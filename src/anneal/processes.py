@@ -133,17 +133,18 @@ def together(in_words: Callable[[Exception], Shown | None]) -> Iterator[None]:
             if found := _launcher.settle(lost=bool(_launcher.reason())):
                 _end(found)
     except Exception as e:
-        if _launcher:
-            if found := _launcher.settle(is_lost(e)):
-                _end(found)
-        elif is_lost(e):
+        lost, reports = is_lost(e), ERROR_FILE in os.environ
+        if lost and not _launcher:
             time.sleep(PATIENCE)
-        if ERROR_FILE in os.environ:
-            shown = in_words(e) or (traceback.format_exc().rstrip(), 1)
-            _record(*shown)
-            if "TORCHELASTIC_RUN_ID" not in os.environ:  # a Launcher shows it
-                sys.exit(shown[1])
-        raise
+        found = _launcher.settle(lost) if _launcher else None
+        if not (_launcher or reports):
+            raise
+        found = found or in_words(e) or (traceback.format_exc().rstrip(), 1)
+        if reports:
+            _record(*found)
+        if reports and "TORCHELASTIC_RUN_ID" not in os.environ:  # a Launcher shows it
+            sys.exit(found[1])
+        _end(found)
     finally:
         if _launcher:
             _launcher.join(STUCK)
