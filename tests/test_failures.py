@@ -75,7 +75,7 @@ def test_a_picture_that_only_the_second_process_reads_is_the_last_line(tmp_path)
 
 
 PHOTOS = """
-model: {class_path: ResNet, init_args: {arch: resnet18, width: 4}}
+model: {class_path: ImageClassifier, init_args: {arch: resnet18, width: 8}}
 data:
   class_path: ImageFolderDataModule
   init_args:
