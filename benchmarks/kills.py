@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +187,9 @@ def killed(run: Path, args: list[str], kills: int, longest: float) -> tuple[int,
         while (status := end(pid)) is None:
             saving = part.exists()
             if done < kills and time.monotonic() > deadline and (saving or not wants_save):
-                os.killpg(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # not yet in a group of its own
+                    os.killpg(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 done, in_save = done + 1, in_save + saving
                 break
