@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import logged
 from launch import Training, train
+from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from test_schedule import PLATEAU
 from tiny import Tiny, loader
 
@@ -194,6 +195,28 @@ def test_a_run_that_dies_anywhere_goes_on_bit_for_bit(tmp_path, never_stopped, h
         train_three_epochs(tmp_path, Die(hook, n))
     found = train_three_epochs(tmp_path, ckpt_path=tmp_path / "last.ckpt").parameters()
     assert all(torch.equal(a, b) for a, b in zip(found, never_stopped, strict=True))
+
+
+@pytest.mark.parametrize(("every", "last"), [(1, 3), (0, 6)])  # saved in a step, after an epoch
+def test_a_step_that_was_saved_but_not_logged_is_logged_when_the_run_goes_on(
+    run, monkeypatch, every, last
+):
+    often = ("--trainer.log_every_n_steps=1", f"--checkpoint.every_n_train_steps={every}")
+    fit = ("fit", "--config=small.yaml", "--trainer.logger=true", *often)
+    run(*fit, "--run_name=whole")
+    update = _LoggerConnector.update_train_step_metrics
+
+    def die(connector):
+        if connector.trainer.global_step == last:
+            raise OSError("crash")
+        update(connector)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_LoggerConnector, "update_train_step_metrics", die)
+        with pytest.raises(OSError, match="crash"):
+            run(*fit, "--run_name=died")
+    run("fit", "--ckpt_path=last", "--run=died")
+    assert logged(Path("runs/died")) == logged(Path("runs/whole"))
 
 
 # ---- other batches than before

@@ -50,6 +50,23 @@ class RunFolder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
+        connector = trainer._logger_connector
+        in_step = trainer.training and connector._first_loop_iter is not None
+        if in_step and connector.should_update_logs:
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            values = {name: float(v) for name, v in connector.metrics["log"].items()}
+            checkpoint["step_metrics"] = [step, {"epoch": trainer.current_epoch, **values}]
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Logs what a kill has left out: Lightning logs a step after its callbacks have saved."""
+        step, values = checkpoint.get("step_metrics", [0, {}])
+        if self.resumed_from is None or not values or not trainer.is_global_zero:
+            return
+        if any(isinstance(x, CSVLogger) and not x.has(values, step) for x in trainer.loggers):
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step)
 
     def _write_config(self) -> Path:
         """`config.yaml`; `config-2.yaml` and so on when a resumed run has other settings."""

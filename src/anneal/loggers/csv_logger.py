@@ -4,7 +4,7 @@ import csv
 import os
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -91,6 +91,12 @@ class CSVLogger(Logger):
         kept = [row for row in rows if int(row[0]) < step]
         self._replace(header, kept)
         return [dict(zip(header, row, strict=True)) for row in rows if int(row[0]) >= step]
+
+    def has(self, names: Iterable[str], step: int) -> bool:
+        """Whether a line of this step has values under all these names."""
+        header, *rows = self._read() if self.path.exists() else [self._columns]
+        lines = [dict(zip(header, row, strict=True)) for row in rows if int(row[0]) == step]
+        return any(all(line.get(name) for name in names) for line in lines)
 
     def _open(self) -> TextIO:
         # Another process (a `test` while training runs) may have put a file with more columns in
