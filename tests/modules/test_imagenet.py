@@ -126,6 +126,21 @@ def test_it_learns_colours_and_validates_exactly_all_pictures(fit, run, tmp_path
             torch.testing.assert_close(again.trainer.callback_metrics[name], expected)
 
 
+def test_a_validation_that_can_read_no_picture_is_one_line(fit, tmp_path, capsys):
+    for path in (tmp_path / "data" / "val").rglob("*.JPEG"):
+        path.write_bytes(b"")
+    with pytest.raises(SystemExit) as e:
+        fit("--data.broken=skip")
+    assert e.value.code == 1
+    assert "error: no val sample could be read" in capsys.readouterr().err
+
+
+def test_too_few_pictures_for_a_batch_are_refused_with_the_numbers(fit, capsys):
+    with pytest.raises(SystemExit):
+        fit("--data.batch_size=25")
+    assert "data has 24 train images, fewer than a batch of 25" in capsys.readouterr().err
+
+
 def test_without_a_test_folder_there_is_no_test(fit, run, tmp_path, capsys):
     cli = fit()
     assert not any(name.startswith("test/") for name in cli.trainer.callback_metrics)
