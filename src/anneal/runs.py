@@ -104,8 +104,8 @@ def check_whole(checkpoint: dict[str, Any], path: Path, fits: bool) -> None:
     needed = ["epoch", "global_step", "loops", "pytorch-lightning_version"]
     needed += ["optimizer_states", "lr_schedulers"] * fits
     if missing := [key for key in needed if key not in checkpoint]:
-        use = ": start a new run from them with --model.weights" if fits else ""
-        raise UserError(f"{path} holds weights, but no {missing[0]}{use}")
+        what = "to train on from" if fits else "of Lightning"
+        raise UserError(f"{path} is no checkpoint {what}: it holds weights, but no {missing[0]}")
 
 
 def run_of(checkpoint: Path) -> Path | None:
