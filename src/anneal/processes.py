@@ -23,7 +23,7 @@ from typing import Any
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch.distributed import DistError, DistNetworkError
+from torch.distributed import DistError, DistNetworkError, is_initialized
 
 from anneal.errors import UserError
 
@@ -154,7 +154,9 @@ def together(in_words: Callable[[Exception], Shown | None]) -> Iterator[None]:
 
 def is_lost(e: BaseException) -> bool:
     """Whether an exception says no more than that another process is gone."""
-    return isinstance(e, DistError) or (isinstance(e, RuntimeError) and bool(LOST.search(str(e))))
+    if isinstance(e, DistError):
+        return True
+    return isinstance(e, RuntimeError) and is_initialized() and bool(LOST.search(str(e)))
 
 
 def _record(text: str, status: int) -> None:
