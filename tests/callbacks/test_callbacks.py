@@ -16,6 +16,7 @@ from anneal.callbacks.accumulation import LastWindow
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.callbacks.epoch_seed import EpochSeed
 from anneal.callbacks.health import Health
+from anneal.callbacks.progress_bar import ProgressBar
 from anneal.callbacks.samples import SamplesSeen
 from anneal.callbacks.test_pictures import draw_confusion, draw_mistakes
 from anneal.errors import UserError
@@ -100,6 +101,14 @@ def test_on_a_gpu_the_batch_is_named_although_it_is_read_later_and_is_not_saved(
         fit(module, max_epochs=1, callbacks=[Health(), checkpoint], enable_checkpointing=True)
     assert module.trainer.global_step == 4  # when the first checkpoint was due
     assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_an_error_does_not_stand_behind_the_progress_bar(capsys):
+    with pytest.raises(UserError):
+        fit(BadLoss(), callbacks=[Health(), ProgressBar()], enable_progress_bar=True)
+    out = capsys.readouterr().out
+    assert "Epoch 0" in out
+    assert out.endswith("\n")
 
 
 class BadGradient(Tiny):

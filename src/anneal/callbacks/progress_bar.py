@@ -21,3 +21,9 @@ class ProgressBar(TQDMProgressBar):
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # W&B's id, which says nothing here
         return metrics
+
+    def on_exception(self, *args: Any) -> None:
+        """Ends the line of the bar at hand, so that the reason does not stand behind it."""
+        for bar in (self._train_progress_bar, self._val_progress_bar):
+            if bar is not None:
+                bar.close()
