@@ -271,7 +271,8 @@ class AnnealCLI(LightningCLI):
             metrics |= self.trainer.callback_metrics
         if self.trainer.is_global_zero:
             looks = [g.look for g in self.run_loggers if isinstance(g, WandbLogger)]
-            seen = next(c for c in self.trainer.callbacks if isinstance(c, SamplesSeen))  # type: ignore[attr-defined]
+            seen = SamplesSeen.of(self.trainer)
+            assert seen is not None
             speed = seen.samples_per_second
             print(summary(self.trainer, metrics, seconds, speed, self.folder, looks))
 

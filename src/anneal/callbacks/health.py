@@ -60,8 +60,7 @@ class Health(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = self._began = trainer.global_step
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        self._seen = next((c for c in callbacks if isinstance(c, SamplesSeen)), None)
+        self._seen = SamplesSeen.of(trainer)
         known = trainer.num_val_batches  # empty if the first validation is in a later epoch
         if trainer.enable_validation and known and not sum(known):
             raise UserError(
@@ -80,8 +79,7 @@ class Health(Callback):
         self._lr = _largest_lr(trainer)
         samples = ""
         if self._seen:
-            n = self._seen.samples + self._seen.epoch_samples * trainer.world_size
-            samples = f"after {n} samples, "
+            samples = f"after {self._seen.samples + self._seen.in_epoch(trainer)} samples, "
         self._place = (
             f"at optimizer step {trainer.global_step} (epoch {trainer.current_epoch}, batch "
             f"{batch_idx}, {samples}lr {self._lr:g})"

@@ -33,6 +33,16 @@ class SamplesSeen(Callback):
         self._since = 0.0
         self._step = 0
 
+    @classmethod
+    def of(cls, trainer: Trainer) -> "SamplesSeen | None":
+        """The one among a trainer's callbacks."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return next((c for c in callbacks if isinstance(c, cls)), None)
+
+    def in_epoch(self, trainer: Trainer) -> int:
+        """Samples of this epoch so far, of all processes."""
+        return self.epoch_samples * trainer.world_size
+
     @property
     def samples_per_second(self) -> float:
         return self._counted / self.seconds if self.seconds else 0.0
@@ -40,7 +50,7 @@ class SamplesSeen(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Goes on at the same sample of the epoch if its batches are others than before."""
         self._step = trainer.global_step
-        done = self.epoch_samples * trainer.world_size
+        done = self.in_epoch(trainer)
         loader: Any = trainer.train_dataloader
         if not done or not hasattr(loader, "left"):
             return
@@ -67,7 +77,7 @@ class SamplesSeen(Callback):
         self._step = trainer.global_step
         if new_step and is_logged(trainer, self._step):
             step = trainer.fit_loop.epoch_loop._batches_that_stepped
-            self._log(trainer, self.samples + self.epoch_samples * trainer.world_size, step)
+            self._log(trainer, self.samples + self.in_epoch(trainer), step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -90,7 +100,7 @@ class SamplesSeen(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # Of all processes, as the next run may have more or fewer.
-        checkpoint["samples"] = [self.samples, self.epoch_samples * trainer.world_size]
+        checkpoint["samples"] = [self.samples, self.in_epoch(trainer)]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

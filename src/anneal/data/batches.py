@@ -180,9 +180,9 @@ def position_in(trainer: Trainer | None) -> tuple[int, int, int]:
     if trainer is None:
         return 0, 0, 0
     loop = trainer.fit_loop
-    counts = [c for c in trainer.callbacks if isinstance(c, SamplesSeen)]  # type: ignore[attr-defined]
+    seen = SamplesSeen.of(trainer)
     return (
         loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
         loop.epoch_loop.batch_progress.current.ready,
-        counts[0].epoch_samples * trainer.world_size if counts else 0,
+        seen.in_epoch(trainer) if seen else 0,
     )
