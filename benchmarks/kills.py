@@ -99,7 +99,7 @@ SCENARIOS = {  # configuration, flags, share of the kills
 
 # A bucket on loopback that holds the photos in chunks of a few pictures.
 BUCKET = """
-import logging, os, sys
+import logging, sys
 from pathlib import Path
 import boto3
 from moto.server import ThreadedMotoServer

@@ -56,11 +56,6 @@ def main(args: list[str] | None = None) -> "AnnealCLI":
     try:
         with processes.together(in_a_line):
             return AnnealCLI(complete(sys.argv[1:] if args is None else args))
-    except Exception as e:
-        if (line := in_a_line(e)) is None:
-            raise
-        print(line[0], file=sys.stderr)
-        sys.exit(line[1])
     except (KeyboardInterrupt, SystemExit) as e:
         # Lightning makes exit status 1 of a Ctrl-C before the training.
         if isinstance(e, SystemExit) and not isinstance(e.__context__, KeyboardInterrupt):

@@ -118,10 +118,11 @@ _launcher: Launcher | None = None  # in the process that has started the others
 
 @contextmanager
 def together(in_words: Callable[[Exception], Shown | None]) -> Iterator[None]:
-    """What is done in here fails in all processes if it fails in one.
+    """What is done in here fails in all processes if it fails in one, and ends this one then.
 
     Args:
-        in_words: Makes of an exception what a person is shown; None: its traceback.
+        in_words: Makes of an exception what a person is shown, and the exit status; None: its
+            traceback.
     """
     global _launcher
     if ERROR_FILE in os.environ:
@@ -136,10 +137,10 @@ def together(in_words: Callable[[Exception], Shown | None]) -> Iterator[None]:
         lost, reports = is_lost(e), ERROR_FILE in os.environ
         if lost and not _launcher:
             time.sleep(PATIENCE)
-        found = _launcher.settle(lost) if _launcher else None
-        if not (_launcher or reports):
+        found = (_launcher.settle(lost) if _launcher else None) or in_words(e)
+        if not (found or _launcher or reports):
             raise
-        found = found or in_words(e) or (traceback.format_exc().rstrip(), 1)
+        found = found or (traceback.format_exc().rstrip(), 1)
         if reports:
             _record(*found)
         if reports and "TORCHELASTIC_RUN_ID" not in os.environ:  # a Launcher shows it
