@@ -3,6 +3,8 @@
 import csv
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -22,6 +24,13 @@ def logged(folder: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(file, strict=True))
     assert all(float(row.pop("time")) >= 0 for row in rows)
     return rows
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture

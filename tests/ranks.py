@@ -1,4 +1,4 @@
-"""Callbacks for trainings of several processes."""
+"""Callbacks for trainings in processes of their own."""
 
 import os
 import signal
@@ -38,6 +38,15 @@ class Fail(pl.Callback):
         if self.how == "bug":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         raise UserError("picture.jpg can't be read", status=1)
+
+
+class Sleep(pl.Callback):
+    """Holds the third step up, and leaves word of it."""
+
+    def on_train_batch_start(self, trainer, *args) -> None:
+        if trainer.global_step == 3:
+            Path("asleep").touch()
+            time.sleep(60)
 
 
 class Dropped(pl.Callback):

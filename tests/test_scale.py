@@ -8,12 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, logged
+from conftest import SMALL, logged, wait_for
 from launch import QUIET, train
 from torch import nn
 
@@ -280,18 +279,12 @@ def submit(folder: Path, job: str, *args: str) -> subprocess.Popen:
 LONG = ("--trainer.max_epochs=8", "--trainer.limit_train_batches=50")
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
 def test_a_slurm_job_saves_itself_once_and_goes_on_bit_for_bit(cluster):
     finish(submit(cluster, "1"))
     assert not (cluster / "scontrol.log").exists()
     job = submit(cluster, "2")
     last = cluster / "runs" / "small-2" / "checkpoints" / "last.ckpt"
-    wait_for(last)
+    wait_for(last.exists)
     for pid in (cluster / "pids").read_text().split():
         os.kill(int(pid), signal.SIGUSR1)
     assert "SLURM starts job 2 again" in finish(job)

@@ -17,7 +17,7 @@ import optuna
 import pytest
 import scipy.stats
 import yaml
-from conftest import SMALL, logged
+from conftest import SMALL, logged, wait_for
 from wandb_reader import read as read_wandb
 
 from anneal.cli import main as train
@@ -83,13 +83,6 @@ def start(folder: Path, *args: str, **env: str) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def wait_for(condition, seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def is_alive(pid: int) -> bool:

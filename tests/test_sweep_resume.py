@@ -2,8 +2,8 @@
 
 import signal
 
-from conftest import SMALL, logged
-from test_sweep import ROOT, calls, folder, is_alive, start, table, wait_for, write
+from conftest import SMALL, logged, wait_for
+from test_sweep import ROOT, calls, folder, is_alive, start, table, write
 
 __all__ = ["folder"]  # a fixture
 

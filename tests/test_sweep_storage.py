@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 from optuna.trial import TrialState
-from test_sweep import calls, folder, is_alive, start, table, wait_for, write
+from test_sweep import calls, folder, is_alive, start, table, write
 
 from anneal.sweep import study as study_module
 from anneal.sweep.__main__ import main

@@ -19,7 +19,7 @@ from anneal.curves import AXES, Array, Curve, Drop, Run
 PANELS = {"loss": "loss", "acc": "accuracy", "lr": "learning rate"}
 SMOOTHING = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 POINTS = 1_500  # of a curve at most: more than a screen has columns
-BUDGET = 120_000  # of all curves of a page: what a browser draws within a second
+BUDGET = 50_000  # of all curves of a page: a browser draws it within two seconds
 FEW = 50  # points, which are marked one by one
 MANY = 20  # runs, and a picture's legend is full
 HOVER_X = "%{x:,.6~g} %{xaxis.title.text}"
