@@ -1,6 +1,6 @@
 """Train, validate, test and predict: `python train.py --help`."""
 
-from anneal.cli import main
+from anneal.entry import main
 
 if __name__ == "__main__":
     main()

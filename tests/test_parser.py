@@ -19,7 +19,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from anneal.mistakes import explain, in_words, nearest, wrong_file
-from anneal.parser import HOW_TO, Parser, note
+from anneal.parser import Parser, note
 
 
 class TinyScheduler(ABC):
@@ -558,11 +558,6 @@ def test_help_shows_docstrings_and_no_wall_of_usage(capsys, args, wanted):
 def test_an_unknown_class_asked_for_help_is_explained(error):
     wanted = f"--model.help: 'TinyNett' is no LightningModule; did you mean TinyNet?{IMPORT_PATH}"
     assert error("--model.help=TinyNett") == wanted
-
-
-def test_the_examples_keep_their_lines_in_help():
-    parser = Parser(prog="python train.py", epilog=HOW_TO)
-    assert "\n  python train.py --trainer.max_epochs=3  " in parser.format_help()
 
 
 def test_the_parser_can_be_copied_and_sent_to_another_process():

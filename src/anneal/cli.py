@@ -21,11 +21,12 @@ import anneal.modules
 import anneal.sharding  # registers --trainer.strategy=fsdp2
 from anneal import attached, processes, runs
 from anneal.callbacks.samples import SamplesSeen
-from anneal.complete import COMMANDS, compared, complete, recipe
+from anneal.complete import compared, complete, recipe
+from anneal.entry import COMMANDS, PROG, keep_options
 from anneal.errors import UserError
 from anneal.loggers.wandb_logger import WandbLogger
 from anneal.lr_find import report
-from anneal.parser import HOW_TO, Parser
+from anneal.parser import Parser
 from anneal.predictions import check_predicts, save_predictions
 from anneal.preview_plots import show
 from anneal.resume import check_optimizer, differences, misfit, nothing_left
@@ -99,9 +100,7 @@ class AnnealCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={
-                "prog": "python train.py",
-                "description": "Train, test and use networks with any optimizer and any schedule.",
-                "epilog": HOW_TO,
+                "prog": PROG,
                 **{name: {"description": about} for name, about in COMMANDS.items()},
             },
             auto_configure_optimizers=False,  # it stands in the module, where a reader looks
@@ -130,7 +129,9 @@ class AnnealCLI(LightningCLI):
         parser.add_class_arguments(WandbLogger, "wandb", skip={"run_dir"}, instantiate=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        assert isinstance(parser, Parser)
+        keep_options({name: sub.options() for name, sub in parser.commands().items()})
+        self.config = parser.parse_args(args)
         config = self.config[self.config.subcommand]
         if not 0 <= int(config.seed_everything) < 2**32:
             raise UserError(f"--seed_everything={config.seed_everything}: must be 0 to 4294967295")

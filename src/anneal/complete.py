@@ -9,17 +9,10 @@ from pathlib import Path
 import yaml
 
 from anneal import runs
+from anneal.entry import COMMANDS, CONFIGS
 from anneal.errors import UserError
 
-COMMANDS = {
-    "fit": "Train (without a command, this one), then test the last weights and sum up.",
-    "validate": "Evaluate a checkpoint on the validation data.",
-    "test": "Evaluate a checkpoint on the test data, with pictures of its mistakes.",
-    "predict": "Write what a checkpoint predicts, for test data or your own files, to a CSV file.",
-    "schedule": "Show the learning rate of every step before a run, without its data.",
-    "lr_find": "Raise the learning rate step by step, and suggest the one to start with.",
-}
-DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "mnist.yaml"
+DEFAULT_CONFIG = CONFIGS / "mnist.yaml"
 
 
 def complete(args: list[str]) -> list[str]:
@@ -29,8 +22,6 @@ def complete(args: list[str]) -> list[str]:
     is laid over it, that of the run if a schedule is to look at a run's metric, and the default
     recipe if there is no --config either.
     """
-    if args[:1] in (["-h"], ["--help"]):
-        return args
     if not args or args[0].startswith("-"):
         args = ["fit", *args]
     if args[0] not in COMMANDS:

@@ -46,6 +46,19 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     return f"; did you mean {near}?" if near else ""
 
 
+def no_command(word: str, commands: Iterable[str]) -> str:
+    """What is wrong with a word that stands where a command may."""
+    near = did_you_mean(word, commands)
+    return f"'{word}' is neither a command ({', '.join(commands)}) nor an option{near}"
+
+
+def no_file(file: Path) -> str:
+    """What is wrong with a path that should lead to a configuration file."""
+    near = did_you_mean(from_here(file), map(from_here, file.parent.glob("*.yaml")))
+    what = "a directory, no file" if file.is_dir() else "no such file"
+    return f"{what}: {from_here(file)}{near}"
+
+
 def shorten(text: str, most: int) -> str:
     """A text as it is, or its beginning."""
     return text if len(text) <= most else f"{text[:most]}…"
@@ -214,10 +227,7 @@ def explain(message: str, parser: "Parser") -> Mistake:
     if found := re.match(r"argument (?:\S+/)?-*(\S+): (.*)", message):
         return Mistake(found[1], NO_VALUE if found[2] == "expected one argument" else found[2])
     if outer and outer[1] == "config" and (found := re.search(r"'([^']+)'$", message)):
-        file = Path(found[1])
-        near = did_you_mean(from_here(file), map(from_here, file.parent.glob("*.yaml")))
-        what = "a directory, no file" if file.is_dir() else "no such file"
-        return Mistake("config", f"{what}: {from_here(file)}{near}")
+        return Mistake("config", no_file(Path(found[1])))
     found = re.search(r"Unable to load config ['\"](.*?)['\"]", message)
     if outer and found and not Path(found[1]).is_file():
         if re.fullmatch(r"\w+", found[1]):  # a class's name, where keys are wanted

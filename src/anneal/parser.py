@@ -20,30 +20,21 @@ from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from anneal.entry import USAGE
 from anneal.mistakes import (
     MARK,
     NO_KEYS,
     NO_OPTION,
     NO_VALUE,
     Mistake,
-    did_you_mean,
     explain,
     nearest,
+    no_command,
     shorten,
     tree_keys,
     typed_key,
     wrong_file,
 )
-
-HOW_TO = """\
-examples:
-  %(prog)s                                      train by configs/mnist.yaml
-  %(prog)s --config=configs/mnist_adam.yaml     by another recipe; of several, the later win
-  %(prog)s --trainer.max_epochs=3               override: the key is the path in the recipe
-  %(prog)s --model.optimizer=SGD --model.optimizer.lr=0.1    choose a class by its name
-  %(prog)s --model.help=MNISTConvNet            what a class can be given
-  %(prog)s --print_config                       the whole configuration, nothing run
-"""
 
 
 class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -111,7 +102,7 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", HelpFormatter)
-        kwargs.setdefault("usage", "%(prog)s [--config FILE ...] [--key=value ...]")
+        kwargs.setdefault("usage", USAGE)
         super().__init__(*args, **kwargs)
         self.made_for = ""  # the class whose arguments it parses
         self.typed: list[str] = []
@@ -140,6 +131,11 @@ class Parser(LightningArgumentParser):
         """All options, those of the subcommands too."""
         parsers = [self, *(self.commands().values() if self is self.root else [])]
         return [action for parser in parsers for action in parser._actions]
+
+    def options(self) -> list[str]:
+        """Their names, without those that stand beside another one."""
+        names = {option[2:] for action in self.actions() for option in action.option_strings}
+        return sorted(o for o in names if o and not re.search(r"\+$|(^|\.)help$|^print_shtab", o))
 
     def type_of(self, key: str) -> Any:
         """The type of an option."""
@@ -182,8 +178,7 @@ class Parser(LightningArgumentParser):
         key = self.own_key(key)
         if key == "class_path":
             return Mistake("", "arguments stand under init_args, not beside class_path")
-        options = {option[2:] for action in self.actions() for option in action.option_strings}
-        options = {o for o in options if o and not re.search(r"\+$|(^|\.)help$|^print_shtab", o)}
+        options = set(self.options())
         if key in options:
             return Mistake(key, "options stand after the command")
         in_files = {k for file in self.root.files for k in self.file_keys(file)} - {key}
@@ -205,8 +200,7 @@ class Parser(LightningArgumentParser):
             meant = name if near.text.startswith("options") else near.nearest
             hint = f"; did you mean --{meant}?" if meant else ""
             return Mistake("", f"'{word}': options begin with two dashes{hint}")
-        is_no = f"neither a command ({', '.join(commands)}) nor" if commands else "not"
-        return Mistake("", f"'{word}' is {is_no} an option{did_you_mean(name, commands)}")
+        return Mistake("", no_command(word, commands) if commands else f"'{word}' is not an option")
 
     def describe(self, message: str) -> str:
         """The line for a message: where, which key, what is wrong, and the nearest right one."""
@@ -384,11 +378,5 @@ class Parser(LightningArgumentParser):
         return super().add_class_arguments(theclass, *args, **kwargs)
 
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
-        """Adds subcommands, each listed with its own description; none is required."""
-        kwargs = {"prog": self.prog, "required": False, **kwargs}
-        action = super().add_subcommands(*args, **kwargs)
-        add = action.add_subcommand
-        action.add_subcommand = lambda name, parser, **more: add(  # type: ignore[method-assign]
-            name, parser, **{**more, "help": parser.description}
-        )
-        return action
+        """Adds subcommands; none is required."""
+        return super().add_subcommands(*args, **{"prog": self.prog, "required": False, **kwargs})

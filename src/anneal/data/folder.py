@@ -11,7 +11,6 @@ Names of the classes come from ROOT/LOC_synset_mapping.txt if it is there.
 """
 
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from anneal.cache import cache_folder, key_of
 from anneal.data.pictures import is_picture, read_file
 from anneal.errors import UserError
 
@@ -259,9 +259,7 @@ def _class_names(root: Path, classes: list[str]) -> list[str]:
 
 
 def _cache_of(base: Path, cache_dir: Path | None) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = hashlib.sha256(os.fsencode(base.resolve())).hexdigest()[:16]
-    return (cache_dir or home / "anneal") / f"index-{key}"
+    return (cache_dir or cache_folder()) / f"index-{key_of(base)}"
 
 
 def _load(cache: Path) -> dict[str, Any] | None:

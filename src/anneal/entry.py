@@ -1,0 +1,154 @@
+"""The way in: what needs no torch is answered at once, all else goes on to `anneal.cli`.
+
+To import torch, torchvision and Lightning takes seconds. The overall help, a command that does not
+exist and a file that is missing need none of them. For an option that does not exist, the last
+command line that got further has left a list of those that do.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from itertools import takewhile
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from anneal.cache import cache_folder, key_of
+from anneal.mistakes import NO_OPTION, nearest, no_command, no_file, typed_key
+
+PROG = "python train.py"
+USAGE = "%(prog)s [--config FILE ...] [--key=value ...]"
+COMMANDS = {
+    "fit": "Train (without a command, this one), then test the last weights and sum up.",
+    "validate": "Evaluate a checkpoint on the validation data.",
+    "test": "Evaluate a checkpoint on the test data, with pictures of its mistakes.",
+    "predict": "Write what a checkpoint predicts, for test data or your own files, to a CSV file.",
+    "schedule": "Show the learning rate of every step before a run, without its data.",
+    "lr_find": "Raise the learning rate step by step, and suggest the one to start with.",
+}
+EXAMPLES = """\
+examples:
+  %(prog)s                                      train by configs/mnist.yaml
+  %(prog)s --config=configs/mnist_adam.yaml     by another recipe; of several, the later win
+  %(prog)s --trainer.max_epochs=3               override: the key is the path in the recipe
+  %(prog)s --model.optimizer=SGD --model.optimizer.lr=0.1    choose a class by its name
+  %(prog)s --model.help=MNISTConvNet            what a class can be given
+  %(prog)s --print_config                       the whole configuration, nothing run
+  %(prog)s fit --help                           all options of a command
+"""
+SOURCE = Path(__file__).parent
+CONFIGS = SOURCE.parents[1] / "configs"
+LIBRARIES = ("jsonargparse", "lightning", "torch", "wandb")  # whose releases change the options
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs one command.
+
+    Args:
+        args: Words of the command line; None: those the program was started with.
+
+    Raises:
+        SystemExit: With status 2 after a mistake; what `anneal.cli.main` raises.
+    """
+    words = sys.argv[1:] if args is None else args
+    if words[:1] in (["-h"], ["--help"]):
+        print(overview())
+        sys.exit(0)
+    if line := mistake(words):
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    from anneal import cli  # with torch
+
+    cli.main(words)
+
+
+def overview() -> str:
+    """The help of the whole: commands, recipes, examples."""
+    recipes = [f"  {path.stem:26} {about(path)}" for path in sorted(CONFIGS.glob("*.yaml"))]
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        usage=USAGE.replace("s [", "s [COMMAND] [", 1),
+        description="Train, test and use networks with any optimizer and any schedule.",
+        epilog="\n".join(["recipes (--config=configs/NAME.yaml):", *recipes, "", EXAMPLES]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="")
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text)
+    return parser.format_help()
+
+
+def about(recipe: Path) -> str:
+    """How the comment in front of a recipe begins."""
+    lines = takewhile(lambda line: line.startswith("# "), recipe.read_text().splitlines())
+    sentence = re.split(r"[:.](?: |$)", " ".join(line[2:] for line in lines))[0]
+    return shorten(sentence, 70, placeholder=" ...")
+
+
+def mistake(words: list[str]) -> str:
+    """What is wrong with a command line as far as can be told so far, or an empty string."""
+    command = words[0] if words and not words[0].startswith("-") else "fit"
+    if command not in COMMANDS:
+        return no_command(command, COMMANDS)
+    options = known_options().get(command, [])
+    for word, follows in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in ("-c", "--config"):
+            file = Path(value if equals else follows)
+            if file.is_dir() or (file.suffix in (".yaml", ".yml") and not file.is_file()):
+                return f"--config: {no_file(file)}"
+        if name.startswith("--") and (near := unknown(typed_key(name), options)):
+            return f"--{typed_key(name)}: {NO_OPTION}; did you mean --{near}?"
+    return ""
+
+
+def unknown(key: str, options: Iterable[str]) -> str:
+    """The option that was meant by one that does not exist; "" if none, or if it may exist."""
+    names = set(options)
+    parts = key.split(".")
+    if not names or parts[-1] in ("help", "print_shtab"):
+        return ""
+    for i in range(len(parts), 0, -1):
+        if (start := ".".join(parts[:i])) in names:
+            # A class or a dictionary, the parser of which knows what may follow.
+            is_group = any(name.startswith(f"{start}.") for name in names)
+            return nearest(key, names) if is_group and i < len(parts) else ""
+    return nearest(key, names)
+
+
+# ---- the options that there are, kept for the next command line
+
+
+def known_options() -> Mapping[str, list[str]]:
+    """The options of each command, if nothing has changed since they were kept."""
+    with suppress(OSError, ValueError, TypeError):
+        kept = json.loads(_file().read_text())
+        if kept["of"] == _state():
+            return kept["options"]
+    return {}
+
+
+def keep_options(options: Mapping[str, list[str]]) -> None:
+    """Keeps them, where that is possible and not done yet."""
+    if known_options() == options:
+        return
+    file = _file()
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".part")
+        unfinished.write_text(json.dumps({"of": _state(), "options": options}))
+        unfinished.replace(file)
+
+
+def _file() -> Path:
+    return cache_folder() / f"options-{key_of(SOURCE)}.json"
+
+
+def _state() -> dict[str, Any]:
+    """What the options follow from: the code and the releases of the libraries."""
+    newest = max(path.stat().st_mtime_ns for path in SOURCE.rglob("*.py"))
+    return {"code": newest, **{name: version(name) for name in LIBRARIES}}

@@ -1,0 +1,95 @@
+"""What is answered before torch is imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anneal import entry
+from anneal.cli import main as full
+
+RECIPES = [path.stem for path in entry.CONFIGS.glob("*.yaml")]
+WITHOUT_TORCH = """
+import sys
+from anneal.entry import main
+try:
+    main(sys.argv[1:])
+except SystemExit as e:
+    print(e.code, "torch" in sys.modules)
+"""
+
+
+@pytest.fixture
+def known(run, tmp_path, monkeypatch) -> Path:
+    """A cache in which a command line has left the options."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit):
+        run("fit", "--help")
+    (file,) = (tmp_path / "cache" / "anneal").iterdir()
+    return file
+
+
+def test_the_overview_lists_the_commands_the_recipes_and_how_to(capsys):
+    with pytest.raises(SystemExit) as stop:
+        entry.main(["--help"])
+    assert not stop.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert set(entry.COMMANDS) <= {line.split()[0] for line in lines if line.startswith("    ")}
+    listed = [line for line in lines if line[:2] == "  " and line[2:].split(" ")[0] in RECIPES]
+    assert len(listed) == len(RECIPES)
+    assert all(len(line) <= 100 and len(line.split()) > 1 for line in listed)
+    assert any(line.startswith("  python train.py --trainer.max_epochs=3  ") for line in lines)
+
+
+MISTAKES = [
+    ["fitt"],
+    ["--config=configs/mnits.yaml"],
+    ["fit", "-c", "cache"],
+    ["--trainer.max_epoch=3"],
+    ["test", "--chekpoint.monitor=val/loss"],
+]
+
+
+@pytest.mark.parametrize("words", [["--help"], *MISTAKES], ids=" ".join)
+def test_torch_is_not_imported_for_it(known, words):
+    shown = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True
+    )
+    assert shown.stdout.splitlines()[-1] == f"{0 if words == ['--help'] else 2} False"
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=" ".join)
+def test_it_says_what_the_full_parser_says(known, capsys, words):
+    said = []
+    for command in (entry.main, full):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            command(words)
+        assert stop.value.code == 2
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert said[0].startswith("error: ")
+
+
+def test_what_may_be_right_is_left_to_the_full_parser(known):
+    for command, options in entry.known_options().items():
+        assert len(options) > 50
+        for option in [*options, "help", "model.help", "model.lr", "data.rot", "print_shtab"]:
+            assert not entry.mistake([command, f"--{option}=1"]), option
+    for word in ("--trainer.callbacks+=X", "--trainer.callbacks.foo=1", "--model.init_args.lr=1"):
+        assert not entry.mistake([word])
+    assert not entry.mistake(["--config={a: 1}", "fit"])
+
+
+def test_a_list_of_other_code_is_not_believed(known):
+    kept = json.loads(known.read_text())
+    assert entry.known_options() == kept["options"]
+    kept["of"]["lightning"] = "2.5.0"
+    known.write_text(json.dumps(kept))
+    assert entry.known_options() == {}
+    known.write_text("{")
+    assert entry.known_options() == {}
+    entry.keep_options({"fit": ["a"]})
+    assert entry.known_options() == {"fit": ["a"]}
