@@ -3,9 +3,13 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 from conftest import SMALL
 
@@ -13,6 +17,7 @@ TRAIN = Path(__file__).parents[1] / "train.py"
 QUIET = ("--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["anneal.cli"])
+NEW_INTERPRETER = {"NEW_INTERPRETER": "1"}  # for the other processes of a training, as for users
 
 
 class Training:
@@ -58,7 +63,7 @@ def train(folder: Path, *args: str, **env: str) -> str:
 
 
 def _train(folder: Path, words: tuple[str, ...], env: dict[str, str], log: Path) -> None:
-    from anneal.cli import main
+    from lightning.pytorch.strategies.launchers import subprocess_script
 
     os.setsid()
     os.chdir(folder)
@@ -69,6 +74,14 @@ def _train(folder: Path, words: tuple[str, ...], env: dict[str, str], log: Path)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = [str(TRAIN), *words]  # what Lightning starts the other processes with
+    if not os.environ.keys() & NEW_INTERPRETER:
+        subprocess_script.subprocess = SimpleNamespace(Popen=_Fork)
+    _run(words)
+
+
+def _run(words: tuple[str, ...]) -> None:
+    from anneal.cli import main
+
     try:
         main(list(words))
     except Exception:
@@ -76,3 +89,45 @@ def _train(folder: Path, words: tuple[str, ...], env: dict[str, str], log: Path)
         raise
     finally:
         sys.stdout.flush()
+
+
+class _Fork:
+    """As much of a Popen as a launcher needs: the same training, in a copy of this process."""
+
+    def __init__(self, command: list[str], env: dict[str, str], cwd: str | None = None) -> None:
+        self.lock = threading.Lock()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        from anneal import processes
+
+        status = 1
+        try:
+            processes._launcher = None
+            os.environ.clear()
+            os.environ.update(env)
+            _run(tuple(sys.argv[1:]))
+            status = 0
+        except SystemExit as e:
+            status = e.code or 0
+        finally:
+            os._exit(status)
+
+    def poll(self) -> int | None:
+        with self.lock:
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            return self.returncode
+
+    def wait(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("fork", timeout)
+            time.sleep(0.02)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import logged
-from launch import Training, train
+from launch import NEW_INTERPRETER, Training, train
 from wandb_reader import read
 
 OFFLINE = {"WANDB_MODE": "offline"}
@@ -29,7 +29,7 @@ def test_two_processes_are_one_run_with_exact_metrics_and_the_same_rates(tmp_pat
     whole = [f"--trainer.limit_{part}_batches=1.0" for part in ("train", "val", "test")]
     # 400 validation samples in batches of 2 x 150: the last one is short.
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=150")
-    train(tmp_path, *fit, *whole, *two, **OFFLINE)
+    train(tmp_path, *fit, *whole, *two, **OFFLINE, **NEW_INTERPRETER)
     folder = tmp_path / "runs" / "two"
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["two"]
     (recorded,) = read(folder)
