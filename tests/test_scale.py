@@ -280,8 +280,8 @@ LONG = ("--trainer.max_epochs=8", "--trainer.limit_train_batches=50")
 
 
 def test_a_slurm_job_saves_itself_once_and_goes_on_bit_for_bit(cluster):
-    finish(submit(cluster, "1"))
-    assert not (cluster / "scontrol.log").exists()
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp")
+    train(cluster, "fit", "--config=small.yaml", *LONG, *two, "--run_name=whole")
     job = submit(cluster, "2")
     last = cluster / "runs" / "small-2" / "checkpoints" / "last.ckpt"
     wait_for(last.exists)
@@ -291,8 +291,8 @@ def test_a_slurm_job_saves_itself_once_and_goes_on_bit_for_bit(cluster):
     assert (cluster / "scontrol.log").read_text() == "requeue 2\n"
     assert 0 < torch.load(last, weights_only=True)["global_step"] < 400
     finish(submit(cluster, "2"))
-    undisturbed, run = (cluster / "runs" / name for name in ("small-1", "small-2"))
-    assert sorted(p.name for p in (cluster / "runs").iterdir()) == ["small-1", "small-2"]
+    undisturbed, run = (cluster / "runs" / name for name in ("whole", "small-2"))
+    assert sorted(p.name for p in (cluster / "runs").iterdir()) == ["small-2", "whole"]
     assert {p.name for p in run.iterdir()} == {p.name for p in undisturbed.iterdir()}
     expected = weights(undisturbed)
     assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())

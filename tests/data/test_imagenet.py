@@ -1,5 +1,6 @@
 import io
 import pickle
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,7 @@ def train(root, epochs=2, ckpt_path=None, save=None, stop_at=None, **options):
     module = Seen()
     trainer = Trainer(**QUIET, max_epochs=epochs, min_epochs=0, callbacks=[Stop()])
     trainer.fit(module, data_module(root, **options), ckpt_path=ckpt_path)
+    assert not active_children()  # the workers have ended
     return module.epochs
 
 

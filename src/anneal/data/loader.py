@@ -104,6 +104,17 @@ class PictureBatches(Share):
                 raise UserError(f"no picture of a batch can be read, such as {broken[0].path}")
 
 
+    # Lightning ends the workers of a DataLoader by this name. Left to the garbage collector each of
+    # them takes 5 s to end.
+    @property
+    def _iterator(self) -> Any:
+        return self.loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self.loader._iterator = value
+
+
 def collate(samples: list[Any]) -> tuple[Tensor, Tensor, list[Broken]]:
     """In the worker, so that a batch travels as one tensor."""
     good = [s for s in samples if not isinstance(s, Broken)]
