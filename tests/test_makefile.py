@@ -35,7 +35,8 @@ def would_do(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("target", "command"), [("train", "python train.py"), ("test", "python -m pytest -n auto --dist worksteal")]
+    ("target", "command"),
+    [("train", "python train.py"), ("test", "python -m pytest -n auto --dist worksteal")],
 )
 def test_a_second_call_installs_nothing(clone, target, command):
     done = would_do(clone, target, "ARGS=--trainer.max_epochs=3")
