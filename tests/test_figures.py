@@ -1,6 +1,8 @@
 """Pictures and films of finished runs, and the commands and pictures of docs/optimizers.md."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,17 @@ def test_finished_runs_are_drawn_alone_together_and_as_films(runs, capsys):
 def frame(film, i):
     film.seek(i)
     return np.asarray(film.convert("RGB")).copy()
+
+
+@pytest.mark.skipif(shutil.which("ffprobe") is None, reason="needs ffmpeg")
+def test_a_film_may_be_an_mp4(runs):
+    main(["a", "--animate", "-o", "a.mp4"])
+    entries = "stream=codec_name,nb_read_frames"
+    command = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", entries, "a.mp4"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "codec_name=h264" in shown
+    (frames,) = (line for line in shown.splitlines() if line.startswith("nb_read_frames="))
+    assert int(frames.partition("=")[2]) >= 13
 
 
 def test_what_can_not_be_drawn_is_said_in_a_line(runs, capsys, monkeypatch):
