@@ -103,7 +103,6 @@ class PictureBatches(Share):
             elif self.world_size > 1:
                 raise UserError(f"no picture of a batch can be read, such as {broken[0].path}")
 
-
     # Lightning ends the workers of a DataLoader by this name. Left to the garbage collector each of
     # them takes 5 s to end.
     @property
