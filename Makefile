@@ -3,6 +3,7 @@
 # make figures draw the pictures of docs/optimizers.md
 # make lint    ruff and mypy, as CI runs them
 # make lock    write requirements.lock: the versions that are installed, with their hashes
+# make rename NAME=...  give the project a name of yours
 # LOCKED=1     set up with exactly what is in requirements.lock
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ ARGS ?=
 LOCKED ?=
 BIN := .venv/bin
 
-.PHONY: setup train test figures lint lock
+.PHONY: setup train test figures lint lock rename
 setup: .venv/installed
 
 # Installed again only when pyproject.toml changes.
@@ -43,3 +44,6 @@ lock: .venv/installed
 	$(BIN)/uv pip compile pyproject.toml --extra dev --constraint .venv/tested.txt --universal \
 	  --python-version 3.11 --generate-hashes --no-annotate --quiet \
 	  --custom-compile-command "make lock" --output-file requirements.lock
+
+rename: .venv/installed
+	$(BIN)/python scripts/rename.py $(NAME)

@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 from anneal.callbacks.conductor import Conductor
 from anneal.callbacks.ema import EMA
-from anneal.cli import AnnealCLI, main
+from anneal.cli import CLI, main
 from anneal.data.transforms import Mix
 from anneal.modules.imagenet import ImageClassifier
 from anneal.optim import parameter_groups
@@ -126,7 +126,7 @@ def planned(tmp_path_factory):
             build(module)
 
     @cache
-    def planned(recipe: str, *args: str) -> tuple[AnnealCLI, RunSchedule]:
+    def planned(recipe: str, *args: str) -> tuple[CLI, RunSchedule]:
         quick = "--trainer.accelerator=cpu", "--model.num_classes=1000"
         cli = main(["fit", f"--config={CONFIGS / recipe}.yaml", *quick, *args])
         module, trainer, data = cli.model, cli.trainer, cli.datamodule
@@ -141,7 +141,7 @@ def planned(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImageClassifier, "build", build_without_weights)
-        patch.setattr(AnnealCLI, "fit", lambda self, **kwargs: None)
+        patch.setattr(CLI, "fit", lambda self, **kwargs: None)
         patch.chdir(tmp_path_factory.mktemp("run"))
         yield planned
 

@@ -39,7 +39,7 @@ for package in (anneal.callbacks, anneal.data, anneal.modules):
         import_module(module.name)
 
 
-def main(args: list[str] | None = None) -> "AnnealCLI":
+def main(args: list[str] | None = None) -> "CLI":
     """Runs one command.
 
     Args:
@@ -56,7 +56,7 @@ def main(args: list[str] | None = None) -> "AnnealCLI":
     )
     try:
         with processes.together(in_a_line):
-            return AnnealCLI(complete(sys.argv[1:] if args is None else args))
+            return CLI(complete(sys.argv[1:] if args is None else args))
     except (KeyboardInterrupt, SystemExit) as e:
         # Lightning makes exit status 1 of a Ctrl-C before the training.
         if isinstance(e, SystemExit) and not isinstance(e.__context__, KeyboardInterrupt):
@@ -78,7 +78,7 @@ def in_a_line(e: Exception) -> processes.Shown | None:
     return None
 
 
-class AnnealCLI(LightningCLI):
+class CLI(LightningCLI):
     """LightningCLI with named callbacks, a folder for each run, and checkpoints by name."""
 
     trainer: Trainer
@@ -299,7 +299,7 @@ class AnnealCLI(LightningCLI):
             previews = {recipe(self.typed_args) or "run": self.preview}
             for name, args in compared(self.typed_args):
                 unique = name if name not in previews else f"{name} ({len(previews) + 1})"
-                previews[unique] = AnnealCLI(args, shows=False).preview
+                previews[unique] = CLI(args, shows=False).preview
             show(previews, output or self.folder / "schedule.png")
 
     def lr_find(self, output: Path | None, **kwargs: Any) -> None:
