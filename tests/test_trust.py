@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.connectors.logger_connector.logger_connector impo
 from test_schedule import PLATEAU
 from tiny import Tiny, loader
 
+from anneal.callbacks import interrupt
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.callbacks.epoch_seed import EpochSeed
 from anneal.callbacks.samples import SamplesSeen
@@ -88,6 +89,27 @@ def test_a_second_signal_ends_at_once_and_leaves_whole_files(undisturbed):
     assert run.end()[0] == 143
     assert time.monotonic() - told < 5
     assert last(undisturbed, "twice")["global_step"] == 3
+
+
+def test_a_long_validation_is_not_waited_for(run, monkeypatch, capsys):
+    monkeypatch.setattr(interrupt, "PATIENCE", 0.1)
+    validated = []
+
+    class Signal(pl.Callback):
+        def on_validation_batch_start(self, trainer, *args) -> None:
+            if trainer.sanity_checking:
+                return
+            if not validated:
+                os.kill(os.getpid(), signal.SIGTERM)
+            validated.append(trainer.global_step)
+            time.sleep(0.15)
+
+    monkeypatch.setattr("anneal.attached.EpochSeed", Signal)
+    with pytest.raises(SystemExit) as e:
+        run("fit", "--config=small.yaml", "--trainer.limit_val_batches=8")
+    assert e.value.code == 143
+    assert validated == [4]
+    assert "the validation at hand is not in the last checkpoint" in capsys.readouterr().err
 
 
 def test_two_processes_stop_at_the_same_step_when_one_is_told_to(undisturbed):
