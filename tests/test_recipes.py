@@ -32,7 +32,8 @@ def root(tmp_path):
 
 @pytest.mark.parametrize("config", SMALLS, ids=lambda p: p.stem)
 def test_recipe_runs_through_all_its_parts(run, root, config):
-    cli = run("fit", f"--config={config}", "--trainer.fast_dev_run=true", f"--data.root={root}")
+    small = (f"--data.root={root}", "--data.val_size=0.1")
+    cli = run("fit", f"--config={config}", "--trainer.fast_dev_run=true", *small)
     assert cli.trainer.global_step == 1
     assert "val/acc" in cli.trainer.callback_metrics
 
