@@ -1,6 +1,7 @@
 """Two processes of one training: if one fails both end, and its reason is the last thing shown."""
 
 import os
+import re
 import socket
 import sys
 import time
@@ -116,6 +117,19 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
     assert status == 2
     assert lines[-1].startswith(f"error: MASTER_PORT={port}: another program has this port")
     assert not any("Traceback" in line for line in lines)
+
+
+def test_a_worker_that_is_killed_is_one_line(run, tmp_path, capsys):
+    photos.folder(tmp_path / "data", train=4, val=2)
+    (tmp_path / "photos.yaml").write_text(PHOTOS)
+    worker = ("--data.num_workers=1", "--data.augment=tiny.BusError")
+    with pytest.raises(SystemExit) as e:
+        run("fit", "--config=small.yaml", "--config=photos.yaml", *worker)
+    assert e.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    how = r"(killed by signal: Bus error|exited unexpectedly)\."  # as torch gets to know of it
+    assert re.match(f"error: a process that reads the data: {how} Is the memory full", error)
+    assert "--shm-size" in error
 
 
 def test_an_odd_number_of_samples_ends_on_two_processes(tmp_path):

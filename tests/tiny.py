@@ -1,5 +1,7 @@
 """The smallest module and data that go through the real optimizer, schedule and Trainer."""
 
+import os
+import signal
 from functools import partial
 from typing import Any
 
@@ -7,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import v2
 
 from anneal.optim import Schedule, configure_optimizers
 
@@ -92,3 +95,10 @@ class Crash(pl.Callback):
     def on_train_batch_start(self, trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
             raise OSError("crash")
+
+
+class BusError(v2.Transform):
+    """An augmentation that ends the worker as a full /dev/shm does."""
+
+    def forward(self, image):
+        os.kill(os.getpid(), signal.SIGBUS)

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import sys
 import time
 import warnings
@@ -72,6 +73,14 @@ def in_a_line(e: Exception) -> processes.Shown | None:
         return f"error: {e}", 2
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"error: {e.filename or 'the run'}: {e.strerror}; free some space", 1
+    ended = r"DataLoader worker .* (killed by signal: [\w ]+|exited unexpectedly)"
+    if found := re.search(ended, f"{e} {e.__cause__}"):
+        return (
+            f"error: a process that reads the data: {found[1]}. Is the memory full, or /dev/shm? "
+            "Lower data.num_workers or data.batch_size, or give a container more (docker run "
+            "--shm-size=8g)",
+            1,
+        )
     if processes.is_lost(e):
         reason = str(e).strip().splitlines()[0]
         return f"error: the connection to another process is lost: see why it ended ({reason})", 1

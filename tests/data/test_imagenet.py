@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 from multiprocessing import active_children
 from pathlib import Path
@@ -184,6 +185,20 @@ def test_a_resumed_run_gets_the_same_pictures(root, tmp_path, workers, stop_at):
     after = train(root, ckpt_path=save, **options)
     flat = [batch for epochs in (before, after) for e in sorted(epochs) for batch in epochs[e]]
     assert same(flat, [batch for e in sorted(whole) for batch in whole[e]])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux does")
+def test_as_many_files_are_open_after_each_epoch(root):
+    counts = []
+
+    class Count(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            module.epochs.clear()  # what it has seen lies in shared memory
+            counts.append(len(os.listdir("/proc/self/fd")))
+
+    trainer = Trainer(**QUIET, max_epochs=6, callbacks=[Count()])
+    trainer.fit(Seen(), data_module(root, num_workers=2))
+    assert counts[1:] == counts[1:2] * 5
 
 
 def test_progressive_sizes_follow_the_epoch(root):
