@@ -81,6 +81,8 @@ def test_what_may_be_right_is_left_to_the_full_parser(known):
     for word in ("--trainer.callbacks+=X", "--trainer.callbacks.foo=1", "--model.init_args.lr=1"):
         assert not entry.mistake([word])
     assert not entry.mistake(["--config={a: 1}", "fit"])
+    assert not entry.mistake([])
+    assert not entry.mistake(["test"])
 
 
 def test_a_list_of_other_code_is_not_believed(known):

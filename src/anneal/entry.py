@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -95,7 +95,7 @@ def mistake(words: list[str]) -> str:
     if command not in COMMANDS:
         return no_command(command, COMMANDS)
     options = known_options().get(command, [])
-    for word, follows in zip(words, [*words[1:], ""], strict=True):
+    for word, follows in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         if name in ("-c", "--config"):
             file = Path(value if equals else follows)
