@@ -73,7 +73,8 @@ def overview() -> str:
         prog=PROG,
         usage=USAGE.replace("s [", "s [COMMAND] [", 1),
         description="Train, test and use networks with any optimizer and any schedule.",
-        epilog="\n".join(["recipes (--config=configs/NAME.yaml):", *recipes, "", EXAMPLES]),
+        epilog="\n".join(["recipes (--config=configs/NAME.yaml):", *recipes, ""]).replace("%", "%%")
+        + f"\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="")
