@@ -101,6 +101,18 @@ def test_a_broken_picture_is_one_kind_of_error(kind):
     assert not str(e.value).endswith(".")  # it stands within a sentence
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("a JPEG of many scans", r"a JPEG of \d+ scans, more than"),
+        ("a program for Ghostscript", "cannot identify image file"),
+    ],
+)
+def test_what_takes_long_or_runs_a_program_is_refused_for_that(kind, reason):
+    with pytest.raises(BrokenPicture, match=reason):
+        decode(broken()[kind])
+
+
 def test_no_damage_ends_in_anything_but_a_picture_or_that_error():
     rng = np.random.default_rng(0)
     for image_format in ("JPEG", "PNG", "GIF", "WEBP", "TIFF"):
