@@ -84,19 +84,27 @@ data:
 """
 
 
-def test_torchrun_shows_the_reason_of_the_process_that_failed(tmp_path):
+@pytest.mark.parametrize(
+    ("rank", "how", "shown"),
+    [
+        (1, "unreadable", "traceback : error: picture.jpg can't be read"),
+        (0, "bug", "RuntimeError: DefaultCPUAllocator: can't allocate memory"),
+        (1, "killed", "traceback : Signal 9 (SIGKILL) received by PID"),
+    ],
+)
+def test_torchrun_shows_the_reason_of_the_process_that_failed(tmp_path, rank, how, shown):
     (tmp_path / "small.yaml").write_text(SMALL)
     run = start(
         tmp_path,
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *(str(TRAIN), *FIT, *TWO, *QUIET, *failing(1, "unreadable")),
+        *(str(TRAIN), *FIT, *TWO, *QUIET, *failing(rank, how)),
         **ENV,
     )
     output = run.communicate(timeout=SECONDS + 60)[0]
     assert run.returncode == 1
     *_, block = output.partition("Root Cause (first observed failure):")
-    assert "rank      : 1 " in block
-    assert "traceback : error: picture.jpg can't be read" in block, output
+    assert f"rank      : {rank} " in block
+    assert shown in block, output
     listed = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"ranks.Fail" in read(p)]
     assert not [p for p in listed if str(tmp_path) == os.path.realpath(p.parent / "cwd")]
 

@@ -291,6 +291,7 @@ def test_a_slurm_job_saves_itself_once_and_goes_on_bit_for_bit(cluster):
     assert (cluster / "scontrol.log").read_text() == "requeue 2\n"
     assert 0 < torch.load(last, weights_only=True)["global_step"] < 400
     finish(submit(cluster, "2"))
+    assert (cluster / "scontrol.log").read_text() == "requeue 2\n"  # not at its end
     undisturbed, run = (cluster / "runs" / name for name in ("whole", "small-2"))
     assert sorted(p.name for p in (cluster / "runs").iterdir()) == ["small-2", "whole"]
     assert {p.name for p in run.iterdir()} == {p.name for p in undisturbed.iterdir()}

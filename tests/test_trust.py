@@ -89,6 +89,8 @@ def test_a_second_signal_ends_at_once_and_leaves_whole_files(undisturbed):
     assert run.end()[0] == 143
     assert time.monotonic() - told < 5
     assert last(undisturbed, "twice")["global_step"] == 3
+    for path in (undisturbed / "runs" / "twice" / "checkpoints").glob("*.ckpt"):
+        assert "state_dict" in torch.load(path, weights_only=True)
 
 
 def test_a_long_validation_is_not_waited_for(run, monkeypatch, capsys):
@@ -274,7 +276,7 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_damaged_files_of_all_kinds_end_in_a_line():
     script = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
-    command = [sys.executable, str(script), "--files=10"]
+    command = [sys.executable, str(script), "--files=15"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" 0 wrong") == 5
