@@ -1,8 +1,8 @@
 """Seconds until the command line answers, beside a stock LightningCLI and the imports alone.
 
-Each command runs in turns with its peer, several times, in a process of its own. The peer of what
-is answered without torch is a stock LightningCLI; that of what needs torch is the
-import of torch, torchvision and Lightning.
+Each command runs in turns with its peer, several times, in a process of its own. The peer of an
+answer is a stock LightningCLI; that of what goes further, the import of torch, torchvision and
+Lightning.
 
     python benchmarks/startup.py
 """

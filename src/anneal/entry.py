@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -21,7 +22,7 @@ from anneal.cache import cache_folder, key_of
 from anneal.mistakes import NO_OPTION, nearest, no_command, no_file, typed_key
 
 PROG = "python train.py"
-USAGE = "%(prog)s [--config FILE ...] [--key=value ...]"
+OPTIONS = "[--config FILE ...] [--key=value ...]"
 COMMANDS = {
     "fit": "Train (without a command, this one), then test the last weights and sum up.",
     "validate": "Evaluate a checkpoint on the validation data.",
@@ -69,12 +70,12 @@ def main(args: list[str] | None = None) -> None:
 def overview() -> str:
     """The help of the whole: commands, recipes, examples."""
     recipes = [f"  {path.stem:26} {about(path)}" for path in sorted(CONFIGS.glob("*.yaml"))]
+    listed = "\n".join(["recipes (--config=configs/NAME.yaml):", *recipes]).replace("%", "%%")
     parser = argparse.ArgumentParser(
         prog=PROG,
-        usage=USAGE.replace("s [", "s [COMMAND] [", 1),
+        usage=f"%(prog)s [COMMAND] {OPTIONS}",
         description="Train, test and use networks with any optimizer and any schedule.",
-        epilog="\n".join(["recipes (--config=configs/NAME.yaml):", *recipes, ""]).replace("%", "%%")
-        + f"\n{EXAMPLES}",
+        epilog=f"{listed}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="")
@@ -149,6 +150,7 @@ def _file() -> Path:
     return cache_folder() / f"options-{key_of(SOURCE)}.json"
 
 
+@cache
 def _state() -> dict[str, Any]:
     """What the options follow from: the code and the releases of the libraries."""
     newest = max(path.stat().st_mtime_ns for path in SOURCE.rglob("*.py"))

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml
-from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from anneal.entry import USAGE
+from anneal.entry import OPTIONS
 from anneal.mistakes import (
     MARK,
     NO_KEYS,
@@ -35,11 +35,6 @@ from anneal.mistakes import (
     typed_key,
     wrong_file,
 )
-
-
-class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """jsonargparse's help, with the line breaks of description and epilog kept."""
-
 
 # ---- classes that replace others
 
@@ -101,8 +96,7 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
-        kwargs.setdefault("formatter_class", HelpFormatter)
-        kwargs.setdefault("usage", USAGE)
+        kwargs.setdefault("usage", f"%(prog)s {OPTIONS}")
         super().__init__(*args, **kwargs)
         self.made_for = ""  # the class whose arguments it parses
         self.typed: list[str] = []
