@@ -41,7 +41,7 @@ class Fail(pl.Callback):
 
 
 class Sleep(pl.Callback):
-    """Holds the third step up, and leaves word of it."""
+    """Holds the fourth step up, and leaves word of it."""
 
     def on_train_batch_start(self, trainer, *args) -> None:
         if trainer.global_step == 3:
