@@ -428,8 +428,12 @@ class Opened:
 
     def drawn(self, axis: str, metric: str) -> list[float]:
         """Where the first run's curve of a metric is drawn."""
-        trace = f"plot._fullData.find(t => t.hovertemplate.startsWith('{metric} '))"
-        return self.plot(f"Array.from({trace}.{axis})")
+        return self.plot(f"Array.from({self.trace(metric)}.{axis})")
+
+    @staticmethod
+    def trace(metric: str) -> str:
+        """The first run's curve of a metric, in an expression about `plot`."""
+        return f"plot._fullData.find(t => t.hovertemplate.startsWith('{metric} '))"
 
     def hover(self, panel: int, x: float, y: float) -> str:
         """The text that appears at a value of a panel."""
@@ -523,6 +527,9 @@ def test_the_slider_smooths_the_curves_in_training(opened, page_of_two):
         opened.page.mouse.click(rail["x"] + place * rail["width"], rail["y"] + rail["height"] / 2)
         opened.wait(f"plot._fullLayout.sliders[0].active == {level}")
         expected = run.curve("train/loss").smooth(SMOOTHING[level])
+        # The handle is there before the curves are.
+        second = f"{opened.trace('train/loss')}.y[1]"
+        opened.wait(f"Math.abs({second} - {expected.y[1]}) < 1e-4")
         np.testing.assert_allclose(opened.drawn("y", "train/loss"), expected.y, rtol=1e-5)
         np.testing.assert_allclose(opened.drawn("y", "val/loss"), run.curve("val/loss").y)
 
