@@ -100,10 +100,14 @@ class _Fork:
         self.pid = os.fork()
         if self.pid:
             return
+        import torch
+
         from anneal import processes
 
         status = 1
         try:
+            # Torch renews its thread pool in the first call after a fork, which must be alone.
+            torch.set_num_threads(torch.get_num_threads())
             processes._launcher = None
             os.environ.clear()
             os.environ.update(env)
