@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wandb_reader import read
 from wandb_server import Server
 
-from anneal.loggers import wandb_logger
+from anneal.loggers import wandb_logger, wandb_run
 from anneal.loggers.csv_logger import CSVLogger
 from anneal.loggers.wandb_logger import WandbLogger, code_version
 
@@ -417,7 +417,7 @@ def test_a_run_that_goes_on_online_says_how_to_send_its_offline_part(monkeypatch
 
 @pytest.mark.parametrize("trouble", ["closed", "silent", "hang", "500", "refuse"])
 def test_training_starts_offline_where_the_server_is_no_use(trouble, monkeypatch, capfd):
-    monkeypatch.setattr(wandb_logger, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_run, "ANSWER_SECONDS", 1.0)
     listener = socket.create_server(("127.0.0.1", 0))  # accepts and never answers
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     if trouble == "closed":
@@ -451,14 +451,14 @@ def test_a_key_that_can_not_be_one_is_said(monkeypatch, capfd):
 
 
 def test_the_end_of_a_run_does_not_wait_for_a_server_that_went_away(monkeypatch, capfd):
-    monkeypatch.setattr(wandb_logger, "FINISH_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 1.0)
     server = Server()
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     logger = WandbLogger("run")
     _ = logger.experiment
     server.trouble = "hang"
-    monkeypatch.setattr(wandb_logger, "INIT_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 1.0)
     logger.log_metrics({"a": 1.0}, 0)
     Path("best.ckpt").write_text("weights")
     saved = SimpleNamespace(monitor="a", best_model_path="best.ckpt", best_model_score=1.0)
@@ -475,7 +475,7 @@ def test_the_end_of_a_run_does_not_wait_for_a_server_that_went_away(monkeypatch,
 def test_a_run_that_the_server_refuses_at_its_start_leaves_one_recording(monkeypatch, capfd):
     server = Server()
     monkeypatch.setattr(server, "answer", lambda query, variables: {}, raising=True)
-    monkeypatch.setattr(wandb_logger, "INIT_SECONDS", 2.0)
+    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 2.0)
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     logger = WandbLogger("run")

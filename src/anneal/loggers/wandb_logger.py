@@ -1,14 +1,11 @@
 """Weights & Biases, with an account or without, and never in the way of a training."""
 
 import os
-import shlex
 import shutil
 import subprocess
-import sys
-import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from wandb.sdk.lib import runid, wbauth
 
-from anneal.errors import UserError
-
-ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
-INIT_SECONDS = 15.0  # for it to accept a run
-FINISH_SECONDS = 60.0  # for the last uploads at the end of a run, also where it went away
+from anneal.loggers import wandb_run
+from anneal.loggers.wandb_run import first_line, say, within
 
 
 class WandbLogger(LightningWandbLogger):
@@ -66,14 +59,16 @@ class WandbLogger(LightningWandbLogger):
         self._want_offline = offline
         self._sent: set[tuple[int, str]] = set()
         self._lost = False
-        self._folder = shlex.quote(str(self.run_dir / "wandb"))  # as it is typed
+        self._recordings = self.run_dir / "wandb"
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The wandb run, started on first use by the process of rank 0."""
         if self._experiment is None and not hasattr(self, "_attach_id"):
-            self._experiment = self._start()
+            arguments = self._wandb_init
+            self._id = arguments["id"] = wandb_run.id_of(self._recordings)
+            self._experiment = wandb_run.start(arguments, self._recordings, self._want_offline)
         return super().experiment
 
     @property
@@ -82,7 +77,7 @@ class WandbLogger(LightningWandbLogger):
         run = self._experiment
         if run is None or run.disabled:
             return ""
-        return f"{_command()} leet {self._folder}" if run.offline else str(run.url)
+        return wandb_run.typed("leet", self._recordings) if run.offline else str(run.url)
 
     @rank_zero_only
     def log_config(self, config: dict[str, Any], file: str | os.PathLike[str]) -> None:
@@ -152,8 +147,8 @@ class WandbLogger(LightningWandbLogger):
             artifact.add_file(best)
             # The only call that waits for the server.
             send = partial(run.log_artifact, artifact, aliases=["best", "latest"])
-            if problem := _within(INIT_SECONDS, send):
-                _say(f"{best} was not sent ({problem})")
+            if problem := within(wandb_run.INIT_SECONDS, send):
+                say(f"{best} was not sent ({problem})")
 
     def log_image(self, key: str, images: list[Any], *args: Any, **kwargs: Any) -> None:
         """Send pictures, as Lightning's logger does."""
@@ -173,56 +168,8 @@ class WandbLogger(LightningWandbLogger):
         try:
             run.finish(exit_code=exit_code)
         except Exception as error:  # what was trained does not depend on the tracker
-            later = f"{_command()} sync --include-online {self._folder}"
-            _say(f"not all was sent ({_line(error)}). Send later: {later}")
-
-    def _start(self) -> Any:
-        with suppress(Exception):
-            wandb.finish()  # an earlier training in this process that was not finished
-        # A run that was started before goes on under its id, which wandb's files are named after.
-        folder = self.run_dir / "wandb"
-        earlier = {file.parent: file.stem for file in folder.glob("*run-*/run-*.wandb")}
-        ids = [stem.removeprefix("run-") for stem in earlier.values()]
-        self._id = self._wandb_init["id"] = ids[0] if ids else runid.generate_id()
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        mode, why = self._mode()
-        while True:
-            resume = "allow" if earlier and mode == "online" else None  # offline: wandb would warn
-            try:
-                run = wandb.init(
-                    **self._wandb_init | {"mode": mode, "resume": resume},
-                    settings=wandb.Settings(
-                        silent=True,
-                        console="off",
-                        init_timeout=INIT_SECONDS,
-                        finish_timeout=FINISH_SECONDS,
-                        finish_timeout_raises=True,
-                        # What a kill can lose, and how far behind `wandb leet` is on a live run.
-                        x_transaction_log_flush_interval=1.0,
-                    ),
-                )
-                break
-            except Exception as error:  # no training fails because of its tracker
-                if mode == "disabled":
-                    raise
-                why = _line(error)
-                mode = "offline" if mode == "online" else "disabled"
-                for left in set(folder.glob("*run-*")) - earlier.keys():
-                    shutil.rmtree(left, ignore_errors=True)  # of the attempt that failed
-        # `wandb sync` sends each folder as a whole run, so that only the last folder would be left;
-        # told to resume, it appends, and moves on W&B's own step, which starts from 0 in each.
-        sync = f"{'WANDB_RESUME=allow ' if earlier else ''}{_command()} sync {self._folder}"
-        if mode == "disabled":
-            _say(f"disabled ({why})")
-        elif mode == "offline":
-            _say(f"offline ({why}). Look: {_command()} leet {self._folder} · Send later: {sync}")
-        elif any(f.name.startswith("offline-") and not [*f.glob("*.synced")] for f in earlier):
-            _say(f"{run.url} · Its first part was recorded offline, to send it: {sync}")
-        else:
-            _say(str(run.url))
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        return run
+            later = wandb_run.typed("sync --include-online", self._recordings)
+            say(f"not all was sent ({first_line(error)}). Send later: {later}")
 
     @contextmanager
     def _unless_lost(self) -> Iterator[None]:
@@ -231,41 +178,8 @@ class WandbLogger(LightningWandbLogger):
             yield
         except OSError as error:
             if not self._lost:
-                _say(f"stopped recording: {_line(error)}. metrics.csv goes on")
+                say(f"stopped recording: {first_line(error)}. metrics.csv goes on")
             self._lost = True
-
-    def _mode(self) -> tuple[str, str]:
-        """How to run, and why if not online."""
-        # Reports of wandb's own errors hold up the end where the server does not answer.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        try:
-            settings = wandb.setup().settings
-        except ValueError as error:
-            problem = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"wandb refuses its settings (WANDB_... variables): {problem}"
-            ) from error
-        if settings.mode == "disabled":
-            return "disabled", "as asked"
-        if self._want_offline or settings.mode in ("offline", "dryrun"):
-            return "offline", "as asked"
-        try:
-            credentials = wbauth.authenticate_session(
-                host=settings.base_url, source="anneal", prompt=False, update_session=False
-            )
-        except Exception as error:  # a key that can't be one
-            return "offline", _line(error)
-        if credentials is None:
-            return "offline", "not logged in"
-        problem = _within(ANSWER_SECONDS, credentials.verify)
-        return ("offline", f"{credentials.host}: {problem}") if problem else ("online", "")
-
-
-def _command() -> str:
-    """wandb as one types it here: with its path where the environment is not activated."""
-    if shutil.which("wandb"):
-        return "wandb"
-    return os.path.relpath(Path(sys.executable).with_name("wandb"))
 
 
 def code_version() -> dict[str, Any]:
@@ -282,29 +196,3 @@ def code_version() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):  # no git, no repository, no commit yet
         return {"commit": None, "dirty": None}
-
-
-def _within(seconds: float, call: Callable[[], Any]) -> str:
-    """Why a call to the server did not succeed in this time, or an empty string."""
-    problem = ["the server does not answer"]
-
-    def run() -> None:
-        try:
-            call()
-            problem[0] = ""
-        except Exception as error:
-            problem[0] = _line(error)
-
-    # wandb itself would try for minutes.
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return problem[0]
-
-
-def _say(line: str) -> None:
-    print(f"W&B: {line}", file=sys.stderr)
-
-
-def _line(error: Any) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
