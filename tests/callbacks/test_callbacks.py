@@ -16,10 +16,12 @@ from anneal.callbacks.accumulation import LastWindow
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.callbacks.epoch_seed import EpochSeed
 from anneal.callbacks.health import Health
+from anneal.callbacks.lr_monitor import LearningRateMonitor
 from anneal.callbacks.progress_bar import ProgressBar
 from anneal.callbacks.samples import SamplesSeen
 from anneal.callbacks.test_pictures import draw_confusion, draw_mistakes
 from anneal.errors import UserError
+from anneal.loggers.csv_logger import CSVLogger
 
 
 def draw(epoch: int, rank: int) -> float:
@@ -355,6 +357,49 @@ def test_plateau_in_the_checkpoint_knows_the_validation_before_it(tmp_path):
     )
     (state,) = torch.load(tmp_path / "last.ckpt", weights_only=True)["lr_schedulers"]
     assert state["plateau"]["best"] == pytest.approx(0.4)
+
+
+class Rows(pl.loggers.logger.DummyLogger):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, metrics))
+
+
+@pytest.mark.parametrize("stop", [None, 3, 140])
+def test_the_csv_has_every_rate_and_other_loggers_what_draws_the_same_curve(tmp_path, stop):
+    from anneal.schedule import Schedule
+
+    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=200)
+    module = partial(Tiny, sgd(0.1), Schedule(cosine, warmup_steps=10))
+    other = Rows()
+    ends = [stop, 200] if stop else [200]
+    for end in ends:
+        fit(
+            module(),
+            batches=50,
+            max_steps=end,
+            limit_val_batches=0,
+            callbacks=[LearningRateMonitor()],
+            logger=[CSVLogger(tmp_path), other],
+            log_every_n_steps=50,
+            ckpt_path=tmp_path / "c.ckpt" if end != ends[0] else None,
+            save=tmp_path / "c.ckpt",
+        )
+    written = {int(r["step"]): float(r["lr"]) for r in logged(tmp_path) if r["lr"]}
+    sent = {step: row["lr"] for step, row in other.rows if "lr" in row}
+    assert list(written) == list(range(200))
+    assert sent.items() <= written.items()
+    assert {0, 50, 100, 150} <= sent.keys()
+    assert len(sent) < 150
+    last = sent[0]
+    for step, lr in written.items():
+        last = sent.get(step, last)
+        assert lr == pytest.approx(last, rel=0.02)
 
 
 def test_pictures_show_something(tmp_path):

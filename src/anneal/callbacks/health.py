@@ -154,23 +154,20 @@ class Health(Callback):
         self._check()
 
     def _look(self, value: Tensor) -> None:
+        if not waits(value):
+            if not math.isfinite(value):
+                raise _no_number(self._place)
+            return
         if self._first_bad is None:
             self._first_bad = torch.full((), -1, device=value.device)
         bad = ~torch.isfinite(value.detach()) & (self._first_bad < 0)
         self._first_bad = torch.where(bad, len(self._places), self._first_bad)
         self._places.append(self._place)
-        if not waits(value):
-            self._check()
 
     def _check(self) -> None:
         places, self._places = self._places, []
-        if self._first_bad is None or (first := int(self._first_bad)) < 0:
-            return
-        raise UserError(
-            f"the training loss or its gradient is NaN or infinite {places[first]}: lower the "
-            "learning rate, warm it up or clip the gradient; what is saved is from before that",
-            status=1,
-        )
+        if self._first_bad is not None and (first := int(self._first_bad)) >= 0:
+            raise _no_number(places[first])
 
     def _log_norm(self, trainer: Trainer) -> None:
         if self.norm is None:
@@ -216,6 +213,14 @@ class Health(Callback):
 def waits(value: Tensor) -> bool:
     """Whether to read a value makes the host wait for its device."""
     return value.device.type != "cpu"
+
+
+def _no_number(place: str) -> UserError:
+    return UserError(
+        f"the training loss or its gradient is NaN or infinite {place}: lower the learning rate, "
+        "warm it up or clip the gradient; what is saved is from before that",
+        status=1,
+    )
 
 
 def _largest_lr(trainer: Trainer) -> float:

@@ -6,13 +6,17 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor as LightningLearningRateMonitor
 
 from anneal.callbacks import is_logged
+from anneal.loggers.csv_logger import CSVLogger
+
+STEP = 0.02  # of the last value: a change that is worth a row of its own
 
 
 class LearningRateMonitor(LightningLearningRateMonitor):
     """Logs `lr` (or `lr/decay` and `lr/no_decay`) at every optimizer step that changes it.
 
     Lightning's own looks every `log_every_n_steps` only, which hides a short warmup, and can't
-    run without a logger.
+    run without a logger. `metrics.csv` has every change. W&B, where a row takes a fifth of a small
+    network's step, gets those of `log_every_n_steps` and each that is 2 % away from its last.
 
     Args:
         log_momentum: Whether momentum (beta1 in Adam) is logged too.
@@ -22,6 +26,7 @@ class LearningRateMonitor(LightningLearningRateMonitor):
     def __init__(self, log_momentum: bool = False, log_weight_decay: bool = False) -> None:
         super().__init__("step", log_momentum, log_weight_decay)
         self.logged: dict[str, float] = {}
+        self.sent: dict[str, float] = {}  # to other loggers than the CSV file
         self.step = -1
 
     def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -37,13 +42,27 @@ class LearningRateMonitor(LightningLearningRateMonitor):
         stats = self._extract_stats(trainer, "any")
         for history in self.lrs.values():
             history.clear()  # Lightning's keeps every value for ever
-        if stats != self.logged or is_logged(trainer, step):
-            self.logged = stats
-            for logger in trainer.loggers:
+        is_due = is_logged(trainer, step)
+        if stats == self.logged and not is_due:
+            return
+        self.logged = stats
+        send = is_due or self._has_moved()
+        if send:
+            self.sent = stats
+        for logger in trainer.loggers:
+            if send or isinstance(logger, CSVLogger):
                 logger.log_metrics({"epoch": trainer.current_epoch, **stats}, step=step)
 
-    def state_dict(self) -> dict[str, float]:
-        return self.logged
+    def _has_moved(self) -> bool:
+        before = self.sent
+        return self.logged.keys() != before.keys() or any(
+            abs(value - before[name]) > STEP * abs(before[name])
+            for name, value in self.logged.items()
+        )
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self.logged = state_dict  # a resumed run does not log again what has not changed
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        return {"logged": self.logged, "sent": self.sent}
+
+    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
+        # A resumed run does not log again what has not changed.
+        self.logged, self.sent = state_dict["logged"], state_dict["sent"]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,37 @@ class Batches(Share):
         super().__init__(len(labels), batch_size, **share)
         self.images = images
         self.labels = labels
+
+    @classmethod
+    def in_run(
+        cls,
+        trainer: Trainer | None,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        shuffle: bool = False,
+    ) -> "Batches":
+        """The share of this process in a run: what a data module's loaders return.
+
+        Args:
+            trainer: The data module's; None: outside of a run, everything.
+            images: All images of the split, (N, ...).
+            labels: All labels of the split, (N, ...).
+            batch_size: Samples in a batch of one process.
+            shuffle: Whether each epoch has an order of its own. It follows from seed and epoch, so
+                a resumed run goes on in it.
+        """
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        fixed = bool(trainer and trainer.overfit_batches)  # type: ignore[attr-defined]
+        return cls(
+            images,
+            labels,
+            batch_size,
+            rank=rank,
+            world_size=world_size,
+            seed=run_seed() if shuffle and not fixed else None,
+            position=partial(position_in, trainer) if shuffle else None,
+        )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _, _, index in self.batches():

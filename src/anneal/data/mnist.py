@@ -1,8 +1,6 @@
 """MNIST and its look-alikes, held in memory and served in batches by index."""
 
 import gzip
-from collections.abc import Callable
-from functools import partial
 from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
@@ -155,7 +153,7 @@ class MNISTDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Every training image once an epoch, in an order of its own for each epoch."""
-        return self._batches("train", position=partial(position_in, self.trainer))
+        return self._batches("train", shuffle=True)
 
     def val_dataloader(self) -> Batches:
         """The held-out images, in a fixed order."""
@@ -200,18 +198,11 @@ class MNISTDataModule(LightningDataModule):
             return random_affine(images, self.shift, self.rotation, self.scale, rng), labels
         return random_shift(images, self.shift, rng), labels
 
-    def _batches(
-        self, split: str, position: Callable[[], tuple[int, int, int]] | None = None
-    ) -> Batches:
+    def _batches(self, split: str, shuffle: bool = False) -> Batches:
         images, labels = self.splits[split]
-        rank, world_size, shuffle = 0, 1, position is not None
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            shuffle = shuffle and not self.trainer.overfit_batches  # type: ignore[attr-defined]
+        world_size = self.trainer.world_size if self.trainer else 1
         check_size(self.dataset, split, len(labels), self.batch_size, world_size)
-        seed = run_seed() if shuffle else None
-        share = {"rank": rank, "world_size": world_size, "seed": seed, "position": position}
-        return Batches(images, labels, self.batch_size, **share)
+        return Batches.in_run(self.trainer, images, labels, self.batch_size, shuffle)
 
 
 def read_digits() -> tuple[Tensor, Tensor]:

@@ -90,6 +90,18 @@ class Classifier(LightningModule):
         """Builds `self.net` if that has to wait until the number of classes is known."""
         raise UserError(f"{type(self).__name__}: set model.num_classes")
 
+    def metrics(self, num_classes: int) -> dict[str, Metric | MetricCollection]:
+        """What validation and test log of logits (N, num_classes) and labels (N,), by name."""
+        metrics: dict[str, Metric | MetricCollection] = {
+            "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+            "acc_macro": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
+        }
+        if num_classes > self.top_k:
+            metrics[f"acc_top{self.top_k}"] = MulticlassAccuracy(
+                num_classes, top_k=self.top_k, average="micro", validate_args=False
+            )
+        return metrics
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of plain pixels, (N, C, H, W) from 0 to 255."""
         pixels = (images.to(self.mean.dtype) - self.mean) / self.std
@@ -203,19 +215,11 @@ class Classifier(LightningModule):
             raise UserError(f"a classifier needs at least 2 classes, not {n}")
         self.num_classes = n
         self.hparams["num_classes"] = n
-        accuracies: dict[str, Metric | MetricCollection] = {
-            "acc": MulticlassAccuracy(n, average="micro", validate_args=False),
-            "acc_macro": MulticlassAccuracy(n, average="macro", validate_args=False),
-        }
-        if n > self.top_k:
-            accuracies[f"acc_top{self.top_k}"] = MulticlassAccuracy(
-                n, top_k=self.top_k, average="micro", validate_args=False
-            )
         # Groups would merge metrics that agree on the first batch: acc and acc_top3 at 100 %.
-        self.accuracies = MetricCollection(accuracies, compute_groups=False)
+        self.evaluated = MetricCollection(self.metrics(n), compute_groups=False)
 
     def _start_evaluation(self) -> None:
-        self.accuracies.reset()
+        self.evaluated.reset()
         self.mean_loss.reset()
 
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
@@ -223,7 +227,7 @@ class Classifier(LightningModule):
         logits = self.evaluate(images).float()
         loss = F.cross_entropy(logits, target, reduction="none")
         self.mean_loss.update(loss)
-        self.accuracies.update(logits, target)
+        self.evaluated.update(logits, target)
         return {"loss": loss, "preds": logits.argmax(1), "target": target}
 
     def _log_evaluation(self, stage: str) -> None:
@@ -233,7 +237,7 @@ class Classifier(LightningModule):
             raise UserError(
                 f"no {stage} sample could be read: there is nothing to measure", status=1
             )
-        for name, value in {"loss": self.mean_loss.compute(), **self.accuracies.compute()}.items():
+        for name, value in {"loss": self.mean_loss.compute(), **self.evaluated.compute()}.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True)
 
     @staticmethod
