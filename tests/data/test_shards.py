@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from anneal.data import bucket, shards
+from anneal.data import bucket, sharded, shards
 from anneal.data.batches import Share, generator_of
 from anneal.data.folder import FolderPictures
-from anneal.data.shards import ShardPictures
+from anneal.data.sharded import ShardPictures
 from anneal.errors import UserError
 
 CHUNK = 4000  # bytes: about three pictures
@@ -242,7 +242,7 @@ def test_an_order_has_every_picture_once_and_follows_from_the_generator(made):
 
 
 def test_an_order_needs_few_chunks_at_a_time(made, monkeypatch):
-    monkeypatch.setattr(shards, "WINDOW", 4)
+    monkeypatch.setattr(sharded, "WINDOW", 4)
     pictures = ShardPictures.splits(str(made))["train"]
     chunks = np.searchsorted(pictures.starts, order_of(pictures), "right") - 1
     first = {c: i for i, c in reversed(list(enumerate(chunks)))}
@@ -277,8 +277,8 @@ def test_workers_read_from_a_bucket_what_is_in_the_folder(root, folder, home):
 
 
 def test_the_cache_stays_in_its_bound(root, folder, home, monkeypatch):
-    monkeypatch.setattr(shards, "HELD", 4)
-    monkeypatch.setattr(shards, "WINDOW", 2)
+    monkeypatch.setattr(sharded, "HELD", 4)
+    monkeypatch.setattr(sharded, "WINDOW", 2)
     total = sum(size for _, size in ShardPictures.splits(root)["train"].files)
     bound = total // 3
     sizes = []
@@ -312,8 +312,8 @@ def test_chunks_come_before_they_are_needed(root):
 
 
 def test_a_killed_run_goes_on_with_the_cache_it_left(root, folder, home, monkeypatch):
-    monkeypatch.setattr(shards, "HELD", 4)
-    monkeypatch.setattr(shards, "WINDOW", 2)
+    monkeypatch.setattr(sharded, "HELD", 4)
+    monkeypatch.setattr(sharded, "WINDOW", 2)
     bound = sum(size for _, size in ShardPictures.splits(root)["train"].files) // 2
     pictures = ShardPictures.splits(root, max_cache_gb=bound / 1e9)["train"]
     for seed in range(3):

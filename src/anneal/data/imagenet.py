@@ -220,7 +220,7 @@ class ImageFolderDataModule(LightningDataModule):
 
     def _find_splits(self) -> dict[str, Any]:
         if self.root.startswith("s3://") or list(Path(self.root).glob("train/index.json")):
-            from anneal.data.shards import ShardPictures
+            from anneal.data.sharded import ShardPictures
 
             return ShardPictures.splits(self.root, self.cache_dir)
         return FolderPictures.splits(Path(self.root), self.cache_dir)
