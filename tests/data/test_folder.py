@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from anneal.data import folder as module
+from anneal.data import layouts
 from anneal.data.folder import FolderPictures
 from anneal.errors import UserError
 
@@ -207,8 +207,8 @@ def test_a_wrong_layout_is_refused_by_name(root, damage, words):
 
 def test_the_index_is_made_once_and_anew_when_a_folder_changes(root, cache, monkeypatch):
     scans = []
-    scan = module._scan
-    monkeypatch.setattr(module, "_scan", lambda *a: scans.append(1) or scan(*a))
+    scan = layouts.scan
+    monkeypatch.setattr(layouts, "scan", lambda *a: scans.append(1) or scan(*a))
 
     def count():
         splits = FolderPictures.splits(root)
