@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from anneal.errors import UserError
 from anneal.mistakes import explain, in_words, nearest, wrong_file
 from anneal.parser import Parser, note
 
@@ -320,6 +321,15 @@ def test_the_flag_is_to_blame_and_not_the_file_with_the_right_key(error, in_tmp)
 def test_a_file_that_is_no_configuration_is_named(error, in_tmp, content, wanted):
     Path("configs/my.yaml").write_text(content)
     assert error("--config", "configs/my.yaml").startswith(f"configs/my.yaml {wanted}")
+
+
+@pytest.mark.parametrize("depth", [0, 9])
+def test_aliases_that_make_billions_of_a_few_lines_are_refused(in_tmp, depth):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]" if depth else "a0: &a0 [*a0]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, depth)]
+    Path("configs/my.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"^configs/my.yaml: its aliases make more than 100,000"):
+        parse("--config=configs/my.yaml")
 
 
 def test_a_missing_file_is_named_with_the_nearest(error, in_tmp):

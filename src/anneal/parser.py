@@ -20,7 +20,9 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from anneal import aliases
 from anneal.entry import OPTIONS
+from anneal.errors import UserError
 from anneal.mistakes import (
     MARK,
     NO_KEYS,
@@ -233,6 +235,8 @@ class Parser(LightningArgumentParser):
         before, self.root.reading = self.root.reading, str(path)
         self.root.files[str(path)] = Path(path).resolve()
         try:
+            if aliases.values(Path(path).read_text()) > aliases.MOST:
+                raise UserError(f"{path}: its aliases make more than {aliases.MOST:,} values of it")
             parsed = super().parse_path(path, *args, **kwargs)
         except UnicodeDecodeError as e:
             self.error(f"Problems parsing config: {e.reason} at byte {e.start}", e)

@@ -3,6 +3,7 @@ import http.server
 import pickle
 import struct
 import threading
+import time
 from functools import partial
 from hashlib import md5
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from launch import train
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -217,35 +219,73 @@ def test_missing_files_without_a_network_say_what_to_put_where(
     assert "\n" not in message
 
 
+class Site:
+    """A mirror that has the files of `raw`, and takes them away from there."""
+
+    def __init__(self, raw: Path, folder: Path, delay: float = 0.0) -> None:
+        folder.mkdir()
+        for name in NAMES:
+            (folder / f"{name}.gz").write_bytes(gzip.compress((raw / name).read_bytes()))
+            (raw / name).unlink()
+        self.sums = [(f"{n}.gz", md5((folder / f"{n}.gz").read_bytes()).hexdigest()) for n in NAMES]
+        requests = self.requests = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def do_GET(self) -> None:
+                requests.append(self.path)
+                time.sleep(delay)
+                super().do_GET()
+
+            def log_message(self, *args) -> None:
+                pass
+
+        handler = partial(Handler, directory=str(folder))
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+
+    def __enter__(self) -> "Site":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *args) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def check(self) -> None:
+        """Each file was fetched once; torchvision may look for a redirection first."""
+        assert set(self.requests) == {f"/{name}.gz" for name in NAMES}
+        assert len(self.requests) <= 2 * len(NAMES)
+
+
 def test_missing_files_are_downloaded_once(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = mnist(raw)
-    site = tmp_path / "site"
-    site.mkdir()
-    for name in NAMES:
-        (site / f"{name}.gz").write_bytes(gzip.compress((raw / name).read_bytes()))
-        (raw / name).unlink()
-    requests = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args) -> None:
-            requests.append(self.path)
-
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), partial(Handler, directory=str(site))
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-    sums = [(f"{n}.gz", md5((site / f"{n}.gz").read_bytes()).hexdigest()) for n in NAMES]
-    monkeypatch.setattr(datasets.MNIST, "resources", sums)
-    first, second = mnist(raw), mnist(raw)
-    server.shutdown()
-    server.server_close()
-    assert set(requests) == {f"/{name}.gz" for name in NAMES}
-    assert len(requests) <= 2 * len(NAMES)  # torchvision looks for a redirection first
+    with Site(raw, tmp_path / "site") as site:
+        monkeypatch.setattr(datasets.MNIST, "mirrors", [site.url])
+        monkeypatch.setattr(datasets.MNIST, "resources", site.sums)
+        first, second = mnist(raw), mnist(raw)
+        site.check()
     for data in (first, second):
         assert torch.equal(data.splits["test"][0], expected.splits["test"][0])
+
+
+def test_two_processes_download_once_however_slow_the_mirror_is(raw: Path, tmp_path: Path) -> None:
+    with Site(raw, tmp_path / "site", delay=0.5) as site:
+        train(
+            tmp_path,
+            "fit",
+            "--config=small.yaml",
+            "--data=tiny.Mirrored",
+            f"--data.root={tmp_path}",
+            "--data.batch_size=4",
+            "--data.val_size=8",
+            "--trainer.devices=2",
+            "--trainer.strategy=ddp",
+            MIRROR=site.url,
+        )
+        site.check()
+    assert {path.name for path in raw.iterdir()} >= set(NAMES)
 
 
 # Batches
