@@ -1,8 +1,6 @@
 """The command line: what `python train.py ...` does, from the configuration to the summary."""
 
-import errno
 import logging
-import re
 import sys
 import time
 import warnings
@@ -13,7 +11,6 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 import anneal.callbacks
@@ -25,6 +22,7 @@ from anneal.callbacks.samples import SamplesSeen
 from anneal.complete import compared, complete, recipe
 from anneal.entry import COMMANDS, PROG, keep_options
 from anneal.errors import UserError
+from anneal.failures import in_a_line, nothing_trained
 from anneal.loggers.wandb_logger import WandbLogger
 from anneal.lr_find import report
 from anneal.parser import Parser
@@ -63,28 +61,6 @@ def main(args: list[str] | None = None) -> "CLI":
         if isinstance(e, SystemExit) and not isinstance(e.__context__, KeyboardInterrupt):
             raise
         sys.exit(130)
-
-
-def in_a_line(e: Exception) -> processes.Shown | None:
-    """What a person reads of a mistake of theirs, and the exit status; None: it is a bug."""
-    if isinstance(e, UserError):
-        return f"error: {e}", e.status
-    if isinstance(e, MisconfigurationException):
-        return f"error: {e}", 2
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"error: {e.filename or 'the run'}: {e.strerror}; free some space", 1
-    ended = r"DataLoader worker .* (killed by signal: [\w ]+|exited unexpectedly)"
-    if found := re.search(ended, f"{e} {e.__cause__}"):
-        return (
-            f"error: a process that reads the data: {found[1]}. Is the memory full, or /dev/shm? "
-            "Lower data.num_workers or data.batch_size, or give a container more (docker run "
-            "--shm-size=8g)",
-            1,
-        )
-    if processes.is_lost(e):
-        reason = str(e).strip().splitlines()[0]
-        return f"error: the connection to another process is lost: see why it ended ({reason})", 1
-    return None
 
 
 class CLI(LightningCLI):
@@ -254,14 +230,7 @@ class CLI(LightningCLI):
         self.trainer.fit(**kwargs)
         seconds = time.monotonic() - started
         if self.trainer.global_step == self.checkpoint.get("global_step", 0):
-            trainer = self.trainer
-            n = trainer.num_training_batches  # infinite where the data was not asked for
-            data = f"the training data gives {n} batches (is a rest dropped?), " if n == 0 else ""
-            raise UserError(
-                f"nothing was trained: {data}limit_train_batches={trainer.limit_train_batches}, "
-                f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}",
-                status=1,
-            )
+            raise nothing_trained(self.trainer)
         if self.trainer.fast_dev_run or self.trainer.barebones:  # type: ignore[attr-defined]
             return
         metrics = dict(self.trainer.callback_metrics)
