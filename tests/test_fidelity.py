@@ -29,7 +29,7 @@ from anneal.cli import CLI, main
 from anneal.data.transforms import Mix
 from anneal.modules.imagenet import ImageClassifier
 from anneal.optim import parameter_groups
-from anneal.schedule import RunSchedule
+from anneal.run_schedule import RunSchedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 IMAGES = 1_281_167  # in ImageNet's training set

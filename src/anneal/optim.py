@@ -18,7 +18,8 @@ from torch.optim import AdamW, Optimizer
 
 from anneal.callbacks.conductor import Conductor
 from anneal.errors import UserError
-from anneal.schedule import RunSchedule, Schedule
+from anneal.run_schedule import RunSchedule
+from anneal.schedule import Schedule
 
 OptimizerCallable = Callable[[Iterable], Optimizer]
 

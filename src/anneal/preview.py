@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from anneal.callbacks.conductor import Conductor
 from anneal.data.batches import Share
 from anneal.errors import UserError
-from anneal.schedule import RunSchedule
+from anneal.run_schedule import RunSchedule
 
 HOW_LONG = (
     "say how long an epoch is: --samples=N of the training data (ImageNet has 1281167), or "

@@ -1,7 +1,7 @@
 """Learning-rate schedulers by short name: torch's own, with lengths that may follow from the run.
 
 A parameter that is None here (`T_max`, `total_steps`, `total_iters`, `max_lr`, `mode`) is worked
-out when training starts, by `RunSchedule` in `anneal.schedule`. Everything else is torch's,
+out when training starts, by `Schedule.build` in `anneal.schedule`. Everything else is torch's,
 formulas included.
 """
 

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
 from anneal.errors import UserError
-from anneal.schedule import RunSchedule
+from anneal.run_schedule import RunSchedule
 
 
 class Conductor(Callback):
@@ -25,7 +25,7 @@ class Conductor(Callback):
     def attach(cls, trainer: Trainer, schedule: RunSchedule) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [cls(schedule), *(c for c in callbacks if not isinstance(c, cls))]
-        if schedule.watches and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if schedule.schedule.watches and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # One batch of validation is what tells whether the metric exists, before training.
             trainer.num_sanity_val_steps = max(1, trainer.num_sanity_val_steps)
 
@@ -34,7 +34,7 @@ class Conductor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps_per_epoch, total_steps = run_length(trainer)
-        if steps_per_epoch is None and self.schedule.counts_epochs:
+        if steps_per_epoch is None and self.schedule.schedule.counts_epochs:
             raise UserError(
                 "schedule: it counts epochs and the training data has no length: set "
                 "trainer.limit_train_batches, or schedule.interval=step and warmup_steps"

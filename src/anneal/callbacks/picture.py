@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
 
 from anneal.figures import save
+from anneal.run_schedule import RunSchedule
 from anneal.runs import unused
-from anneal.schedule import RunSchedule
 
 
 class Picture(Callback):
