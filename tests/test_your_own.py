@@ -87,9 +87,10 @@ def test_what_is_ones_own_is_logged(folder, key):
 
 
 def test_the_blocks_are_written_as_the_rest_of_the_project_is(folder):
-    (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    (folder / "src/anneal/__init__.py").touch()  # so that its imports are the project's own
-    for words in (["check"], ["format", "--check"]):
-        command = [sys.executable, "-m", "ruff", *words, "src"]
+    ruff = [sys.executable, "-m", "ruff"]
+    settings = f"--config={ROOT / 'pyproject.toml'}"
+    own = '--config=lint.isort.known-first-party=["anneal"]'
+    for words in (["check", own], ["format", "--check"]):
+        command = [*ruff, *words, settings, "src"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert not done.returncode, done.stdout
