@@ -20,7 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from anneal.errors import UserError
 from anneal.mistakes import explain, in_words, nearest, wrong_file
-from anneal.parser import Parser, note
+from anneal.parser import Parser
+from anneal.replaced import note
 
 
 class TinyScheduler(ABC):
