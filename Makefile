@@ -1,6 +1,7 @@
 # make train   set up (once) and train the default recipe; ARGS="--trainer.max_epochs=3" overrides
 # make test    set up (once) and run the tests;            ARGS="-k resume" picks some
 # make figures draw the pictures of docs/optimizers.md
+# make bench   run the benchmarks and write benchmarks/README.md; ARGS="--mnist=data raw_loop" as there
 # make lint    ruff and mypy, as CI runs them
 # make lock    write requirements.lock: the versions that are installed, with their hashes
 # make rename NAME=...  give the project a name of yours
@@ -11,7 +12,7 @@ ARGS ?=
 LOCKED ?=
 BIN := .venv/bin
 
-.PHONY: setup train test figures lint lock rename
+.PHONY: setup train test figures bench lint lock rename
 setup: .venv/installed
 
 # Installed again only when pyproject.toml changes.
@@ -31,6 +32,9 @@ test: .venv/installed
 
 figures: .venv/installed
 	$(BIN)/python -m anneal.figures
+
+bench: .venv/installed
+	$(BIN)/python benchmarks $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -10,8 +10,6 @@ the processor, so that other programs on the machine disturb the ratios little.
 """
 
 import argparse
-import os
-import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -25,6 +23,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
+from turns import Row, hand_over, ratio
 
 from anneal.data.loader import Decoded
 from anneal.data.pictures import FilePictures
@@ -132,16 +131,17 @@ def main() -> None:
         for b, start in enumerate(blocks):
             for name, way, pictures in runs if (r + b) % 2 else runs[::-1]:
                 taken[name][r, b] = seconds(way, pictures[start : start + BLOCK], seed=r)
-    packages = ("torch", "torchvision", "pillow", "simplejpeg")
     print(
-        f"{len(originals)} pictures, {args.size} px, one thread of {os.cpu_count()} cores "
-        f"({platform.machine()}), {', '.join(f'{p} {version(p)}' for p in packages)}"
+        f"{len(originals)} pictures, {args.size} px, pillow {version('pillow')}, "
+        f"simplejpeg {version('simplejpeg')}"
     )
-    print(f"{'':34}images/s/core   ratio")
-    spent = {name: np.median(times[1:], axis=0).sum() for name, times in taken.items()}
-    for name, one in spent.items():
-        ratio = spent["reference, originals"] / one
-        print(f"{name:34}{len(originals) / one:13.0f}{ratio:8.2f}")
+    spent = {name: times[1:].sum(axis=1) for name, times in taken.items()}
+    rows = []
+    for name, rounds in spent.items():
+        value, text = ratio(spent["reference, originals"], rounds)
+        speed = f"{len(originals) / np.median(rounds):,.0f}"
+        rows.append(Row(name, value, {"images/s/core": speed, "ratio": text}))
+    hand_over(rows)
 
 
 if __name__ == "__main__":

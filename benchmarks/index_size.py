@@ -11,6 +11,7 @@ torchvision's ImageFolder keeps it, does, since counting references writes to it
 
 import argparse
 import re
+import statistics
 import time
 from collections import defaultdict
 from io import BytesIO
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from turns import Row, hand_over
 
 from anneal.data.folder import FolderPictures
 
@@ -66,21 +68,18 @@ class Reading(Dataset):
         return (info.id if info else 0), own_megabytes()
 
 
-def read_all(pictures: FolderPictures | list[tuple[str, int]], workers: int) -> str:
-    """Memory of each worker at a tenth, half and the end of an epoch in random order."""
+def read_all(pictures: FolderPictures | list[tuple[str, int]], workers: int) -> tuple[float, float]:
+    """Megabytes of a worker at a tenth and at the end of an epoch in random order, their mean."""
     batches = DataLoader(
         Reading(pictures), 1024, shuffle=True, num_workers=workers, collate_fn=lambda pair: pair
     )
     memory = defaultdict(list)
-    start = time.perf_counter()
     for worker, megabytes in batches:
         memory[worker].append(megabytes)
-    spent = time.perf_counter() - start
-    each = "; ".join(
-        " -> ".join(f"{m[int(part * (len(m) - 1))]:.0f}" for part in (0.1, 0.5, 1))
-        for _, m in sorted(memory.items())
+    tenth, end = (
+        statistics.mean(m[int(part * (len(m) - 1))] for m in memory.values()) for part in (0.1, 1)
     )
-    return f"MB of each worker at a tenth, half, end: {each} ({spent:.0f} s)"
+    return tenth, end
 
 
 def main() -> None:
@@ -96,16 +95,22 @@ def main() -> None:
         start = time.perf_counter()
         make_tree(root, args.pictures, args.classes)
         print(f"{args.pictures:,} names made in {time.perf_counter() - start:.1f} s")
+        rows = []
         for what in ("built", "loaded"):
             start = time.perf_counter()
             splits = FolderPictures.splits(root, cache)
-            print(f"index {what} in {time.perf_counter() - start:.2f} s")
-        size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
-        print(f"index on disk: {size / 2**20:.0f} MB")
+            spent = time.perf_counter() - start
+            rows.append(Row(f"index {what}", spent, {"time": f"{spent:.2f} s"}))
+        size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) / 2**20
+        rows.append(Row("index on disk", size, {"MB": f"{size:.0f}"}))
         train = splits["train"]
-        print(f"index: {read_all(train, args.workers)}")
+        tenth, end = read_all(train, args.workers)
         as_list = [(train.path(i), int(train.labels[i])) for i in range(len(train))]
-        print(f"list of tuples: {read_all(as_list, args.workers)}")
+        _, listed = read_all(as_list, args.workers)
+        cells = {"MB": f"{tenth:.0f}, {end:.0f} at the end", "list of tuples": f"{listed:.0f} MB"}
+        text = f"{end / listed:.2f}"
+        rows.append(Row("a worker's own memory", end / listed, cells | {"ratio": text}))
+    hand_over(rows)
 
 
 if __name__ == "__main__":

@@ -7,33 +7,30 @@ optimizer and schedule, in turns, each in a process of its own with one thread:
     loader   what people write: a TensorDataset in a DataLoader, loss and accuracy summed
     anneal   the command line with all it does by default: bar, CSV, W&B offline, checkpoints, rates
 
-The time is that of training alone; that of validation, checkpoints and the rest of the run comes
-after the +.
+The time is that of training alone, without validation, checkpoints and the start of a run.
 
     python benchmarks/raw_loop.py
     python benchmarks/raw_loop.py --net=MNISTConvNet --times=3
 """
 
 import argparse
-import json
 import os
-import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from training import trained
+from turns import Row, hand_over, in_turns, ratio
 
 from anneal.data.mnist import MNISTDataModule
 from anneal.modules import mnist
 
-TRAIN = Path(__file__).parents[1] / "train.py"
 BATCH, LR = 64, 0.003
 EPOCHS = {"MLP": 30, "MNISTConvNet": 4}
 WAYS = ("floor", "loader", "anneal")
@@ -79,8 +76,8 @@ def by_hand(net: str, way: str, epochs: int) -> float:
     return (time.perf_counter() - start) / (epochs * per_epoch) * 1e6
 
 
-def by_command(net: str, epochs: int) -> tuple[float, float]:
-    """Microseconds of a step, and seconds of the training outside of its steps."""
+def by_command(net: str, epochs: int) -> float:
+    """Microseconds of a step of the command line."""
     words = {
         "model": net,
         "model.optimizer": "AdamW",
@@ -89,22 +86,18 @@ def by_command(net: str, epochs: int) -> tuple[float, float]:
         "data": "MNISTDataModule",
         "data.batch_size": BATCH,
         "trainer.max_epochs": epochs,
-        "trainer.accelerator": "cpu",
     }
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "empty.yaml").write_text("{}\n")
-        options = [f"--{key}={value}" for key, value in words.items()]
-        command = [sys.executable, str(TRAIN), "--config=empty.yaml", *options]
-        env = os.environ | {"WANDB_MODE": "offline"}
-        shown = subprocess.run(
-            command, cwd=folder, env=env, check=True, capture_output=True, text=True
-        ).stdout
-    found = re.search(r"time +([\d.]+) s, ([\d,]+) samples/s", shown)
-    assert found, shown
-    seconds, speed = float(found[1]), float(found[2].replace(",", ""))
-    samples = MNISTDataModule().train_samples * epochs
-    steps = -(-MNISTDataModule().train_samples // BATCH) * epochs
-    return samples / speed / steps * 1e6, seconds - samples / speed
+    options = [f"--{key}={value}" for key, value in words.items()]
+    samples = MNISTDataModule().train_samples
+    per_epoch = samples / -(-samples // BATCH)
+    return 1e6 * per_epoch / trained(["--config=empty.yaml", *options]).samples_per_second
+
+
+def in_process(net: str, way: str) -> float:
+    """Microseconds of a step of a loop by hand, in a process of its own."""
+    own = [sys.executable, __file__, f"--net={net}", f"--way={way}"]
+    shown = subprocess.run(own, check=True, capture_output=True, text=True).stdout
+    return float(shown)
 
 
 def main() -> None:
@@ -115,29 +108,25 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.way:
-        print(json.dumps(by_hand(args.net[0], args.way, EPOCHS[args.net[0]])))
+        print(by_hand(args.net[0], args.way, EPOCHS[args.net[0]]))
         return
     os.environ["OMP_NUM_THREADS"] = "1"
+    rows = []
     for net in args.net or EPOCHS:
-        steps: dict[str, list[float]] = {way: [] for way in WAYS}
-        rest = []
-        for _ in range(args.times):
-            for way in WAYS[:2]:
-                own = [sys.executable, __file__, f"--net={net}", f"--way={way}"]
-                shown = subprocess.run(own, check=True, capture_output=True, text=True).stdout
-                steps[way].append(json.loads(shown))
-            step, other = by_command(net, EPOCHS[net])
-            steps["anneal"].append(step)
-            rest.append(other)
-        for way, found in steps.items():
-            low, *_, high = ratios = sorted(
-                a / b for a, b in zip(found, steps["floor"], strict=True)
+        ways = {
+            "floor": partial(in_process, net, "floor"),
+            "loader": partial(in_process, net, "loader"),
+            "anneal": partial(by_command, net, EPOCHS[net]),
+        }
+        found = in_turns(ways, args.times)
+        floor = f"{statistics.median(found['floor']):,.0f} µs"
+        for way in WAYS[1:]:
+            value, text = ratio(found[way], found["floor"])
+            here = f"{statistics.median(found[way]):,.0f} µs"
+            rows.append(
+                Row(f"{net}, {way}", value, {"a step": here, "floor": floor, "ratio": text})
             )
-            print(
-                f"{net:13} {way:7} {statistics.median(found):9,.0f} µs a step, "
-                f"{statistics.median(ratios):.2f} of the floor ({low:.2f} to {high:.2f})"
-                + (f" + {statistics.median(rest):.1f} s" if way == "anneal" else "")
-            )
+    hand_over(rows)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ import argparse
 import shutil
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 from playwright.sync_api import Browser, sync_playwright
+from turns import Row, hand_over, in_turns, ratio
 
 from anneal.report import page, read
 from anneal.report_plots import lines_of
@@ -74,14 +76,13 @@ def main() -> None:
             print(f"{len(runs)} runs: {size:.1f} MB, made in {time.perf_counter() - start:.1f} s")
         browser = playwright.chromium.launch(executable_path=program)
         opening(browser, pages["one"])  # the first page pays for the browser's own start
-        median = {}
-        for name, path in pages.items():
-            median[name] = statistics.median(opening(browser, path) for _ in range(args.times))
-        print(
-            f"{args.runs} runs of {args.points:,} points open in {median['all']:.2f} s, "
-            f"{median['all'] / median['one']:.2f} times the {median['one']:.2f} s of one run"
-        )
+        ways = {name: partial(opening, browser, path) for name, path in pages.items()}
+        found = in_turns(ways, args.times)
         browser.close()
+    value, text = ratio(found["all"], found["one"])
+    here, peer = (f"{statistics.median(found[name]):.2f} s" for name in ("all", "one"))
+    name = f"{args.runs} runs of {args.points:,} points"
+    hand_over([Row(name, value, {"opens in": here, "one run": peer, "ratio": text})])
 
 
 if __name__ == "__main__":

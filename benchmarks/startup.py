@@ -10,13 +10,13 @@ Lightning.
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-TRAIN = str(Path(__file__).parents[1] / "train.py")
+from training import TRAIN
+from turns import Row, hand_over, in_turns, ratio, seconds
+
 FLOOR = [sys.executable, "-c", "import torch, torchvision, lightning.pytorch"]
 STOCK = """
 from lightning.pytorch.cli import LightningCLI
@@ -24,12 +24,6 @@ from lightning.pytorch.demos.boring_classes import BoringDataModule, DemoModel
 LightningCLI(DemoModel, BoringDataModule)
 """
 FIRST_STEP = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.logger=false"]
-
-
-def seconds(command: list[str], folder: str) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, cwd=folder, capture_output=True)
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -52,12 +46,18 @@ def main() -> None:
             "--print_config": ([*own, "--print_config"], FLOOR, "imports"),
             "a training step": ([*own, *FIRST_STEP], FLOOR, "imports"),
         }
+        rows = []
         for name, (command, other, title) in cases.items():
-            seconds(command, folder)  # the first reads from the disk
-            pairs = [(seconds(command, folder), seconds(other, folder)) for _ in range(args.times)]
-            ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-            ratio = statistics.median(a / b for a, b in pairs)
-            print(f"{name:16} {ours:6.2f} s, {ratio:5.2f} of {theirs:.2f} s ({title})", flush=True)
+            seconds(command, folder, check=False)  # the first reads from the disk
+            ways = {
+                "ours": lambda command=command: seconds(command, folder, check=False),
+                "peer": lambda other=other: seconds(other, folder, check=False),
+            }
+            found = in_turns(ways, args.times)
+            value, text = ratio(found["ours"], found["peer"])
+            here, peer = (f"{statistics.median(found[who]):.2f} s" for who in ("ours", "peer"))
+            rows.append(Row(name, value, {"here": here, "peer": f"{peer}, {title}", "ratio": text}))
+    hand_over(rows)
 
 
 if __name__ == "__main__":

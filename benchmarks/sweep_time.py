@@ -8,35 +8,29 @@ Each trains an MLP for an epoch on the digits; one after the other both times, o
 
 import argparse
 import os
-import subprocess
+import shutil
+import statistics
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import yaml
+from training import ROOT, TRAIN
+from turns import Row, hand_over, in_turns, ratio, seconds
 
-ROOT = Path(__file__).parents[1]
 WORDS = ["--config", str(ROOT / "configs/mnist_mlp.yaml"), "--trainer.max_epochs=1"]
-
-
-def seconds(commands: list[list[str]], folder: str) -> float:
-    """Of running some commands, one after the other."""
-    began = time.monotonic()
-    for command in commands:
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-        subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
-    return time.monotonic() - began
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=20)
-    trials = parser.parse_args().trials
-    train = str(ROOT / "train.py")
+    parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--times", type=int, default=2)
+    args = parser.parse_args()
+    trials = args.trials
+    os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     seeds = list(range(trials))
     content = {
-        "program": train,
+        "program": TRAIN,
         "method": "grid",
         "metric": {"name": "val/acc", "goal": "maximize"},
         "command": ["${env}", "${interpreter}", "${program}", *WORDS, "${args}"],
@@ -44,12 +38,19 @@ def main() -> None:
     }
     with TemporaryDirectory() as folder:
         (Path(folder) / "sweep.yaml").write_text(yaml.safe_dump(content))
-        swept = seconds([[sys.executable, "-m", "anneal.sweep", "sweep.yaml"]], folder)
-        typed = seconds(
-            [[sys.executable, train, *WORDS, f"--seed_everything={seed}"] for seed in seeds], folder
-        )
-    print(f"{trials} trials: {swept:.1f} s in a sweep, {typed:.1f} s as command lines", end="")
-    print(f", ratio {swept / typed:.2f}")
+        sweep = [sys.executable, "-m", "anneal.sweep", "sweep.yaml"]
+        typed = [[sys.executable, TRAIN, *WORDS, f"--seed_everything={seed}"] for seed in seeds]
+
+        def swept() -> float:
+            shutil.rmtree(Path(folder) / "runs", ignore_errors=True)  # or it has nothing to do
+            return seconds(sweep, folder)
+
+        ways = {"sweep": swept, "typed": lambda: sum(seconds(words, folder) for words in typed)}
+        found = in_turns(ways, args.times)
+    value, text = ratio(found["sweep"], found["typed"])
+    here, peer = (f"{statistics.median(found[way]):.1f} s" for way in ways)
+    cells = {"sweep": here, "command lines": peer, "ratio": text}
+    hand_over([Row(f"{trials} trials", value, cells)])
 
 
 if __name__ == "__main__":
