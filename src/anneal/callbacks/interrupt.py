@@ -85,9 +85,10 @@ class Interrupt(Callback):
     def _listen(self) -> None:
         """From now on until Lightning puts back what it found before it set its own."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                if number != signal.SIGUSR1 or "SLURM_JOB_ID" in os.environ:
-                    signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._note)
+            if "SLURM_JOB_ID" in os.environ:
+                signal.signal(signal.SIGUSR1, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         if self._trainer is None or self._told in (signal.SIGINT, signal.SIGTERM):
@@ -108,7 +109,7 @@ class Interrupt(Callback):
     def _leave(self, trainer: Trainer, state: str) -> None:
         number = signal.Signals(self._told)
         self._told, self._agreed, self._saved = 0, False, False
-        if number != signal.SIGUSR1:
+        if number in (signal.SIGINT, signal.SIGTERM):
             if trainer.is_global_zero:
                 print(f"stopped by {number.name}: {state}", file=sys.stderr)
             sys.exit(128 + number)

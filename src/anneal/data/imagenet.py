@@ -1,7 +1,6 @@
 """Folders of pictures, ImageNet's among them, decoded by worker processes."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
+from anneal.cores import cores
 from anneal.data.batches import check_size, position_in, run_seed, seed_of
 from anneal.data.folder import FolderPictures
 from anneal.data.loader import Broken, Decoded, PictureBatches
@@ -269,4 +269,4 @@ class ImageFolderDataModule(LightningDataModule):
 
 def workers(processes: int) -> int:
     """Worker processes for one of several training processes on this machine."""
-    return min(16, math.ceil(len(os.sched_getaffinity(0)) / processes))
+    return min(16, math.ceil(cores() / processes))

@@ -21,6 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from anneal.cores import cores
 from anneal.data.batches import generator_of
 from anneal.data.decode import BrokenPicture, decode
 from anneal.data.folder import FolderPictures
@@ -148,7 +149,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("out", help="a new folder")
     parser.add_argument("--short_side", type=int, help="scale larger pictures down to this")
     parser.add_argument("--quality", type=int, help="of JPEGs made anew (90); else files stay")
-    parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--num_workers", type=int, default=cores())
     try:
         return 1 if run(parser.parse_args(args)) else 0
     except UserError as e:

@@ -10,6 +10,7 @@ from typing import Any
 from optuna.trial import Trial
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from anneal.cores import cores
 from anneal.sweep.file import Sweep
 from anneal.sweep.process import Process, can_go_on, logged, recorded
 from anneal.sweep.study import FAILED, FINISHED, STOPPED, Study
@@ -32,7 +33,7 @@ class Worker:
         self.study = study
         self.folder = folder
         self.jobs = jobs
-        self.threads = max(1, _cores() // jobs)
+        self.threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs)
         self.running: dict[int, tuple[Trial, Process]] = {}
         self.failed = 0
         self.interrupted = False
@@ -133,10 +134,3 @@ class Worker:
         for trial, run in self.running.values():
             run.end()
             self.study.run_again(trial.number)
-
-
-def _cores() -> int:
-    """What the process may use."""
-    if asked := os.environ.get("OMP_NUM_THREADS"):
-        return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
