@@ -281,6 +281,24 @@ def test_a_checkpoint_that_unpacks_to_any_size_or_is_not_lightnings_is_refused(r
     run("test", "--ckpt_path=last")
 
 
+class Code:
+    """Writes a file where it is unpickled."""
+
+    def __reduce__(self):
+        return Path.write_text, (Path("ran"), "")
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_code_in_a_checkpoint_is_not_run(run, capsys, command, name):
+    run(*FIT)
+    for path in (only_run() / "checkpoints").glob("*.ckpt"):
+        checkpoint = torch.load(path, weights_only=True)
+        torch.save(checkpoint | {"callbacks": {"x": Code()}}, path)
+    assert "is damaged, cut or no checkpoint" in fails(run, capsys, command, f"--ckpt_path={name}")
+    assert not Path("ran").exists()
+
+
 def test_a_configuration_that_is_no_text_is_named(run, capsys, tmp_path):
     (tmp_path / "other.yaml").write_bytes(b"trainer: {max_epochs: 1}  # caf\xe9\n")
     assert "other.yaml" in fails(run, capsys, "fit", "--config=other.yaml")
@@ -354,6 +372,7 @@ def test_going_on_from_the_best_makes_a_new_run_and_leaves_the_old_one(run):
     assert (new / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.filterwarnings("ignore:the learning rate is 0")
 def test_a_run_that_was_moved_goes_on_with_its_best(run):
     run(*FIT, "--run_name=first")
     best = next(Path("runs/first/checkpoints").glob("best-*")).name
@@ -429,6 +448,7 @@ def test_best_does_not_remember_the_sanity_check(run, sanity_steps):
     assert score < 1  # which the first validation batches, all of one class, soon reach
 
 
+@pytest.mark.filterwarnings("ignore:.ModelCheckpoint.monitor='val/acc'.. could not find")
 def test_a_run_without_validation_still_leaves_a_checkpoint(run):
     run(*FIT, "--trainer.limit_val_batches=0")
     assert [p.name for p in (only_run() / "checkpoints").iterdir()] == ["last.ckpt"]
@@ -446,6 +466,7 @@ def test_a_monitor_that_is_no_metric_is_refused_before_training(run, capsys):
     assert not list(Path("runs").rglob("*.ckpt"))
 
 
+@pytest.mark.filterwarnings("ignore:the gradient's norm was ")
 def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoints(run, capsys):
     line = fails(
         run,
@@ -486,6 +507,8 @@ def test_schedule_mistakes_are_one_line_and_nothing_is_trained(run, capsys):
     assert "give `mode`" in line or "no metric 'x'" in line
 
 
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+@pytest.mark.filterwarnings("ignore:Total length of ")
 @pytest.mark.parametrize(
     ("limit", "number"),
     [

@@ -3,6 +3,7 @@
 import errno
 import re
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -26,6 +27,9 @@ def in_a_line(e: Exception) -> processes.Shown | None:
             "--shm-size=8g)",
             1,
         )
+    if isinstance(e, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(e):
+        reason = str(e).strip().splitlines()[0]
+        return f"error: out of memory: lower data.batch_size or the model's size ({reason})", 1
     if processes.is_lost(e):
         reason = str(e).strip().splitlines()[0]
         return f"error: the connection to another process is lost: see why it ended ({reason})", 1

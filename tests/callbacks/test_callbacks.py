@@ -107,7 +107,7 @@ def test_on_a_gpu_the_batch_is_named_although_it_is_read_later_and_is_not_saved(
 
 def test_an_error_does_not_stand_behind_the_progress_bar(capsys):
     with pytest.raises(UserError):
-        fit(BadLoss(), callbacks=[Health(), ProgressBar()], enable_progress_bar=True)
+        fit(BadLoss(), max_epochs=1, callbacks=[Health(), ProgressBar()], enable_progress_bar=True)
     out = capsys.readouterr().out
     assert "Epoch 0" in out
     assert out.endswith("\n")
@@ -128,6 +128,7 @@ def test_a_gradient_that_is_no_number_is_named_before_it_reaches_the_weights():
     assert all(p.isfinite().all() for p in module.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:left out, ")
 def test_so_many_bad_gradients_are_left_out_as_was_asked_for():
     module = BadGradient(optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
     before = None
@@ -170,6 +171,8 @@ class NoGradient(Tiny):
         next(self.parameters()).grad[:] = float("inf")
 
 
+@pytest.mark.filterwarnings("ignore:left out, ")
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None")
 @pytest.mark.parametrize(
     ("module", "skip", "numbers"),
     [(NoLoss(), 0, "of 8 batches none"), (NoGradient(), 8, "8 left out by health.skip=8")],
@@ -180,11 +183,13 @@ def test_an_epoch_without_an_optimizer_step_is_an_error(module, skip, numbers):
     assert e.value.status == 1
 
 
+@pytest.mark.filterwarnings("ignore:Total length of .DataLoader")
 @pytest.mark.parametrize("sanity_steps", [0, 2])
 def test_a_validation_without_samples_is_an_error(sanity_steps):
     settings = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         **settings,
+        max_epochs=1,
         enable_checkpointing=False,
         enable_model_summary=False,
         callbacks=[Health()],
@@ -370,28 +375,31 @@ class Rows(pl.loggers.logger.DummyLogger):
         self.rows.append((step, metrics))
 
 
-@pytest.mark.parametrize("stop", [None, 3, 140])
-def test_the_csv_has_every_rate_and_other_loggers_what_draws_the_same_curve(tmp_path, stop):
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+def test_the_csv_has_every_rate_and_other_loggers_what_draws_the_same_curve(tmp_path):
     from anneal.schedule import Schedule
 
     cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=200)
-    module = partial(Tiny, sgd(0.1), Schedule(cosine, warmup_steps=10))
-    other = Rows()
-    ends = [stop, 200] if stop else [200]
-    for end in ends:
-        fit(
-            module(),
-            batches=50,
-            max_steps=end,
-            limit_val_batches=0,
-            callbacks=[LearningRateMonitor()],
-            logger=[CSVLogger(tmp_path), other],
-            log_every_n_steps=50,
-            ckpt_path=tmp_path / "c.ckpt" if end != ends[0] else None,
-            save=tmp_path / "c.ckpt",
-        )
-    written = {int(r["step"]): float(r["lr"]) for r in logged(tmp_path) if r["lr"]}
-    sent = {step: row["lr"] for step, row in other.rows if "lr" in row}
+    curves = []
+    for folder, *ends in (("whole", 200), ("early", 20, 200), ("late", 140, 200)):
+        other, checkpoint = Rows(), None
+        for end in ends:
+            fit(
+                Tiny(sgd(0.1), Schedule(cosine, warmup_steps=10)),
+                batches=50,
+                max_steps=end,
+                limit_val_batches=0,
+                callbacks=[LearningRateMonitor()],
+                logger=[CSVLogger(tmp_path / folder), other],
+                log_every_n_steps=50,
+                ckpt_path=checkpoint,
+                save=(checkpoint := tmp_path / f"{end}.ckpt"),
+            )
+        rows = logged(tmp_path / folder)
+        written = {int(row["step"]): float(row["lr"]) for row in rows if row["lr"]}
+        curves.append((written, {step: row["lr"] for step, row in other.rows if "lr" in row}))
+    written, sent = curves[0]
+    assert curves == [(written, sent)] * 3
     assert list(written) == list(range(200))
     assert sent.items() <= written.items()
     assert {0, 50, 100, 150} <= sent.keys()
