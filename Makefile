@@ -3,8 +3,10 @@
 # make figures draw the pictures of docs/optimizers.md
 # make bench   run the benchmarks and write benchmarks/README.md; ARGS="--mnist=data raw_loop" as there
 # make lint    ruff and mypy, as CI runs them
+# make docs    the site of docs/ in site/; what is wrong with a page is an error
 # make lock    write requirements.lock: the versions that are installed, with their hashes
 # make rename NAME=...  give the project a name of yours
+# make slim    leave what a project on images needs
 # LOCKED=1     set up with exactly what is in requirements.lock
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ ARGS ?=
 LOCKED ?=
 BIN := .venv/bin
 
-.PHONY: setup train test figures bench lint lock rename
+.PHONY: setup train test figures bench lint docs lock rename slim
 setup: .venv/installed
 
 # Installed again only when pyproject.toml changes.
@@ -41,6 +43,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed
+	$(BIN)/python -c "import zensical, mkdocstrings" 2> /dev/null || $(BIN)/pip install --quiet -e ".[docs]"
+	$(BIN)/python scripts/site.py
+
 # For Linux and macOS, every Python from 3.11 on; torch for Linux is the index's own, built for CUDA.
 lock: .venv/installed
 	$(BIN)/pip install --quiet uv
@@ -51,3 +57,6 @@ lock: .venv/installed
 
 rename: .venv/installed
 	$(BIN)/python scripts/rename.py $(NAME)
+
+slim: .venv/installed
+	$(BIN)/python scripts/slim.py

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import plotille  # type: ignore[import-untyped]
+import plotille
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -22,7 +22,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 class Change(NamedTuple):
     """A place in a schedule that has a name.
 
-    Args:
+    Attributes:
         name: first, warmup ends, peak, low, drop, rise or last.
         step: How many optimizer steps are taken before it.
     """
@@ -117,7 +117,7 @@ def terminal(previews: Mapping[str, Preview]) -> str:
             label=label,
             marker=LETTERS[i % len(LETTERS)] if len(curves) > 1 else None,
         )
-    return figure.show(legend=len(curves) > 1)
+    return str(figure.show(legend=len(curves) > 1))
 
 
 def picture(previews: Mapping[str, Preview]) -> Figure:
