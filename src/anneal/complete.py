@@ -11,6 +11,7 @@ import yaml
 from anneal import runs
 from anneal.entry import COMMANDS, CONFIGS
 from anneal.errors import UserError
+from anneal.exported import is_exported, read
 
 DEFAULT_CONFIG = CONFIGS / "mnist.yaml"
 
@@ -18,9 +19,9 @@ DEFAULT_CONFIG = CONFIGS / "mnist.yaml"
 def complete(args: list[str]) -> list[str]:
     """Adds what goes without saying: `fit`, and the configuration to start from.
 
-    That is the one stored in the checkpoint if there is a --ckpt_path, so that everything typed
-    is laid over it, that of the run if a schedule is to look at a run's metric, and the default
-    recipe if there is no --config either.
+    That is the one stored in the checkpoint (or exported file) if there is a --ckpt_path, so that
+    everything typed is laid over it, that of the run if a schedule is to look at a run's metric,
+    and the default recipe if there is no --config either.
     """
     if not args or args[0].startswith("-"):
         args = ["fit", *args]
@@ -34,7 +35,8 @@ def complete(args: list[str]) -> list[str]:
             typed.ckpt_path = str(last)
     if typed.ckpt_path:
         path = runs.find_checkpoint(typed.root, typed.ckpt_path, typed.run)
-        if config := runs.read_checkpoint(path).get("config"):
+        stored = read(path).about if is_exported(path) else runs.read_checkpoint(path)
+        if config := stored.get("config"):
             return [args[0], f"--config={config}", *args[1:]]
     if typed.metric_from and not typed.config:
         with suppress(UserError):  # a file, no run

@@ -109,9 +109,9 @@ def check_whole(checkpoint: dict[str, Any], path: Path, fits: bool) -> None:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, if it lies in one."""
-    folder = Path(os.path.relpath(checkpoint.resolve().parent.parent))
-    return folder if (folder / "config.yaml").is_file() else None
+    """The run folder that a checkpoint or an exported file lies in, if it lies in one."""
+    near = [Path(os.path.relpath(folder)) for folder in checkpoint.resolve().parents[:2]]
+    return next((folder for folder in near if (folder / "config.yaml").is_file()), None)
 
 
 def choose_folder(
@@ -184,8 +184,8 @@ def _best(folder: Path) -> Path | None:
     if len(files) > 1 and (folder / LAST).is_file():
         for state in read_checkpoint(folder / LAST)["callbacks"].values():
             name = state.get("best_model_path") if isinstance(state, dict) else None
-            if name and folder / name in files:
-                return folder / name
+            if name and (best := folder / str(name)) in files:
+                return best
     return files[0] if files else None
 
 

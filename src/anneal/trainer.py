@@ -1,4 +1,4 @@
-"""Lightning's Trainer, with the two commands that look ahead of a run: schedule and lr_find."""
+"""Lightning's Trainer, with three commands more: schedule, lr_find and export."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +9,12 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from anneal.errors import UserError
+from anneal.export import export
+from anneal.exported import ENDINGS
 from anneal.lr_find import Search, search
 from anneal.preview import Preview, preview
 from anneal.processes import Launcher
+from anneal.runs import unused
 from anneal.saving import WholeFileIO
 
 LOOKS_AHEAD = ("schedule", "lr_find")
@@ -89,6 +92,30 @@ class Trainer(pl.Trainer):
         return search(
             self, model, datamodule, min_lr, max_lr, num_training, mode, early_stop_threshold
         )
+
+    def export(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str | None = None,
+        format: Literal["onnx", "torch_export"] = "onnx",
+        output: Path | None = None,
+    ) -> None:
+        """One file that makes probabilities of plain pixels, the class names in it.
+
+        It takes uint8 pixels, (batch, C, H, W) from 0 to 255, with any number of pictures in a
+        batch. H and W are those that the data module validates with: of photos, the square that is
+        cut from the resized picture. All that comes after is in the file. It computes in float32.
+
+        Args:
+            ckpt_path: `best`, `last` or a checkpoint's file.
+            format: `onnx`, for ONNX Runtime and others, or `torch_export`, for torch.export.load.
+            output: The file. None: model.onnx or model.pt2 in the run's folder.
+        """
+        assert ckpt_path is not None
+        folder = Path(self.default_root_dir)
+        path = output or unused(folder / f"model{ENDINGS[format]}")
+        print(export(model, datamodule, Path(ckpt_path), format, path))
 
 
 def as_list(value: Any) -> list[Any]:

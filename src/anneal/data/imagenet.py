@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchvision.transforms import v2  # type: ignore[import-untyped]
+from torchvision.transforms import v2
 
 from anneal.cores import cores
 from anneal.data.batches import check_size, position_in, run_seed, seed_of
@@ -142,6 +142,11 @@ class ImageFolderDataModule(LightningDataModule):
         self.predict_path = predict_path
         self.train_transform = TrainTransform(
             scale, interpolation, antialias, flip, augment, erasing
+        )
+        self.image_shape = (3, val_size, val_size)
+        self.image_about = (
+            f"RGB, the short side resized to {val_resize} ({interpolation}, "
+            f"antialias={str(antialias).lower()}), then the centre of {val_size}x{val_size}"
         )
         self.val_transform = ValTransform(val_resize, val_size, interpolation, antialias)
         self.class_names: list[str] | None = None

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torchvision import datasets  # type: ignore[import-untyped]
-from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
+from torchvision import datasets
+from torchvision.transforms.v2 import functional as F
 
 from anneal.data.augment import random_affine, random_shift
 from anneal.data.batches import (
@@ -91,6 +91,8 @@ class MNISTDataModule(LightningDataModule):
         self.predict_path = predict_path
         self.predicted: FilePictures | None = None
         self.left_out: dict[str, str] = {}
+        self.image_shape = (1, 28, 28)
+        self.image_about = "grey, light on dark, resized to 28x28"
         self.class_names = list(CLASS_NAMES[dataset])
         self.num_classes = len(self.class_names)
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
