@@ -22,6 +22,7 @@ from anneal.callbacks.samples import SamplesSeen
 from anneal.complete import compared, complete, recipe
 from anneal.entry import COMMANDS, PROG, keep_options
 from anneal.errors import UserError
+from anneal.exported import ExportedClassifier, is_exported, read
 from anneal.failures import in_a_line, nothing_trained
 from anneal.loggers.wandb_logger import WandbLogger
 from anneal.lr_find import report
@@ -94,7 +95,7 @@ class CLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        own = {command: {"model", "datamodule"} for command in LOOKS_AHEAD}
+        own = {command: {"model", "datamodule"} for command in (*LOOKS_AHEAD, "export")}
         return LightningCLI.subcommands() | own
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -139,9 +140,14 @@ class CLI(LightningCLI):
         path = None
         if config.ckpt_path:
             path = runs.find_checkpoint(root, config.ckpt_path, config.run)
-            config.ckpt_path, config.weights_only = str(path), True
-            self.checkpoint = runs.read_checkpoint(path)
-            runs.check_whole(self.checkpoint, path, self.subcommand == "fit")
+            config.ckpt_path = str(path)
+            if "weights_only" in config:
+                config.weights_only = True
+            if not is_exported(path):
+                self.checkpoint = runs.read_checkpoint(path)
+                runs.check_whole(self.checkpoint, path, self.subcommand == "fit")
+            elif self.subcommand != "predict":
+                raise UserError(f"{self.subcommand} needs a checkpoint; {path} is for predict")
         elif self.subcommand != "fit":
             raise UserError(
                 f"{self.subcommand} needs trained weights: --ckpt_path=best, last or a file"
@@ -191,7 +197,7 @@ class CLI(LightningCLI):
         return attached.callbacks(named, settings, self.folder, self.config_to_save(), step)
 
     def _loggers(self, asked: Any) -> Any:
-        if asked is False or self.subcommand in ("validate", "predict"):
+        if asked is False or self.subcommand in ("validate", "predict", "export"):
             return asked or False
         wandb = self._get(self.config_init, "wandb").as_dict()
         self.run_loggers = attached.loggers(asked, self.folder, wandb)
@@ -268,8 +274,10 @@ class CLI(LightningCLI):
         Of pictures in files, also `predictions.png` with the first of them.
         """
         check_predicts(self.model, self.trainer)
+        if is_exported(path := Path(kwargs["ckpt_path"])):
+            kwargs |= {"model": ExportedClassifier(read(path), self.model.top_k), "ckpt_path": None}
         batches = self.trainer.predict(**kwargs | {"return_predictions": True})
-        save_predictions(self.folder, batches, self.model, self.datamodule)  # type: ignore[arg-type]
+        save_predictions(self.folder, batches, kwargs["model"], self.datamodule)  # type: ignore[arg-type]
 
     def schedule(self, compare: str | None, output: Path | None, **kwargs: Any) -> None:
         """Shows the rate of every step, of this configuration and of those to compare."""

@@ -19,9 +19,9 @@ from torch.optim import AdamW, Optimizer
 from anneal.callbacks.conductor import Conductor
 from anneal.errors import UserError
 from anneal.run_schedule import RunSchedule
-from anneal.schedule import Schedule
+from anneal.schedule import Schedule as Schedule  # modules take both from here
 
-OptimizerCallable = Callable[[Iterable], Optimizer]
+OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -120,7 +120,7 @@ def batch_factor(trainer: Trainer, optimizer: Optimizer, lr_batch_size: int) -> 
         raise UserError("lr_batch_size needs a data module that says its batch_size")
     world, accumulate = trainer.world_size, trainer.accumulate_grad_batches
     samples = world * batch_size * accumulate
-    factor = samples / lr_batch_size
+    factor = float(samples / lr_batch_size)
     lr = optimizer.param_groups[0]["lr"]
     rank_zero_info(
         f"{world} device{'s' * (world > 1)} x batch_size {batch_size} x accumulate {accumulate} = "

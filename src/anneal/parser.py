@@ -173,7 +173,7 @@ class Parser(ReplacingParser):
         try:
             if aliases.values(Path(path).read_text()) > aliases.MOST:
                 raise UserError(f"{path}: its aliases make more than {aliases.MOST:,} values of it")
-            parsed = super().parse_path(path, *args, **kwargs)
+            parsed: Namespace = super().parse_path(path, *args, **kwargs)
         except UnicodeDecodeError as e:
             self.error(f"Problems parsing config: {e.reason} at byte {e.start}", e)
         self.root.reading = before

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional as F
 
 from anneal.data.decode import decode
 from anneal.data.pictures import FilePictures
@@ -58,6 +58,7 @@ def save_predictions(
     left_out: dict[str, str] = datamodule.left_out if pictures else {}  # type: ignore[attr-defined]
     if not tops:
         raise UserError(f"no picture can be read: {next(iter(left_out.items()), '')}")
+    folder.mkdir(parents=True, exist_ok=True)  # of a checkpoint that lies in no run
     path = unused(folder / "predictions.csv")
     if pictures is None:
         write_predictions(path, tops)

@@ -225,7 +225,7 @@ def step(
 
 def momentum_of(group: dict[str, Any]) -> float:
     """Momentum of a parameter group, beta1 in Adam; 0 if it has neither."""
-    return group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
+    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
 
 
 def read_metric(path: Path, metric: str) -> list[float]:

@@ -43,7 +43,11 @@ class Launcher(_SubprocessScriptLauncher):
     """
 
     def launch(
-        self, function: Callable, *args: Any, trainer: Trainer | None = None, **kwargs: Any
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        trainer: Trainer | None = None,
+        **kwargs: Any,
     ) -> Any:
         global _launcher
         self.cluster_environment.validate_settings(self.num_processes, self.num_nodes)

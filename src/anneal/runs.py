@@ -109,9 +109,9 @@ def check_whole(checkpoint: dict[str, Any], path: Path, fits: bool) -> None:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, if it lies in one."""
-    folder = Path(os.path.relpath(checkpoint.resolve().parent.parent))
-    return folder if (folder / "config.yaml").is_file() else None
+    """The run folder that a checkpoint or an exported file lies in, if it lies in one."""
+    near = [Path(os.path.relpath(folder)) for folder in checkpoint.resolve().parents[:2]]
+    return next((folder for folder in near if (folder / "config.yaml").is_file()), None)
 
 
 def choose_folder(

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer, lr_scheduler
@@ -107,7 +107,7 @@ class Schedule:
         if "mode" in missing:
             follow["mode"] = direction(self.monitor)
         try:
-            built: Any = self.scheduler(optimizer, **follow)
+            built = cast(LRScheduler, self.scheduler(optimizer, **follow))
         except (TypeError, ValueError) as e:
             raise UserError(f"schedule.scheduler: {e}") from e
         if isinstance(built, lr_scheduler.ReduceLROnPlateau):

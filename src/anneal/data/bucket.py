@@ -70,7 +70,7 @@ class Bucket:
 
     def download(self, name: str, file: BinaryIO) -> None:
         """Writes a file of the bucket into an open one."""
-        from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
+        from boto3.s3.transfer import TransferConfig
 
         one = TransferConfig(use_threads=False, multipart_threshold=1 << 40)
         with self._client_for(name) as (client, where):
@@ -79,10 +79,10 @@ class Bucket:
     @contextmanager
     def _client_for(self, name: str) -> Iterator[tuple[Any, dict[str, str]]]:
         """A client of this process, as one that came by a fork is not to be used."""
-        import boto3  # type: ignore[import-untyped]
-        from boto3.exceptions import Boto3Error  # type: ignore[import-untyped]
-        from botocore.config import Config  # type: ignore[import-untyped]
-        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+        import boto3
+        from boto3.exceptions import Boto3Error
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             if self._client is None or self._client[0] != os.getpid():

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from anneal.data.decode import FORMATS, BrokenPicture, decode
 from anneal.data.pictures import FilePictures

@@ -5,7 +5,7 @@ from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]
+import simplejpeg
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor

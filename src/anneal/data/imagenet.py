@@ -143,6 +143,11 @@ class ImageFolderDataModule(LightningDataModule):
         self.train_transform = TrainTransform(
             scale, interpolation, antialias, flip, augment, erasing
         )
+        self.image_shape = (3, val_size, val_size)
+        self.image_about = (
+            f"RGB, the short side resized to {val_resize} ({interpolation}, "
+            f"antialias={str(antialias).lower()}), then the centre of {val_size}x{val_size}"
+        )
         self.val_transform = ValTransform(val_resize, val_size, interpolation, antialias)
         self.class_names: list[str] | None = None
         self.splits: dict[str, Any] = {}

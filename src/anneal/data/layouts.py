@@ -146,7 +146,7 @@ def _ground_truth(root: Path, folder: Path, paths: list[str]) -> tuple[Path, dic
 
 def _devkit_numbers(meta: Path) -> dict[int, str]:
     """Class folders by ILSVRC2012_ID."""
-    from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io import loadmat
 
     try:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
@@ -174,7 +174,7 @@ def _walk(folder: Path, prefix: str, sources: dict[str, int]) -> Iterator[str]:
             yield f"{prefix}/{entry.name}"
 
 
-def _visible(folder: Path) -> list[os.DirEntry]:
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return [e for e in entries if not e.name.startswith(".")]

@@ -21,7 +21,7 @@ class Broken(NamedTuple):
     reason: str
 
 
-class Decoded(Dataset):
+class Decoded(Dataset[tuple[Tensor, int] | Broken]):
     """Pictures by (epoch, place, index): decoded and transformed with random numbers of their own.
 
     Args:

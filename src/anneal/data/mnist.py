@@ -91,6 +91,8 @@ class MNISTDataModule(LightningDataModule):
         self.predict_path = predict_path
         self.predicted: FilePictures | None = None
         self.left_out: dict[str, str] = {}
+        self.image_shape = (1, 28, 28)
+        self.image_about = "grey, light on dark, resized to 28x28"
         self.class_names = list(CLASS_NAMES[dataset])
         self.num_classes = len(self.class_names)
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}

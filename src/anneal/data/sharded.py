@@ -172,7 +172,7 @@ class _Reader:
     """What one process has open of a split."""
 
     def __init__(self, pictures: ShardPictures) -> None:
-        from litdata import StreamingDataset  # type: ignore[import-untyped]
+        from litdata import StreamingDataset
 
         self.pid = os.getpid()
         self.pictures = pictures

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from anneal.cores import cores
 from anneal.data.batches import generator_of
@@ -31,7 +31,7 @@ from anneal.errors import UserError
 CHUNK = 64 << 20  # bytes, LitData's own default
 
 
-class Encoded(Dataset):
+class Encoded(Dataset[tuple[int, bytes | None, str]]):
     """Pictures as they are to be stored.
 
     Args:
@@ -72,7 +72,7 @@ def convert(
     encoded: Encoded, out: Path, order: list[int], num_workers: int
 ) -> Iterator[tuple[str, str]]:
     """Writes the shards of one split, and yields path and reason of each broken picture."""
-    from litdata.streaming import Cache  # type: ignore[import-untyped]
+    from litdata.streaming import Cache
 
     pictures = encoded.pictures
     out.mkdir()

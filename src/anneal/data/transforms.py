@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2  # type: ignore[import-untyped]
-from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 LONGEST = 4  # times the short side; more of a picture is never in its central crop
 
@@ -74,7 +74,8 @@ class ValTransform:
         if max(height, width) > most:  # a line of pixels would be resized to gigabytes
             image = F.center_crop(image, [min(height, most), min(width, most)])
         image = resize(image, [self.resize], self.interpolation, self.antialias)
-        return F.center_crop(image, [self.crop, self.crop])
+        cropped: Tensor = F.center_crop(image, [self.crop, self.crop])
+        return cropped
 
 
 class Mix:
@@ -101,4 +102,5 @@ def resize(image: Tensor, size: list[int], interpolation: str, antialias: bool) 
     """torchvision's resize; with the picture in one piece, channels last, it is half as long."""
     image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     mode = v2.InterpolationMode(interpolation)
-    return F.resize(image, size, interpolation=mode, antialias=antialias)
+    resized: Tensor = F.resize(image, size, interpolation=mode, antialias=antialias)
+    return resized

@@ -9,6 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from matplotlib.animation import writers
 
@@ -88,7 +89,7 @@ def draw(names: list[str], output: Path | None = None, animate: bool = False) ->
     return path
 
 
-def _last(folder: Path) -> dict:
+def _last(folder: Path) -> dict[str, Any]:
     path = folder / "checkpoints" / runs.LAST
     if not path.is_file():
         raise UserError(f"{folder} has no checkpoints/{runs.LAST}, which holds what is drawn")

@@ -198,9 +198,10 @@ def _view(function: Function, walks: list[Walk]) -> list[tuple[float, float]]:
 
 def _clip(points: np.ndarray, view: Any) -> np.ndarray:
     """Points far outside are drawn not so far outside: no renderer takes 1e30."""
-    size = [high - low for low, high in view]
-    low, high = (np.array([v[i] for v in view]) for i in (0, 1))
-    return np.clip(np.nan_to_num(points), low - 3 * np.array(size), high + 3 * np.array(size))
+    low, high = np.array(view).T
+    margin = 3 * (high - low)
+    near: np.ndarray = np.clip(np.nan_to_num(points), low - margin, high + margin)
+    return near
 
 
 def _contours(axes: Axes, function: Function, view: Any, filled: bool = True) -> None:

@@ -106,7 +106,8 @@ class Classifier(LightningModule):
         """Logits (N, num_classes) of plain pixels, (N, C, H, W) from 0 to 255."""
         pixels = (images.to(self.mean.dtype) - self.mean) / self.std
         # With the channels last in memory, convolutions are about twice as fast in bf16.
-        return self.net(pixels.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.net(pixels.contiguous(memory_format=torch.channels_last))
+        return logits
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule as configured."""
@@ -188,7 +189,8 @@ class Classifier(LightningModule):
 
     def evaluate(self, images: Tensor) -> Tensor:
         """Logits in validation, test and prediction, where a subclass may look more than once."""
-        return self(images)
+        logits: Tensor = self(images)
+        return logits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_names"] = self.class_names

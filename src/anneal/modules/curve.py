@@ -54,7 +54,8 @@ class Curve(LightningModule):
         k = torch.arange(self.degree + 1, device=x.device)
         scaled = x[..., None].to(self.weights.dtype) / LIMIT
         features = torch.special.legendre_polynomial_p(scaled, k) * (2 * k + 1).sqrt()
-        return features @ self.weights
+        y: Tensor = features @ self.weights
+        return y
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule as configured."""

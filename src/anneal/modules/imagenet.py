@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchvision import models  # type: ignore[import-untyped]
-from torchvision.models.resnet import BasicBlock, ResNet  # type: ignore[import-untyped]
+from torchvision import models
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from anneal.errors import UserError
 from anneal.modules.classifier import Classifier
@@ -160,11 +160,11 @@ class ImageClassifier(Classifier):
         )
 
     def evaluate(self, images: Tensor) -> Tensor:
-        logits = self(images)
+        logits: Tensor = self(images)
         return (logits + self(images.flip(-1))) / 2 if self.flip_tta else logits
 
 
-class NarrowResNet(ResNet):
+class NarrowResNet(ResNet):  # type: ignore[misc]  # torchvision has no types
     """torchvision's ResNet of basic blocks with other channels or another stem.
 
     Args:
@@ -191,7 +191,9 @@ class NarrowResNet(ResNet):
     def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
         if planes == 64:
             self.inplanes = self.width
-        return super()._make_layer(block, planes * self.width // 64, *args, **kwargs)
+        width = planes * self.width // 64
+        layer: nn.Sequential = super()._make_layer(block, width, *args, **kwargs)
+        return layer
 
 
 class BlurConv2d(nn.Module):
@@ -211,7 +213,9 @@ class BlurConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.kernel.to(x.dtype)
-        return self.conv(F.conv2d(x, kernel, padding=1, groups=self.conv.in_channels))
+        blurred = F.conv2d(x, kernel, padding=1, groups=self.conv.in_channels)
+        out: Tensor = self.conv(blurred)
+        return out
 
 
 def add_blurpool(net: nn.Module) -> None:

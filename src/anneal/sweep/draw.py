@@ -14,7 +14,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from scipy.special import betaincinv, ndtri  # type: ignore[import-untyped]
+from scipy.special import betaincinv, ndtri
 
 from anneal.errors import UserError
 from anneal.mistakes import did_you_mean

@@ -111,7 +111,8 @@ def label(value: Any) -> str:
     if isinstance(value, dict) and "class_path" in value:
         args = value.get("init_args") or {}
         inside = ", ".join(f"{k}={label(v)}" for k, v in args.items())
-        return value["class_path"].rpartition(".")[2] + (f"({inside})" if inside else "")
+        name = str(value["class_path"]).rpartition(".")[2]
+        return f"{name}({inside})" if inside else name
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value)

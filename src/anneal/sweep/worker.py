@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna.trial import Trial
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from anneal.cores import cores
 from anneal.sweep.file import Sweep
