@@ -42,6 +42,7 @@ def runs(run):
     return start
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_finished_runs_are_drawn_alone_together_and_as_films(runs, capsys):
     runs("b", "surface_valley", "--model.optimizer.momentum=0.9", steps=12)
     runs("line", "surface_lr_small", "--model.grid=12", "--model.start=null")
@@ -64,6 +65,7 @@ def frame(film, i):
     return np.asarray(film.convert("RGB")).copy()
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="needs ffmpeg")
 def test_a_film_may_be_an_mp4(runs):
     main(["a", "--animate", "-o", "a.mp4"])
@@ -75,6 +77,7 @@ def test_a_film_may_be_an_mp4(runs):
     assert int(frames.partition("=")[2]) >= 13
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_what_can_not_be_drawn_is_said_in_a_line(runs, capsys, monkeypatch):
     monkeypatch.setattr("anneal.figures.__main__.writers.is_available", lambda name: False)
     Path("runs/other/checkpoints/last.ckpt").unlink()
@@ -161,4 +164,4 @@ def test_a_tour_is_rendered_by_its_own_commands(tmp_path, monkeypatch):
 
 
 def walk_of(function):
-    return Walk(function, "still", torch.zeros(2, 1, 2), [0.1])
+    return Walk(function, "still", torch.ones(2, 1, 2), [0.1])

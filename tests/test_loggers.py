@@ -206,13 +206,15 @@ def test_csv_of_a_long_run_costs_little_and_grows_linearly(tmp_path):
 @pytest.mark.parametrize("epoch_end", [True, False])
 def test_csv_of_a_resumed_run_is_the_file_of_an_uninterrupted_one(tmp_path, accumulate, epoch_end):
     how = {"accumulate": accumulate, "epoch_end": epoch_end}
-    train([CSVLogger(tmp_path / "whole")], **how).test(verbose=False)
+    train([CSVLogger(tmp_path / "whole")], **how).test(ckpt_path="best", verbose=False)
     steps = 3 if accumulate == 4 else 10  # in an epoch
     train([CSVLogger(tmp_path / "resumed")], kill=2 * steps - 1, **how)
     killed = lines(tmp_path / "resumed")
     assert int(killed[-1]["step"]) > steps  # there is something to take back
     last = tmp_path / "resumed/checkpoints/last.ckpt"
-    train([CSVLogger(tmp_path / "resumed")], ckpt_path=last, **how).test(verbose=False)
+    train([CSVLogger(tmp_path / "resumed")], ckpt_path=last, **how).test(
+        ckpt_path="best", verbose=False
+    )
     assert logged(tmp_path / "resumed") == logged(tmp_path / "whole")
     trained = [int(r["step"]) for r in lines(tmp_path / "whole") if r["train/loss_step"]]
     assert trained == list(range(3 * steps))  # one row for each optimizer step
@@ -328,7 +330,7 @@ def resumed_training(folder):
     wandb.finish()
     last = f"{folder}/checkpoints/last.ckpt"
     trainer = train([CSVLogger(folder), WandbLogger(folder)], ckpt_path=last)
-    trainer.test(verbose=False)
+    trainer.test(ckpt_path="best", verbose=False)
     return trainer.loggers[1]
 
 

@@ -30,6 +30,7 @@ def root(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.filterwarnings("ignore:schedule. the warmup takes")
 @pytest.mark.parametrize("config", SMALLS, ids=lambda p: p.stem)
 def test_recipe_runs_through_all_its_parts(run, root, config):
     small = (f"--data.root={root}", "--data.val_size=0.1")
@@ -45,6 +46,7 @@ def test_recipe_that_is_drawn_runs_through_all_its_parts(run, config):
     assert "val/loss" in cli.trainer.callback_metrics
 
 
+@pytest.mark.filterwarnings("ignore:schedule. the warmup takes")
 @pytest.mark.parametrize("config", PHOTOS, ids=lambda p: p.stem)
 def test_recipe_for_photos_runs_through_all_its_parts_on_small_ones(
     run, tmp_path, monkeypatch, config
@@ -81,6 +83,7 @@ def test_recipe_says_what_it_shows_how_to_run_it_and_what_comes_out(config):
     assert yaml.safe_load(text)["model"]["class_path"]
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_overfitting_one_batch_reaches_every_sample(run):
     run(
         "fit",

@@ -120,6 +120,7 @@ def test_two_machines_with_torchrun_take_the_steps_of_larger_batches(run, tmp_pa
     assert_steps_of_64_samples(run, tmp_path / "runs" / "r")
 
 
+@pytest.mark.filterwarnings("ignore:.ModelCheckpoint.monitor='val/acc'.. could not find")
 @pytest.mark.parametrize("split", [ONE, FSDP], ids=["whole", "fsdp2"])
 def test_the_gradient_is_clipped_by_its_length_over_all_parameters(run, tmp_path, split):
     fit = ("fit", "--config=small.yaml", *PLAIN, "--trainer.max_steps=1")
@@ -148,6 +149,7 @@ def two_processes(tmp_path) -> Path:
     return tmp_path / "runs" / "r"
 
 
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0, .tensorboardX.")
 def test_metrics_of_one_two_and_three_processes_are_the_same(run, two_processes, capsys):
     validate = ("validate", "--ckpt_path=last", "--run=r")
     capsys.readouterr()

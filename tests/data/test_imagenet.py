@@ -251,6 +251,7 @@ def test_a_broken_picture_is_named(root, workers, split):
     assert e.value.status == 1
 
 
+@pytest.mark.filterwarnings("ignore:left out, ")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_pictures_are_left_out_and_counted_up_to_a_limit(root, workers):
     for i in range(3):

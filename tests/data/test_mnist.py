@@ -410,6 +410,7 @@ def numbered(digits: MNISTDataModule, **kwargs) -> MNISTDataModule:
     return data
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path")
 @pytest.mark.parametrize("until", ["max_epochs", "max_steps"])
 @pytest.mark.parametrize("stop", [9, 10, 11, 19, 20])
 def test_resume_goes_on_at_the_next_sample(
@@ -431,6 +432,7 @@ def test_resume_goes_on_at_the_next_sample(
     assert rest.seen == whole.seen[stop:]
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path")
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_resume_at_the_end_of_an_epoch_starts_the_next(
     digits: MNISTDataModule, tmp_path: Path, epoch: int

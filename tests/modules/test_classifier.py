@@ -247,7 +247,10 @@ def test_the_names_of_a_checkpoint_survive_data_without_names(trained: Path) -> 
     assert module.class_names == list("0123456789")
 
 
-def test_a_checkpoint_from_the_command_line_loads_without_it(tmp_path: Path) -> None:
+def test_a_checkpoint_from_the_command_line_loads_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py"])
     cli = LightningCLI(
         Classifier,
         MNISTDataModule,

@@ -126,6 +126,7 @@ def test_it_learns_colours_and_validates_exactly_all_pictures(fit, run, tmp_path
             torch.testing.assert_close(again.trainer.callback_metrics[name], expected)
 
 
+@pytest.mark.filterwarnings("ignore:left out, ")
 def test_a_validation_that_can_read_no_picture_is_one_line(fit, tmp_path, capsys):
     for path in (tmp_path / "data" / "val").rglob("*.JPEG"):
         path.write_bytes(b"")
@@ -189,6 +190,7 @@ def test_predictions_of_validation_pictures_count_to_the_logged_accuracy(fit, ru
     assert sum(right) / 12 == pytest.approx(float(cli.trainer.callback_metrics["val/acc"]))
 
 
+@pytest.mark.filterwarnings("ignore:Found 68 module.s. in eval mode")
 def test_fine_tuning_takes_the_body_and_starts_a_new_head(fit, run, tmp_path, capsys):
     fit()
     weights = "runs/photos/checkpoints/last.ckpt"
@@ -224,6 +226,7 @@ def test_lr_is_scaled_to_the_samples_of_a_step_and_says_so(fit, capsys, caplog):
     assert "lr 0.05 is for 256: lr 0.003125" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
 def test_averaged_weights_are_validated_saved_and_go_on(fit, run, tmp_path):
     ema = ["--trainer.callbacks=EMA", "--trainer.callbacks.decay=0.5"]
     cli = fit(*ema, "--checkpoint.every_n_train_steps=1")
@@ -237,6 +240,7 @@ def test_averaged_weights_are_validated_saved_and_go_on(fit, run, tmp_path):
     torch.testing.assert_close(again.trainer.callback_metrics["val/loss"], expected)
 
 
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
 def test_the_average_is_the_geometric_sum_of_the_weights(fit):
     from lightning.pytorch.callbacks import Callback
 
