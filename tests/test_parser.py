@@ -338,6 +338,9 @@ def test_a_missing_file_is_named_with_the_nearest(error, in_tmp):
     wanted = f"--config: no such file: configs/mi.yaml; did you mean {file}?"
     assert error("--config=configs/mi.yaml") == wanted
     assert error("-c", "nowhere/x.yaml") == "--config: no such file: nowhere/x.yaml"
+    Path(".pre-commit-config.yaml").touch()
+    assert error("--config=nope.yaml") == "--config: no such file: nope.yaml"
+    assert error("--config=mi.yaml").endswith(f"; did you mean {file}?")
     assert error("--config=configs") == "--config: a directory, no file: configs"
     assert error("--model=nope.yaml") == "--model: no such file: nope.yaml"
 

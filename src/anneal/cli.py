@@ -95,7 +95,7 @@ class CLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        own = {command: {"model", "datamodule"} for command in (*LOOKS_AHEAD, "export")}
+        own = {command: {"model", "datamodule"} for command in ("export", *LOOKS_AHEAD)}
         return LightningCLI.subcommands() | own
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

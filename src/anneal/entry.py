@@ -19,7 +19,7 @@ from textwrap import shorten
 from typing import Any
 
 from anneal.cache import cache_folder, key_of
-from anneal.mistakes import NO_OPTION, nearest, no_command, no_file, typed_key
+from anneal.mistakes import NO_OPTION, nearest, no_command, no_file, stands_beside, typed_key
 
 PROG = "python train.py"
 OPTIONS = "[--config FILE ...] [--key=value ...]"
@@ -113,7 +113,7 @@ def unknown(key: str, options: Iterable[str]) -> str:
     """The option that was meant by one that does not exist; "" if none, or if it may exist."""
     names = set(options)
     parts = key.split(".")
-    if not names or parts[-1] in ("help", "print_shtab"):
+    if not names or stands_beside(key):
         return ""
     for i in range(len(parts), 0, -1):
         if (start := ".".join(parts[:i])) in names:

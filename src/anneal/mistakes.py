@@ -54,14 +54,17 @@ def no_command(word: str, commands: Iterable[str]) -> str:
 
 def no_file(file: Path) -> str:
     """What is wrong with a path that should lead to a configuration file."""
-    near = did_you_mean(from_here(file), map(from_here, file.parent.glob("*.yaml")))
+    folders = (Path("configs"), file.parent)
+    known = {path.name: from_here(path) for f in folders for path in f.glob("[!.]*.yaml")}
+    near = get_close_matches(file.name, known, n=1, cutoff=0.8)
+    hint = f"; did you mean {known[near[0]]}?" if near else ""
     what = "a directory, no file" if file.is_dir() else "no such file"
-    return f"{what}: {from_here(file)}{near}"
+    return f"{what}: {from_here(file)}{hint}"
 
 
-def shorten(text: str, most: int) -> str:
-    """A text as it is, or its beginning."""
-    return text if len(text) <= most else f"{text[:most]}…"
+def stands_beside(key: str) -> bool:
+    """Whether a key is that of an option about others: their help, or a shell's completion."""
+    return key == "print_shtab" or key.rpartition(".")[2] == "help"
 
 
 def typed_key(key: str) -> str:

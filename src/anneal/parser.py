@@ -28,12 +28,14 @@ from anneal.mistakes import (
     explain,
     nearest,
     no_command,
-    shorten,
+    stands_beside,
     tree_keys,
     typed_key,
     wrong_file,
 )
 from anneal.replaced import ReplacingParser
+
+LONGEST = 2000  # characters of an error
 
 
 class Parser(ReplacingParser):
@@ -65,9 +67,9 @@ class Parser(ReplacingParser):
         return [action for parser in parsers for action in parser._actions]
 
     def options(self) -> list[str]:
-        """Their names, without those that stand beside another one."""
-        names = {option[2:] for action in self.actions() for option in action.option_strings}
-        return sorted(o for o in names if o and not re.search(r"\+$|(^|\.)help$|^print_shtab", o))
+        """Their names, but for those that stand beside another one."""
+        names = {option[2:].rstrip("+") for a in self.actions() for option in a.option_strings}
+        return sorted(name for name in names if name and not stands_beside(name))
 
     def type_of(self, key: str) -> Any:
         """The type of an option."""
@@ -161,7 +163,8 @@ class Parser(ReplacingParser):
             marked = MARK.join(("", *explain(message, self), ""))
             super().error(marked.replace(" ", "\xa0"), ex)  # texts are cut between spaces
         self.dropped.clear()
-        sys.stderr.write(f"error: {shorten(self.describe(message), 2000)}\n")
+        line = self.describe(message)
+        sys.stderr.write(f"error: {line if len(line) <= LONGEST else f'{line[:LONGEST]}…'}\n")
         self.exit(2)
 
     # ---- parsing
