@@ -58,15 +58,14 @@ def machine() -> str:
     return f"{date.today()}: {os.cpu_count()} cores of {cpu}, Python {python}, {versions}"
 
 
-def run(claim: Claim, paths: dict[str, str]) -> list[dict[str, Any]]:
-    """The rows that a claim's script hands over; exits with its status if it fails."""
-    script, *words = shlex.split(claim["command"].format(**paths))
+def run(claim: Claim, paths: dict[str, str]) -> list[dict[str, Any]] | None:
+    """The rows that a claim's script hands over; None if it fails."""
+    script, *words = (word.format(**paths) for word in shlex.split(claim["command"]))
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder, "figures.json")
         env = {**os.environ, "FIGURES": str(figures)}
-        status = subprocess.run([sys.executable, str(HERE / script), *words], env=env).returncode
-        if status:
-            sys.exit(f"error: benchmarks/{script} ended with status {status}")
+        if subprocess.run([sys.executable, str(HERE / script), *words], env=env).returncode:
+            return None
         return json.loads(figures.read_text())
 
 
@@ -117,6 +116,7 @@ def main(words: list[str] | None = None) -> None:
     if unknown := set(names) - {stem(claim) for claim in claims}:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    failed = []
     for claim in claims:
         name = stem(claim)
         missing = [f"--{need}" for need in needs(claim) if not paths[need]]
@@ -130,9 +130,14 @@ def main(words: list[str] | None = None) -> None:
             print(f"{name}: ready", flush=True)
         else:
             print(f"{name}:", flush=True)
-            results[name] = {"machine": machine(), "rows": run(claim, paths)}
-            RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            if rows := run(claim, paths):
+                results[name] = {"machine": machine(), "rows": rows}
+                RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            else:
+                failed.append(name)
     README.write_text(readme(claims, results))
+    if failed:
+        sys.exit(f"error: no figures from {', '.join(failed)}: see above")
 
 
 if __name__ == "__main__":

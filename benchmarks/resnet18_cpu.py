@@ -10,6 +10,7 @@ no decoder counts. A CPU without AVX512-BF16 or AMX computes bf16 more slowly th
 """
 
 import argparse
+import logging
 import statistics
 import time
 import warnings
@@ -20,6 +21,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from gpu_loop import images_per_second
+from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 from turns import Row, hand_over, in_turns, ratio
 
@@ -60,7 +62,7 @@ def ours(size: int, batch: int, steps: int) -> float:
     """`ImageClassifier` by Lightning, without the first step."""
     model = ImageClassifier("resnet18", num_classes=CLASSES)
     images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
-    data = [(images, torch.randint(CLASSES, (batch,)))] * (steps + 1)
+    batches = [(images, torch.randint(CLASSES, (batch,)))] * (steps + 1)
     clock = Clock()
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -72,7 +74,7 @@ def ours(size: int, batch: int, steps: int) -> float:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, data)
+    trainer.fit(model, DataLoader(batches, batch_size=None))
     return batch * steps / (clock.ends[-1] - clock.ends[0])
 
 
@@ -86,6 +88,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", module="lightning")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     epochs = Counter(GROWING.size(SIZE, epoch) for epoch in range(EPOCHS))
     ways: dict[str, Callable[[], float]] = {"plain": plain(args.batch_size, args.steps)}
     for size in epochs:
