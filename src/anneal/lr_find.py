@@ -5,6 +5,8 @@ up (Smith 2017, arXiv 1506.01186, section 3.3). Then everything is put back as i
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,6 +102,29 @@ def search(
         raise UserError("lr_find runs on one machine: --trainer.num_nodes=1")
     if not hasattr(model, "optimizer"):
         raise UserError(f"lr_find: {type(model).__name__} takes no `optimizer`, whose lr to search")
+    # The folder is that of the checkpoint that the weights come back from.
+    with TemporaryDirectory() as folder, rates_in_proportion(model) as built:
+        trainer._default_root_dir = folder  # type: ignore[attr-defined]
+        found: Any = Tuner(trainer).lr_find(
+            model,
+            datamodule=datamodule,
+            min_lr=min_lr,
+            max_lr=max_lr,
+            num_training=num_training,
+            mode=mode,
+            early_stop_threshold=early_stop_threshold,
+            update_attr=False,
+        )
+    lrs, losses = (np.array(found.results[name]) for name in ("lr", "loss"))
+    # Lightning takes n values for n + 1 when it corrects the mean's start, and so halves the first.
+    n = np.arange(len(losses)) + 1
+    losses *= (1 - SMOOTHING ** (n + 1)) / (1 - SMOOTHING**n)
+    return Search(lrs, losses, type(built[0]).__name__)
+
+
+@contextmanager
+def rates_in_proportion(model: LightningModule) -> Iterator[list[Optimizer]]:
+    """Meanwhile, the rates of a module's groups keep their ratios; the optimizers it has built."""
     given: Any = model.optimizer
     configure = model.configure_optimizers
     built: list[Optimizer] = []
@@ -115,26 +140,10 @@ def search(
     model.optimizer = unit
     model.configure_optimizers = configured  # type: ignore[method-assign]
     try:
-        with TemporaryDirectory() as folder:  # of the checkpoint that the weights come back from
-            trainer._default_root_dir = folder  # type: ignore[attr-defined]
-            found: Any = Tuner(trainer).lr_find(
-                model,
-                datamodule=datamodule,
-                min_lr=min_lr,
-                max_lr=max_lr,
-                num_training=num_training,
-                mode=mode,
-                early_stop_threshold=early_stop_threshold,
-                update_attr=False,
-            )
+        yield built
     finally:
         model.optimizer = given
         model.configure_optimizers = configure  # type: ignore[method-assign]
-    lrs, losses = (np.array(found.results[name]) for name in ("lr", "loss"))
-    # Lightning takes n values for n + 1 when it corrects the mean's start, and so halves the first.
-    n = np.arange(len(losses)) + 1
-    losses *= (1 - SMOOTHING ** (n + 1)) / (1 - SMOOTHING**n)
-    return Search(lrs, losses, type(built[0]).__name__)
 
 
 def keep_ratios(optimizer: Optimizer) -> None:

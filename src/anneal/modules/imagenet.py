@@ -63,13 +63,6 @@ class ImageClassifier(Classifier):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes=num_classes, mean=mean, std=std, top_k=top_k, **kwargs)
-        if arch not in models.list_models(module=models):
-            resnets = ", ".join(models.list_models(module=models, include="resnet*"))
-            raise UserError(f"model.arch={arch}: torchvision has none of that name; {resnets}, ...")
-        if (width != 64 or small_stem) and arch not in NARROW:
-            raise UserError(f"model.width and small_stem are for {', '.join(NARROW)}, not {arch}")
-        if zero_init_residual and not arch.startswith(("resn", "wide_resnet")):
-            raise UserError(f"model.zero_init_residual is for ResNets, not {arch}")
         self.arch = arch
         self.width = width
         self.small_stem = small_stem
@@ -80,8 +73,19 @@ class ImageClassifier(Classifier):
         self.body_lr_factor = body_lr_factor
         self.compile_net = compile
         self.flip_tta = flip_tta
+        self._check()
         if self.num_classes:
             self.build()
+
+    def _check(self) -> None:
+        arch = self.arch
+        if arch not in models.list_models(module=models):
+            resnets = ", ".join(models.list_models(module=models, include="resnet*"))
+            raise UserError(f"model.arch={arch}: torchvision has none of that name; {resnets}, ...")
+        if (self.width != 64 or self.small_stem) and arch not in NARROW:
+            raise UserError(f"model.width and small_stem are for {', '.join(NARROW)}, not {arch}")
+        if self.zero_init_residual and not arch.startswith(("resn", "wide_resnet")):
+            raise UserError(f"model.zero_init_residual is for ResNets, not {arch}")
 
     def build(self) -> None:
         """Builds `self.net` when the number of classes is known."""
