@@ -2,7 +2,7 @@
 
 Each trains as its authors set it up, for as many epochs, on the complete MNIST and a thread each:
 the template's `src/train.py` (a multilayer perceptron) against `MLP` with more units, and the
-example's `mnist/main.py` (a convolutional net) against configs/mnist_995.yaml. The first step is
+example's `mnist/main.py` (a convolutional net) against configs/mnist_fast.yaml. The first step is
 that of a command that ends after it and a batch of validation, which the template's schedule needs
 (the example: until it prints that step's loss). The time of an epoch, with its validation, is that
 of the whole command without the start. The accuracy is that of the test at the end: the template's
@@ -67,7 +67,7 @@ def template(checkout: Path, data: Path, epochs: int) -> Contest:
 
 def example(checkout: Path, epochs: int) -> Contest:
     peer = [sys.executable, "-u", str(checkout / "mnist/main.py"), f"--epochs={epochs}"]
-    config = f"--config={ROOT / 'configs/mnist_995.yaml'}"
+    config = f"--config={ROOT / 'configs/mnist_fast.yaml'}"
     return Contest(peer, peer, r"Train Epoch: 1 \[0/", [config])
 
 
