@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from importlib import import_module
 from pathlib import Path
 
@@ -112,3 +113,11 @@ def test_the_readme_is_short():
     assert "make train" in first_screen
     assert "make test" in first_screen
     assert "](docs/figures/" in first_screen
+
+
+def test_nothing_points_at_the_repository_that_a_project_was_made_from():
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    pattern = re.compile(r"(github|gitlab)\.(com|io)/[\w-]+/anneal|[\w-]+\.github\.io|shields\.io")
+    for name in names.stdout.split("\0")[:-1]:
+        if (ROOT / name).is_file() and name != "tests/test_readme.py":
+            assert not pattern.search((ROOT / name).read_text(errors="ignore")), name
