@@ -1,8 +1,11 @@
 """Makes the run's folder, writes the configuration into it and into every checkpoint."""
 
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -50,6 +53,7 @@ class RunFolder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
+        checkpoint["environment"] = environment(trainer)
         connector = trainer._logger_connector
         in_step = trainer.training and connector._first_loop_iter is not None
         if in_step and connector.should_update_logs:
@@ -83,3 +87,15 @@ class RunFolder(Callback):
         except OSError as e:
             raise UserError(f"can't write {file}: {e.strerror}") from e
         return file
+
+
+def environment(trainer: Trainer) -> dict[str, str]:
+    """What a run was trained with: releases, machine and devices."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "lightning")},
+        "system": platform.platform(),
+        "devices": f"{trainer.world_size} x {name}",
+    }

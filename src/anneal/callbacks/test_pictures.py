@@ -1,5 +1,6 @@
 """Two pictures of a test: the confusion matrix and the worst mistakes."""
 
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ COLUMNS = 5
 
 class TestPictures(Callback):
     """Draws `test-confusion.png` and `test-mistakes.png` after a test, and sends them to W&B.
+
+    `test-confusion.csv` has the counts.
 
     Takes what a `Classifier`'s test_step returns: `loss` of each sample, `preds` and `target`.
 
@@ -81,9 +84,19 @@ class TestPictures(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
             rank_zero_info(f"{path}")
+            if what == "confusion":
+                write_confusion(path.with_suffix(".csv"), matrix, names)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"test/{what}", [str(path)])
+
+
+def write_confusion(path: Path, matrix: Tensor, names: list[str]) -> None:
+    """Counts as CSV: a line for each true class, a column for each predicted one."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ predicted", *names])
+        writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
 
 
 def draw_confusion(matrix: Tensor, names: list[str]) -> Figure:

@@ -77,6 +77,7 @@ class Classifier(LightningModule):
         self.decay_bias = decay_bias
         self.lr_batch_size = lr_batch_size
         self.class_names: list[str] | None = None
+        self.counts: dict[str, int] = {}  # samples of the last validation, and test
         self._counted = [0, 0]
         self._hits_and_seen = torch.tensor([0, 0])
         for name, values in (("mean", mean), ("std", std)):
@@ -194,6 +195,7 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_names"] = self.class_names
+        checkpoint["counts"] = self.counts
         counted = self.trainer.strategy.reduce(self._hits_and_seen.clone(), reduce_op="sum")
         checkpoint["hits_and_seen"] = counted.tolist()
 
@@ -239,6 +241,8 @@ class Classifier(LightningModule):
             raise UserError(
                 f"no {stage} sample could be read: there is nothing to measure", status=1
             )
+        seen = self.mean_loss.weight.clone()
+        self.counts[stage] = int(self.trainer.strategy.reduce(seen, reduce_op="sum"))
         for name, value in {"loss": self.mean_loss.compute(), **self.evaluated.compute()}.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True)
 
