@@ -75,7 +75,7 @@ make test
 metrics and checkpoints lie in `runs/`. Own data go into `src/{PACKAGE.name}/data`, own networks
 into `src/{PACKAGE.name}/modules`, own recipes into `configs`.
 
-Made from Anneal, under its license.
+Made from a template, under its license: LICENSE.
 """
 # File, pattern, replacement: each must be found.
 EDITS = [
