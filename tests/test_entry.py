@@ -25,8 +25,9 @@ except SystemExit as e:
 def known(run, tmp_path, monkeypatch) -> Path:
     """A cache in which a command line has left the options."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(SystemExit):
-        run("fit", "--help")
+    for command in entry.COMMANDS:
+        with pytest.raises(SystemExit):
+            run(command, "--help")
     (file,) = (tmp_path / "cache" / "anneal").iterdir()
     return file
 
@@ -74,6 +75,7 @@ def test_it_says_what_the_full_parser_says(known, capsys, words):
 
 
 def test_what_may_be_right_is_left_to_the_full_parser(known):
+    assert entry.known_options().keys() == entry.COMMANDS.keys()
     for command, options in entry.known_options().items():
         assert len(options) > 50
         for option in [*options, "help", "model.help", "model.lr", "data.rot", "print_shtab"]:
@@ -93,5 +95,6 @@ def test_a_list_of_other_code_is_not_believed(known):
     assert entry.known_options() == {}
     known.write_text("{")
     assert entry.known_options() == {}
-    entry.keep_options({"fit": ["a"]})
-    assert entry.known_options() == {"fit": ["a"]}
+    entry.keep_options("fit", ["a"])
+    entry.keep_options("test", ["b"])
+    assert entry.known_options() == {"fit": ["a"], "test": ["b"]}

@@ -98,26 +98,28 @@ class CLI(LightningCLI):
         own = {command: {"model", "datamodule"} for command in ("export", *LOOKS_AHEAD)}
         return LightningCLI.subcommands() | own
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        """Only the command that is typed gets its options, which take long to make."""
+        if subcommand != self.typed_args[0]:
+            return self.init_parser(**kwargs)
+        parser: Any = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        keep_options(subcommand, parser.options())
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--run", type=str | None, help="Name of the run that --ckpt_path=best|last is about"
-        )
+        parser.add_argument("--run", type=str | None, help="The run that best or last is of")
         parser.add_argument(
             "--resume",
             type=Literal["auto"] | None,
             help="auto: go on from the last.ckpt of --run_name if it is there, else start that run",
         )
-        parser.add_argument(
-            "--run_name", type=str | None, help="Name of the new run's folder instead of a new one"
-        )
+        parser.add_argument("--run_name", type=str | None, help="The folder of the run, by name")
         for name, callback in attached.NAMED.items():
             parser.add_lightning_class_args(callback, name)
         parser.add_class_arguments(WandbLogger, "wandb", skip={"run_dir"}, instantiate=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        assert isinstance(parser, Parser)
-        keep_options({name: sub.options() for name, sub in parser.commands().items()})
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(self.typed_args)
         config = self.config[self.config.subcommand]
         if not 0 <= int(config.seed_everything) < 2**32:
             raise UserError(f"--seed_everything={config.seed_everything}: must be 0 to 4294967295")
@@ -269,10 +271,7 @@ class CLI(LightningCLI):
         loop.epoch_progress.current.completed = epoch
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes `predictions.csv` with the most likely classes of every sample.
-
-        Of pictures in files, also `predictions.png` with the first of them.
-        """
+        """Writes `predictions.csv`; of pictures in files, also `predictions.png` with the first."""
         check_predicts(self.model, self.trainer)
         if is_exported(path := Path(kwargs["ckpt_path"])):
             kwargs |= {"model": ExportedClassifier(read(path), self.model.top_k), "ckpt_path": None}

@@ -1,8 +1,8 @@
 """The way in: what needs no torch is answered at once, all else goes on to `anneal.cli`.
 
 To import torch, torchvision and Lightning takes seconds. The overall help, a command that does not
-exist and a file that is missing need none of them. For an option that does not exist, the last
-command line that got further has left a list of those that do.
+exist and a file that is missing need none of them. For an option that does not exist, a command
+line with the same command that got further has left a list of those that do.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def unknown(key: str, options: Iterable[str]) -> str:
 
 
 def known_options() -> Mapping[str, list[str]]:
-    """The options of each command, if nothing has changed since they were kept."""
+    """The options of each command that was typed since the code has changed."""
     with suppress(OSError, ValueError, TypeError):
         kept = json.loads(_file().read_text())
         options: dict[str, list[str]] = kept["options"]
@@ -136,15 +136,17 @@ def known_options() -> Mapping[str, list[str]]:
     return {}
 
 
-def keep_options(options: Mapping[str, list[str]]) -> None:
-    """Keeps them, where that is possible and not done yet."""
-    if known_options() == options:
+def keep_options(command: str, options: list[str]) -> None:
+    """Keeps those of a command, where that is possible and not done yet."""
+    known = known_options()
+    if known.get(command) == options:
         return
+    known = {**known, command: options}
     file = _file()
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps({"of": _state(), "options": options}))
+        unfinished.write_text(json.dumps({"of": _state(), "options": known}))
         unfinished.replace(file)
 
 
