@@ -1,8 +1,9 @@
 """Whether a long run stays as fast and as small as it began: memory and time of a step.
 
 100,000 steps in 100 epochs of a linear classifier with 1,000 classes, by the command line with all
-it does by default (bar, CSV, W&B offline, checkpoints), on one thread. Memory is that which the
-process has for itself (Linux). The report is made of the run's metrics.csv as it was after a tenth
+it does by default (bar, CSV, W&B offline, checkpoints), on one thread. A step is timed in seconds
+of the processor, so that other programs disturb it little. Memory is that which the process has for
+itself (Linux). The report is made of the run's metrics.csv as it was after a tenth
 and at the end.
 
     python benchmarks/scale.py
@@ -91,9 +92,9 @@ class Watch(pl.Callback):
     ) -> None:
         last = trainer.num_training_batches - 1
         if i == 0:
-            self.start = time.perf_counter()
+            self.start = time.process_time()
         if i == last:
-            self.microseconds.append((time.perf_counter() - self.start) / last * 1e6)
+            self.microseconds.append((time.process_time() - self.start) / last * 1e6)
             self.megabytes.append(own_megabytes())
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
