@@ -19,7 +19,9 @@ from anneal.errors import UserError
 from anneal.modules.imagenet import ImageClassifier
 from anneal.modules.mnist import MLP
 
-FORMATS = list(exported.ENDINGS.items())
+# torch 2.6 fails with the releases of onnxscript that serve later ones.
+MAKES_ONNX = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+FORMATS = [(form, end) for form, end in exported.ENDINGS.items() if MAKES_ONNX or form != "onnx"]
 PHOTOS = """
 trainer: {max_epochs: 2, accelerator: cpu, logger: false, log_every_n_steps: 1}
 model:
@@ -128,7 +130,7 @@ def test_photos_predict_the_same_with_averaged_weights(run, tmp_path):
             expected = model.evaluate(pixels).softmax(1).detach()
             assert torch.allclose(file(pixels), expected, atol=1e-5) == same
     # In the folder of its run, where a checkpoint's predictions lie too.
-    run("predict", "--ckpt_path=runs/photos/model.onnx")
+    run("predict", f"--ckpt_path=runs/photos/model{FORMATS[0][1]}")
     assert_same_predictions(folder / "predictions.csv", folder / "predictions-2.csv")
     (tmp_path / "data").rename(tmp_path / "gone")  # what was trained on is not needed
     run("predict", "--ckpt_path=runs/photos/model.pt2", "--data.predict_path=gone/val/n02")
