@@ -281,6 +281,15 @@ def test_a_checkpoint_that_unpacks_to_any_size_or_is_not_lightnings_is_refused(r
     run("test", "--ckpt_path=last")
 
 
+@pytest.mark.parametrize("part", ["train", "val", "test", "predict"])
+def test_a_limit_of_1_is_one_batch_and_1_0_the_whole_split(run, capsys, part):
+    for typed, meant in (("1", 1), ("1.0", 1.0), ("0.5", 0.5), ("null", None)):
+        with pytest.raises(SystemExit):
+            run("fit", *FIT[1:], f"--trainer.limit_{part}_batches={typed}", "--print_config")
+        found = yaml.safe_load(capsys.readouterr().out)["trainer"][f"limit_{part}_batches"]
+        assert (found, type(found)) == (meant, type(meant))
+
+
 class Code:
     """Writes a file where it is unpickled."""
 

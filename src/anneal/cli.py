@@ -31,7 +31,7 @@ from anneal.predictions import check_predicts, save_predictions
 from anneal.preview_plots import show
 from anneal.resume import check_optimizer, differences, misfit, nothing_left
 from anneal.summary import summary
-from anneal.trainer import LOOKS_AHEAD, Trainer, as_list, check_settings, look_ahead, start
+from anneal.trainer import LOOKS_AHEAD, Trainer, as_list, look_ahead, read_limits, start
 
 # A class is known by its short name once its file is imported.
 for package in (anneal.callbacks, anneal.data, anneal.modules):
@@ -117,6 +117,7 @@ class CLI(LightningCLI):
         for name, callback in attached.NAMED.items():
             parser.add_lightning_class_args(callback, name)
         parser.add_class_arguments(WandbLogger, "wandb", skip={"run_dir"}, instantiate=False)
+        read_limits(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.config = parser.parse_args(self.typed_args)
@@ -184,7 +185,6 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = {**self._get(self.config_init, "trainer"), **kwargs}
-        check_settings(settings)
         if self.subcommand in LOOKS_AHEAD:
             return look_ahead(self.subcommand, settings)
         settings["default_root_dir"] = self.folder

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -123,7 +124,14 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def check_settings(settings: Settings) -> None:
+def read_limits(parser: LightningArgumentParser) -> None:
+    """Has 1 read as one batch: Lightning tries float first, and 1.0 is the whole split."""
+    for action in parser._actions:
+        if action.dest.startswith("trainer.limit_"):
+            action._typehint = int | float | None  # type: ignore[attr-defined]
+
+
+def _check(settings: Settings) -> None:
     """Raises UserError if a setting makes no sense and Lightning takes it."""
     for key, least in (
         ("accumulate_grad_batches", 1),
@@ -135,7 +143,8 @@ def check_settings(settings: Settings) -> None:
 
 
 def start(settings: Settings) -> Trainer:
-    """A trainer that saves whole files; raises UserError if Lightning refuses the settings."""
+    """A trainer that saves whole files; raises UserError if its settings make no sense."""
+    _check(settings)
     if not settings["barebones"]:
         settings["plugins"] = [*as_list(settings["plugins"]), WholeFileIO()]
     try:
