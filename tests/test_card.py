@@ -10,7 +10,7 @@ import torch
 import yaml
 from conftest import SMALL
 
-from anneal.card import main
+from anneal.card import main, value_of
 from anneal.cli import main as train
 
 QUIET = ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
@@ -61,7 +61,6 @@ def test_the_card_has_the_values_of_metrics_csv_and_their_counts(folder, capsys)
     assert last == f"{validated[-1]:.4f} ({round(validated[-1] * 64)} of 64)"
     assert found["test/acc"][1] == f"{tested:.4f} ({round(tested * 64)} of 64)"
     assert found["optimizer steps"][1] == "8"
-    assert "of" not in found["val/acc_macro"][0]  # a mean of shares is no share
 
     assert head["pipeline_tag"] == "image-classification"
     (index,) = head["model-index"]
@@ -70,6 +69,14 @@ def test_the_card_has_the_values_of_metrics_csv_and_their_counts(folder, capsys)
         "test": pytest.approx(tested, abs=1e-6),
         "val": pytest.approx(max(validated), abs=1e-6),
     }
+
+
+def test_a_count_is_given_only_where_it_is_one():
+    assert value_of("val/acc", 0.75, {"val": 4}) == "0.7500 (3 of 4)"
+    assert value_of("val/acc_top3", 1.0, {"val": 2_000}) == "1.0000 (2,000 of 2,000)"
+    assert value_of("val/acc_macro", 0.75, {"val": 4}) == "0.7500"  # a mean of shares
+    assert value_of("test/acc", 0.75, {"val": 4}) == "0.7500"
+    assert value_of("val/acc", 0.75, {"val": 5}) == "0.7500"  # counted on other data
 
 
 def test_recipe_data_and_environment_are_those_of_the_run(folder):
@@ -136,6 +143,11 @@ def test_mistakes_are_one_line_and_a_persons_card_stays(folder, capsys):
     shutil.copytree(folder, folder.with_name("other"))
     assert "2 runs" in refused("runs")
     (folder / "README.md").unlink()
+    for path in folder.glob("checkpoints/*"):
+        stored = torch.load(path, weights_only=True)
+        del stored["class_names"]
+        torch.save(stored, path)
+    assert "no classifier" in refused("digits")
     shutil.rmtree(folder / "checkpoints")
     assert "has no checkpoint" in refused("digits")
     assert not (folder / "README.md").exists()

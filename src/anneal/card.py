@@ -51,7 +51,7 @@ python train.py predict --run={name} --ckpt_path={which} --data.predict_path='ne
 from {module} import {cls}
 
 model = {cls}.load_from_checkpoint("checkpoints/{checkpoint}", map_location="cpu").eval()
-{call}
+probabilities = model.evaluate(pixels).softmax(1)  # (N, C, H, W), 0 to 255; of model.class_names
 ```
 
 {exported}## Data
@@ -102,7 +102,7 @@ def card(folder: Path, run: Run) -> str:
         run: What was read from it.
 
     Raises:
-        UserError: It has no checkpoint.
+        UserError: It has no checkpoint, or none of a `Classifier`.
     """
     paths = {}
     for which in ("best", "last"):
@@ -114,12 +114,13 @@ def card(folder: Path, run: Run) -> str:
         raise UserError(f"{folder} has no checkpoint: a card is about trained weights")
     which = next(iter(paths))
     checkpoint = read_checkpoint(paths[which])
+    if "class_names" not in checkpoint:
+        raise UserError(f"{folder} has trained no classifier: a card is about one")
     measured = {path.name: _measured(run, read_checkpoint(path)) for path in paths.values()}
     counts = {"val": checkpoint.get("counts", {}).get("val", 0), "test": _tested(folder)}
     config = run.config
     module, _, cls = yaml.safe_load(checkpoint["config"])["model"]["class_path"].rpartition(".")
     names = checkpoint.get("class_names") or []
-    is_classifier = "class_names" in checkpoint
     weights = checkpoint["state_dict"].items()
     parameters = sum(t.numel() for key, t in weights if not key.endswith(BUFFERS))
     tests = any(metric.startswith("test/") for values in measured.values() for metric in values)
@@ -129,7 +130,7 @@ def card(folder: Path, run: Run) -> str:
     environment = {"lightning": checkpoint["pytorch-lightning_version"]}
     environment |= checkpoint.get("environment", {})
     return PAGE.format(
-        head=yaml.safe_dump(_head(run, measured, is_classifier), sort_keys=False),
+        head=yaml.safe_dump(_head(run, measured), sort_keys=False),
         name=run.name,
         sentence=f"`{cls}` with {parameters:,} parameters, trained on {_dataset(config)} with "
         f"{config.get('model.optimizer', 'AdamW')}.",
@@ -146,10 +147,6 @@ def card(folder: Path, run: Run) -> str:
         module=module,
         cls=cls,
         checkpoint=paths[which].name,
-        call="probabilities = model.evaluate(pixels).softmax(1)  # (N, C, H, W), 0 to 255; of "
-        "model.class_names"
-        if is_classifier
-        else "",
         exported="".join(
             EXPORTED.format(file=p.name, code=CODE[p.suffix].format(file=p.name)) for p in files
         ),
@@ -184,11 +181,8 @@ def _tested(folder: Path) -> int:
         return sum(int(n) for row in list(csv.reader(file))[1:] for n in row[1:])
 
 
-def _head(run: Run, measured: dict[str, dict[str, float]], is_classifier: bool) -> dict[str, Any]:
+def _head(run: Run, measured: dict[str, dict[str, float]]) -> dict[str, Any]:
     """The front matter, by the keys that Hugging Face's hub reads."""
-    head: dict[str, Any] = {"library_name": "pytorch", "tags": ["pytorch", "lightning"]}
-    if not is_classifier:
-        return head
     results = []
     for split in ("test", "val"):
         values = [m[f"{split}/acc"] for m in measured.values() if f"{split}/acc" in m]
@@ -202,8 +196,13 @@ def _head(run: Run, measured: dict[str, dict[str, float]], is_classifier: bool) 
                     "metrics": [{"type": "accuracy", "value": round(values[0], 6)}],
                 }
             )
-    head |= {"pipeline_tag": "image-classification", "metrics": ["accuracy"]}
-    return head | {"model-index": [{"name": run.name, "results": results}]} if results else head
+    return {
+        "library_name": "pytorch",
+        "tags": ["pytorch", "lightning"],
+        "pipeline_tag": "image-classification",
+        "metrics": ["accuracy"],
+        "model-index": [{"name": run.name, "results": results}],
+    }
 
 
 def _dataset(config: dict[str, str]) -> str:
@@ -215,13 +214,13 @@ def _results(measured: dict[str, dict[str, float]], counts: dict[str, int]) -> s
     """A row for each metric, a column for each checkpoint."""
     metrics = dict.fromkeys(metric for values in measured.values() for metric in values)
     rows = [
-        (metric, *(_value(metric, values.get(metric), counts) for values in measured.values()))
+        (metric, *(value_of(metric, values.get(metric), counts) for values in measured.values()))
         for metric in metrics
     ]
     return _table(("", *measured), rows)
 
 
-def _value(metric: str, value: float | None, counts: dict[str, int]) -> str:
+def value_of(metric: str, value: float | None, counts: dict[str, int]) -> str:
     """A value as text, with the number of samples it stands for if it is such a share."""
     if value is None:
         return "not measured"
