@@ -166,6 +166,14 @@ def test_a_file_that_computes_something_else_is_refused(digits, run, tmp_path, c
     assert not [p for p in (tmp_path / "runs/digits").iterdir() if "model" in p.name]
 
 
+def test_a_nan_in_one_batch_is_refused(digits, run, capsys, monkeypatch):
+    values = iter([0.0, float("nan"), 0.0])
+    monkeypatch.setattr(exporting, "_difference", lambda *args: next(values))
+    with pytest.raises(SystemExit):
+        run("export", "--ckpt_path=last", "--format=torch_export")
+    assert "by up to nan" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line(digits, run, tmp_path, capsys, monkeypatch):
     def refused(*words: str) -> str:
         with pytest.raises(SystemExit) as e:

@@ -96,7 +96,8 @@ def export(
             warnings.simplefilter("ignore")  # the exporter's own, of each torch release others
             _WRITERS[form](network, _pixels(2, shape), about, unfinished)
             exported = read(unfinished)
-            difference = max(_difference(network, exported, _pixels(n, shape)) for n in BATCHES)
+            differences = [_difference(network, exported, _pixels(n, shape)) for n in BATCHES]
+        difference = float(torch.tensor(differences).max())  # NaN if one is
         if not difference < TOLERANCE:
             raise UserError(
                 f"what is exported as {form} differs from the model by up to {difference:.2g} in a "
