@@ -67,6 +67,7 @@ def train(
     device: str, model: LightningModule, data: OneBatch, precision: Any, *callbacks: Callback
 ) -> Trainer:
     trainer = Trainer(
+        limit_val_batches=0,
         accelerator=device,
         devices=1,
         precision=precision,
@@ -77,7 +78,7 @@ def train(
         enable_model_summary=False,
         callbacks=list(callbacks),
     )
-    trainer.fit(model, data)
+    trainer.fit(model, data, data)
     return trainer
 
 

@@ -228,7 +228,7 @@ def test_without_an_account_a_run_is_recorded_offline_after_one_line(tmp_path, c
     start = time.monotonic()
     logger = WandbLogger("runs/mnist 1", tags=["a", "b"], notes="why", group="g")
     _ = logger.experiment
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15  # W&B would wait for an answer for minutes
     err = capfd.readouterr().err.splitlines()
     assert err == [
         "W&B: offline (not logged in). Look: wandb leet 'runs/mnist 1/wandb'"
