@@ -46,7 +46,8 @@ def main() -> None:
         for command in (["check", "--fix", "--select=I", "--quiet"], ["format"], ["check"]):
             subprocess.run([sys.executable, "-m", "ruff", *command, str(ROOT)])
     print(
-        f"{old} is {args.name} now, in {changed} files; git diff shows them, make test tries them"
+        f"{old} is {args.name} now, in {changed} files; git diff shows them, make setup installs "
+        f"it, make test tries it. Runs from before name classes of {old}, and can't be loaded."
     )
 
 

@@ -94,10 +94,12 @@ def test_digits_predict_the_same_from_the_file(digits, run, tmp_path, capsys, fo
     assert "size" in said
     assert "ms for one picture" in said
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["digits" + ending]  # in one file
-    run("predict", f"--ckpt_path=deep/digits{ending}", "--run_name=again")
     first = tmp_path / "runs/digits/predictions.csv"
     assert len(rows(first)) == 1000
-    assert_same_predictions(first, tmp_path / "runs/again/predictions.csv")
+    for precision in ("32-true", "bf16-mixed"):  # the trainer's, which is not the file's
+        where = (f"--run_name={precision}", f"--trainer.precision={precision}")
+        run("predict", f"--ckpt_path=deep/digits{ending}", *where)
+        assert_same_predictions(first, tmp_path / f"runs/{precision}/predictions.csv")
     with pytest.raises(SystemExit) as e:
         run("test", f"--ckpt_path=deep/digits{ending}")
     assert e.value.code == 2
@@ -195,7 +197,7 @@ def test_mistakes_are_one_line(digits, run, tmp_path, capsys, monkeypatch):
         assert "is damaged, or no exported" in refused("predict", f"--ckpt_path=bad{ending}")
     monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnx" else name)
     line = refused("export", "--ckpt_path=last")
-    assert line == "error: --format=onnx needs onnx: pip install 'anneal[export]'"
+    assert line == "error: --format=onnx needs onnx: pip install -e '.[export]'"
 
 
 def test_what_is_no_classifier_or_has_no_shape_is_refused(tmp_path):

@@ -74,7 +74,7 @@ def export(
         raise UserError(f"--output={path}: a file of {form} ends in {ENDINGS[form]}")
     missing = [name for name in NEEDED if form == "onnx" and find_spec(name) is None]
     if missing:
-        raise UserError(f"--format=onnx needs {', '.join(missing)}: pip install 'anneal[export]'")
+        raise UserError(f"--format=onnx needs {', '.join(missing)}: pip install -e '.[export]'")
     stored = read_checkpoint(checkpoint)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])

@@ -40,7 +40,8 @@ class Exported:
                 f"{self.path} takes pixels of shape {shape} and type torch.uint8, and the data "
                 f"gives {list(pixels.shape[1:])} and {pixels.dtype}"
             )
-        return self.compute(pixels.cpu().contiguous())
+        with torch.autocast("cpu", enabled=False):  # the file's own precision, not the run's
+            return self.compute(pixels.cpu().contiguous())
 
 
 class ExportedClassifier(LightningModule):
@@ -76,7 +77,7 @@ def read(path: Path) -> Exported:
     try:
         about, compute = _read_onnx(path) if path.suffix == ".onnx" else _read_torch(path)
     except ImportError as e:
-        raise UserError(f"{path} is run by onnxruntime: pip install 'anneal[export]'") from e
+        raise UserError(f"{path} is run by onnxruntime: pip install -e '.[export]'") from e
     except Exception as e:  # a damaged file ends in one of a dozen types
         reason = str(e).strip().splitlines()[0][:120] if str(e).strip() else type(e).__name__
         raise UserError(f"{path} is damaged, or no exported network ({reason})") from e

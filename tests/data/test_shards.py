@@ -224,10 +224,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, capsys, chang
 
 def test_without_litdata_a_line_says_what_to_install(folder, made, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "litdata", None)
-    with pytest.raises(UserError, match=r"pip install 'anneal\[stream\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[stream\]'"):
         ShardPictures.splits(str(made))
     assert shards.main([str(folder), str(tmp_path / "out")]) == 2
-    assert "pip install 'anneal[stream]'" in capsys.readouterr().err
+    assert "pip install -e '.[stream]'" in capsys.readouterr().err
 
 
 # ---- the order

@@ -213,4 +213,4 @@ def need_litdata() -> None:
     try:
         import litdata  # noqa: F401
     except ModuleNotFoundError as e:
-        raise UserError("shards are read and made by LitData: pip install 'anneal[stream]'") from e
+        raise UserError("shards are read and made by LitData: pip install -e '.[stream]'") from e
