@@ -48,6 +48,20 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A folder of runs with `digits`, the last weights tested: to be copied, not changed."""
+    from anneal.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "small.yaml").write_text(SMALL.replace("logger: false", "logger: null"))
+    quiet = ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--config=small.yaml", "--run_name=digits", *quiet])
+    return folder / "runs"
+
+
 COMMANDS = ("fit", "validate", "test", "predict")
 SMALL = """
 trainer:

@@ -8,23 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import SMALL
 
 from anneal.card import main, value_of
 from anneal.cli import main as train
 
 QUIET = ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A folder of runs with `digits`, the last weights tested."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "small.yaml").write_text(SMALL.replace("logger: false", "logger: null"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train(["fit", "--config=small.yaml", "--run_name=digits", *QUIET])
-    return folder / "runs"
 
 
 @pytest.fixture

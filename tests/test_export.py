@@ -3,18 +3,15 @@
 import csv
 import json
 import shutil
-from pathlib import Path
 
 import photos
 import pytest
 import torch
-from conftest import SMALL
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
 from anneal import export as exporting
 from anneal import exported
-from anneal.cli import main
 from anneal.errors import UserError
 from anneal.modules.imagenet import ImageClassifier
 from anneal.modules.mnist import MLP
@@ -48,18 +45,6 @@ class Small(ImageClassifier):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A folder of runs with one on digits."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "small.yaml").write_text(SMALL)
-    quiet = ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        main(["fit", "--config=small.yaml", "--run_name=digits", *quiet])
-    return folder / "runs"
 
 
 @pytest.fixture

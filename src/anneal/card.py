@@ -112,11 +112,11 @@ def card(folder: Path, run: Run) -> str:
             continue  # the other one will do
     if not paths:
         raise UserError(f"{folder} has no checkpoint: a card is about trained weights")
-    which = next(iter(paths))
-    checkpoint = read_checkpoint(paths[which])
+    checkpoints = {which: read_checkpoint(path) for which, path in paths.items()}
+    which, checkpoint = next(iter(checkpoints.items()))
     if "class_names" not in checkpoint:
         raise UserError(f"{folder} has trained no classifier: a card is about one")
-    measured = {path.name: _measured(run, read_checkpoint(path)) for path in paths.values()}
+    measured = {paths[which].name: _measured(run, c) for which, c in checkpoints.items()}
     counts = {"val": checkpoint.get("counts", {}).get("val", 0), "test": _tested(folder)}
     config = run.config
     module, _, cls = yaml.safe_load(checkpoint["config"])["model"]["class_path"].rpartition(".")

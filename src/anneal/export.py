@@ -79,16 +79,7 @@ def export(
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
     network = Probabilities(model).to(memory_format=torch.contiguous_format).eval()
-    about = {
-        "class_names": json.dumps(model.class_names or [str(i) for i in range(model.num_classes)]),
-        "shape": json.dumps(shape),
-        "input": f"{INPUT}: uint8 (batch, {', '.join(map(str, shape))}), 0 to 255; "
-        + getattr(datamodule, "image_about", ""),
-        "output": f"{OUTPUT}: float32 (batch, classes)",
-        "run": (run_of(checkpoint) or checkpoint).resolve().name,
-        "checkpoint": checkpoint.name,
-        "config": stored.get("config", ""),
-    }
+    about = _about(model, datamodule, checkpoint, stored)
     unfinished = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +109,23 @@ def export(
         f"latency      {1000 * _seconds(exported, shape):.2f} ms for one picture on this CPU, the "
         f"median of {TIMED}"
     )
+
+
+def _about(
+    model: Classifier, datamodule: LightningDataModule, checkpoint: Path, stored: dict[str, Any]
+) -> dict[str, str]:
+    """What the file says of itself, by `exported.KEYS`."""
+    shape: tuple[int, ...] = datamodule.image_shape  # type: ignore[attr-defined]
+    return {
+        "class_names": json.dumps(model.class_names or [str(i) for i in range(model.num_classes)]),
+        "shape": json.dumps(shape),
+        "input": f"{INPUT}: uint8 (batch, {', '.join(map(str, shape))}), 0 to 255; "
+        + getattr(datamodule, "image_about", ""),
+        "output": f"{OUTPUT}: float32 (batch, classes)",
+        "run": (run_of(checkpoint) or checkpoint).resolve().name,
+        "checkpoint": checkpoint.name,
+        "config": stored.get("config", ""),
+    }
 
 
 def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:
