@@ -49,7 +49,7 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def trained_runs(tmp_path_factory) -> Path:
     """A folder of runs with `digits`, the last weights tested: to be copied, not changed."""
     from anneal.cli import main
 

@@ -16,9 +16,9 @@ QUIET = ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=
 
 
 @pytest.fixture
-def folder(trained, tmp_path, monkeypatch) -> Path:
+def folder(trained_runs, tmp_path, monkeypatch) -> Path:
     """The run, in a folder of this test's own."""
-    shutil.copytree(trained, tmp_path / "runs")
+    shutil.copytree(trained_runs, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs/digits"
 

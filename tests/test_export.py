@@ -48,9 +48,9 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def digits(run, trained, tmp_path) -> None:
+def digits(run, trained_runs, tmp_path) -> None:
     """A run on digits, of this test's own."""
-    shutil.copytree(trained, tmp_path / "runs")
+    shutil.copytree(trained_runs, tmp_path / "runs")
 
 
 def rows(path) -> list[dict[str, str]]:
