@@ -3,13 +3,15 @@
 import csv
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from anneal.card import main, value_of
+from anneal.card import main
+from anneal.card_text import value_of
 from anneal.cli import main as train
 
 QUIET = ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
@@ -80,7 +82,10 @@ def test_recipe_data_and_environment_are_those_of_the_run(folder):
         "devices": "1 x cpu",
     }
     assert {key: found[key][0].partition("+")[0] for key in expected} == expected
-    assert "`MLP` with 6,370 parameters, trained on digits with SGD." in text
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert found.get("commit", [""]) == [git.stdout.strip()]
+    assert "`MLP` with 6,370 parameters, trained on digits with SGD, 2 epochs of 128 sam" in text
     assert "10 classes: 0, 1, 2" in text
 
 

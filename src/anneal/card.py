@@ -3,12 +3,21 @@
 import argparse
 import csv
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from anneal.card_text import (
+    PAGE,
+    TESTED,
+    UNTESTED,
+    classes,
+    exported,
+    results,
+    settings,
+    table,
+)
 from anneal.curves import Run
 from anneal.errors import UserError
 from anneal.exported import is_exported
@@ -22,76 +31,6 @@ TRAINER = (
     *("accumulate_grad_batches", "gradient_clip_val"),
 )
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of norms: no parameters
-MANY = 30  # class names
-PAGE = """\
----
-{head}\
-# license: yours to choose, such as mit or apache-2.0
----
-
-# {name}
-
-{sentence}
-
-## Results
-
-{results}
-
-Counts are samples. {tested}
-
-{curves}{confusion}## Use
-
-With the code that it was trained with, and this folder as `runs/{name}`:
-
-```sh
-python train.py predict --run={name} --ckpt_path={which} --data.predict_path='new/*.png'
-```
-
-```python
-from {module} import {cls}
-
-model = {cls}.load_from_checkpoint("checkpoints/{checkpoint}", map_location="cpu").eval()
-probabilities = model.evaluate(pixels).softmax(1)  # (N, C, H, W), 0 to 255; of model.class_names
-```
-
-{exported}## Data
-
-{data}
-
-{classes}## Recipe
-
-{recipe}
-
-All of it is in [config.yaml](config.yaml): `python train.py --config=config.yaml` trains again.
-
-## Environment
-
-{environment}
-"""
-EXPORTED = """\
-`{file}` needs no code of ours. It takes pixels (N, C, H, W) in uint8, 0 to 255:
-
-```python
-{code}```
-
-"""
-CODE = {
-    ".onnx": """\
-import json, onnxruntime
-
-session = onnxruntime.InferenceSession("{file}")
-class_names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
-(probabilities,) = session.run(None, {{"pixels": pixels}})
-""",
-    ".pt2": """\
-import json, torch
-
-about = {{"class_names": ""}}
-compute = torch.export.load("{file}", extra_files=about).module()
-class_names = json.loads(about["class_names"])
-probabilities = compute(pixels)
-""",
-}
 
 
 def card(folder: Path, run: Run) -> str:
@@ -118,47 +57,58 @@ def card(folder: Path, run: Run) -> str:
         raise UserError(f"{folder} has trained no classifier: a card is about one")
     measured = {paths[which].name: _measured(run, c) for which, c in checkpoints.items()}
     counts = {"val": checkpoint.get("counts", {}).get("val", 0), "test": _tested(folder)}
-    config = run.config
-    module, _, cls = yaml.safe_load(checkpoint["config"])["model"]["class_path"].rpartition(".")
-    names = checkpoint.get("class_names") or []
-    weights = checkpoint["state_dict"].items()
-    parameters = sum(t.numel() for key, t in weights if not key.endswith(BUFFERS))
-    tests = any(metric.startswith("test/") for values in measured.values() for metric in values)
-    pictures = sorted(folder.glob("test-confusion*.png"), key=lambda p: p.stat().st_mtime)
-    files = [p for p in sorted(folder.glob("model*")) if is_exported(p)]
-    recipe = [k for k in config if k.partition(".")[0] in ("model", "seed_everything")]
-    environment = {"lightning": checkpoint["pytorch-lightning_version"]}
-    environment |= checkpoint.get("environment", {})
     return PAGE.format(
         head=yaml.safe_dump(_head(run, measured), sort_keys=False),
         name=run.name,
-        sentence=f"`{cls}` with {parameters:,} parameters, trained on {_dataset(config)} with "
-        f"{config.get('model.optimizer', 'AdamW')}.",
-        results=_results(measured, counts),
-        tested="The test had no part in the choice of weights."
-        if tests
-        else "There was no test: the validation data chose the best weights, so they look better "
-        "on it than on new data.",
-        curves=f"![loss, accuracy and learning rate over optimizer steps]({CURVES})\n\n"
-        if (folder / CURVES).is_file()
-        else "",
-        confusion=f"![confusion matrix of the test]({pictures[-1].name})\n\n" if pictures else "",
+        results=results(measured, counts),
+        tested=TESTED if any("test/acc" in m for m in measured.values()) else UNTESTED,
+        pictures=_pictures(folder),
         which=which,
-        module=module,
-        cls=cls,
         checkpoint=paths[which].name,
-        exported="".join(
-            EXPORTED.format(file=p.name, code=CODE[p.suffix].format(file=p.name)) for p in files
-        ),
-        data=_table(
-            ("key", "value"), _settings(config, [k for k in config if k.startswith("data")])
-        ),
-        classes=_classes(names),
-        recipe=_table(
-            ("key", "value"), _settings(config, [*recipe, *(f"trainer.{key}" for key in TRAINER)])
-        ),
-        environment=_table(("", "trained with"), environment.items()),
+        exported="".join(exported(p.name) for p in sorted(folder.glob("model*")) if is_exported(p)),
+        data=settings(run.config, [key for key in run.config if key.startswith("data")]),
+        classes=classes(checkpoint["class_names"] or []),
+        recipe=settings(run.config, _recipe(run.config)),
+        environment=table(("", "trained with"), _environment(checkpoint)),
+        **_network(run, checkpoint),
     )
+
+
+def _network(run: Run, checkpoint: dict[str, Any]) -> dict[str, str]:
+    """Where its class is, and what was trained in a sentence."""
+    module, _, cls = yaml.safe_load(checkpoint["config"])["model"]["class_path"].rpartition(".")
+    weights = checkpoint["state_dict"].items()
+    parameters = sum(t.numel() for key, t in weights if not key.endswith(BUFFERS))
+    sentence = (
+        f"`{cls}` with {parameters:,} parameters, trained on {_dataset(run.config)} with "
+        f"{run.config.get('model.optimizer', 'AdamW')}{_length(run)}."
+    )
+    return {"module": module, "cls": cls, "sentence": sentence}
+
+
+def _pictures(folder: Path) -> str:
+    """The run's pictures that are there."""
+    matrices = sorted(folder.glob("test-confusion*.png"), key=lambda p: p.stat().st_mtime)
+    shown = {
+        "loss, accuracy and learning rate over optimizer steps": [folder / CURVES],
+        "confusion matrix of the test": matrices[-1:],
+    }
+    return "".join(
+        f"![{about}]({path.name})\n\n"
+        for about, paths in shown.items()
+        for path in paths
+        if path.is_file()
+    )
+
+
+def _recipe(config: dict[str, str]) -> list[str]:
+    own = [key for key in config if key.partition(".")[0] in ("model", "seed_everything")]
+    return [*own, *(f"trainer.{key}" for key in TRAINER)]
+
+
+def _environment(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
+    found = {"lightning": checkpoint["pytorch-lightning_version"]}
+    return list((found | checkpoint.get("environment", {})).items())
 
 
 def _measured(run: Run, checkpoint: dict[str, Any]) -> dict[str, float]:
@@ -210,47 +160,14 @@ def _dataset(config: dict[str, str]) -> str:
     return config.get("data.dataset", root)
 
 
-def _results(measured: dict[str, dict[str, float]], counts: dict[str, int]) -> str:
-    """A row for each metric, a column for each checkpoint."""
-    metrics = dict.fromkeys(metric for values in measured.values() for metric in values)
-    rows = [
-        (metric, *(value_of(metric, values.get(metric), counts) for values in measured.values()))
-        for metric in metrics
-    ]
-    return _table(("", *measured), rows)
-
-
-def value_of(metric: str, value: float | None, counts: dict[str, int]) -> str:
-    """A value as text, with the number of samples it stands for if it is such a share."""
-    if value is None:
-        return "not measured"
-    if metric == "optimizer steps":
-        return f"{value:,.0f}"
-    split, _, what = metric.partition("/")
-    if not what.startswith("acc"):
-        return f"{value:.4g}"
-    n = counts.get(split, 0)
-    right = round(value * n)
-    is_share = n and what != "acc_macro" and abs(right / n - value) < 1e-6
-    return f"{value:.4f}" + (f" ({right:,} of {n:,})" if is_share else "")
-
-
-def _classes(names: list[str]) -> str:
-    if not names:
+def _length(run: Run) -> str:
+    """How long it was trained, as far as `metrics.csv` says it."""
+    end = run.reached()
+    if not (epochs := round(end.get("epoch", 0))):
         return ""
-    shown = ", ".join(names[:MANY])
-    more = f", and {len(names) - MANY:,} more" if len(names) > MANY else ""
-    return f"{len(names):,} classes: {shown}{more}.\n\n"
-
-
-def _settings(config: dict[str, str], keys: Iterable[str]) -> list[tuple[str, str]]:
-    return [(f"`{k}`", config[k]) for k in keys if config.get(k, "null") not in ("null", "")]
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    cells = (" | ".join(str(cell).replace("|", "\\|") for cell in line) for line in lines)
-    return "\n".join(f"| {' '.join(line.split())} |" for line in cells)
+    samples = f" of {end['samples'] / epochs:,.0f} samples" if "samples" in end else ""
+    time = f" in {end['time']:,.0f} s, with validation" if "time" in end else ""
+    return f", {epochs:,} {'epoch' if epochs == 1 else 'epochs'}{samples}{time}"
 
 
 def write(folder: Path) -> Path:

@@ -1,6 +1,8 @@
 """Makes the run's folder, writes the configuration into it and into every checkpoint."""
 
 import platform
+import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,7 @@ class RunFolder(Callback):
 
 
 def environment(trainer: Trainer) -> dict[str, str]:
-    """What a run was trained with: releases, machine and devices."""
+    """What a run was trained with: releases, machine, devices, and the commit of the code."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -98,4 +100,18 @@ def environment(trainer: Trainer) -> dict[str, str]:
         **{name: version(name) for name in ("torch", "torchvision", "lightning")},
         "system": platform.platform(),
         "devices": f"{trainer.world_size} x {name}",
+        **({"commit": commit()} if commit() else {}),
     }
+
+
+@cache
+def commit() -> str:
+    """The code's commit, `-dirty` if files have changed since; "" if it lies in no clone."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
