@@ -149,3 +149,11 @@ def test_check_lists_what_is_broken_and_odd(tmp_path, capsys):
     (tmp_path / "train/n01/gone.JPEG").unlink()
     assert check.main([str(tmp_path)]) == 0
     assert check.main([str(tmp_path / "nothing")]) == 2
+
+
+def test_check_says_what_training_would_refuse(tmp_path, capsys):
+    photos.folder(tmp_path)
+    (tmp_path / "val/n02").rename(tmp_path / "val/N02")
+    assert check.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith(f"error: {tmp_path}/val/N02: no class of that name")

@@ -10,6 +10,7 @@ from scipy.io import savemat
 
 from anneal.data import layouts
 from anneal.data.folder import FolderPictures
+from anneal.data.imagenet import ImageFolderDataModule
 from anneal.errors import UserError
 
 
@@ -72,9 +73,11 @@ def test_names_of_any_kind_are_pictures(root):
 
 def test_a_validation_class_missing_keeps_the_numbers(root):
     shutil.rmtree(root / "val/n01")
-    with pytest.warns(UserWarning, match="no picture of 1 classes, such as n01"):
-        splits = FolderPictures.splits(root)
-    assert splits["val"].labels.tolist() == [1, 1, 2, 2]
+    for _ in ("read anew", "from the index on disk"):
+        data = ImageFolderDataModule(str(root))
+        with pytest.warns(UserWarning, match="val has none of 1 classes: n01"):
+            data.setup()
+        assert data.splits["val"].labels.tolist() == [1, 1, 2, 2]
 
 
 KAGGLE = "LOC_val_solution.csv"

@@ -1,4 +1,7 @@
-"""python -m anneal.data.check FOLDER: reads every picture and lists what is broken or odd."""
+"""python -m anneal.data.check FOLDER: reads every picture and lists what is broken or odd.
+
+Of a folder to train on it says also what training would refuse: its layout, its classes.
+"""
 
 import argparse
 import sys
@@ -16,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from anneal.data.decode import FORMATS, BrokenPicture, decode
+from anneal.data.layouts import base_of, scan
 from anneal.data.pictures import FilePictures
 from anneal.errors import UserError
 
@@ -71,11 +75,11 @@ def check(pictures: FilePictures) -> Iterator[tuple[str, str, str]]:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Prints a line for each picture; the status is 1 if any is broken."""
+    """Prints a line for each picture; the status is not 0 if any is broken or training refuses."""
     parser = argparse.ArgumentParser(prog="python -m anneal.data.check", description=__doc__)
     parser.add_argument("folder", help="a folder (with its subfolders), a file or a pattern")
     try:
-        pictures = FilePictures.find(parser.parse_args(args).folder)
+        pictures = FilePictures.find(folder := parser.parse_args(args).folder)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.status
@@ -85,6 +89,12 @@ def main(args: list[str] | None = None) -> int:
         counts[kind] += 1
         tqdm.write(f"{kind:6}  {path}: {why}")
     print(f"{len(pictures)} pictures read, {counts['broken']} broken, {counts['odd']} odd")
+    if (base_of(root := Path(folder)) / "train").is_dir():
+        try:
+            scan(root)
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr)
+            return e.status
     return 1 if counts["broken"] else 0
 
 

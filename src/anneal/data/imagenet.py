@@ -17,7 +17,7 @@ from anneal.cores import cores
 from anneal.data.batches import check_size, position_in, run_seed, seed_of
 from anneal.data.folder import FolderPictures
 from anneal.data.loader import Broken, Decoded, PictureBatches
-from anneal.data.pictures import FilePictures, Pictures
+from anneal.data.pictures import FilePictures, Pictures, missing
 from anneal.data.transforms import Mix, TrainTransform, ValTransform
 from anneal.errors import UserError
 
@@ -156,8 +156,11 @@ class ImageFolderDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Makes the list of files; Lightning calls this in one process of each machine."""
-        if not self.predict_path:
-            self._find_splits()
+        if self.predict_path:
+            return
+        splits = self._find_splits()
+        if self.trainer and self.trainer.state.fn == "test" and "test" not in splits:
+            raise UserError(f"data.root: {self.root} has no folder test: use validate")
 
     def setup(self, stage: str | None = None) -> None:
         """Finds the pictures, once."""
@@ -166,6 +169,10 @@ class ImageFolderDataModule(LightningDataModule):
         self.splits = self._find_splits()
         names = self.splits["train"].class_names
         self.class_names = names
+        for split, pictures in self.splits.items():
+            if none := missing(pictures.labels, names):
+                shown = ", ".join(none[:3]) + (", ..." if len(none) > 3 else "")
+                rank_zero_warn(f"{self.root}: {split} has none of {len(none)} classes: {shown}")
         if self.mixup or self.cutmix:
             self.mix = Mix(self.mixup, self.cutmix, len(names))
 
@@ -193,9 +200,7 @@ class ImageFolderDataModule(LightningDataModule):
         return self._batches(self.splits["val"], self.val_transform, "val")
 
     def test_dataloader(self) -> PictureBatches:
-        """The test pictures."""
-        if not self.has_test:
-            raise UserError(f"{self.root} has no folder test: use validate")
+        """The test pictures, if `has_test`."""
         return self._batches(self.splits["test"], self.val_transform, "test")
 
     def predict_dataloader(self) -> PictureBatches:

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
 
-from anneal.data.pictures import is_picture
+from anneal.data.pictures import is_picture, missing
 from anneal.errors import UserError
 
 KAGGLE = Path("ILSVRC/Data/CLS-LOC")
@@ -63,16 +62,12 @@ def scan(root: Path) -> dict[str, Any]:
             labels, paths = _flat(root, folder, classes, index["sources"])
         else:
             continue  # test pictures without classes: ImageNet keeps theirs secret
-        counts = np.bincount(labels, minlength=len(classes))
-        empty = [name for name, n in zip(classes, counts, strict=True) if not n]
-        if empty and split == "train":
+        if split == "train" and (empty := missing(labels, classes)):
             raise UserError(
                 f"{folder}: no picture in the class folder {empty[0]}"
                 f"{f' (and {len(empty) - 1} others)' if len(empty) > 1 else ''}: remove the "
                 "folder or fill it"
             )
-        if empty:
-            rank_zero_warn(f"{folder} has no picture of {len(empty)} classes, such as {empty[0]}")
         index["splits"].append(split)
         encoded = [os.fsencode(p) for p in paths]
         index[f"{split}_names"] = np.frombuffer(b"".join(encoded), np.uint8)

@@ -92,6 +92,12 @@ class FilePictures:
         return torch.randperm(len(self), generator=generator)
 
 
+def missing(labels: np.ndarray, class_names: list[str]) -> list[str]:
+    """The classes that have no picture."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    return [name for name, n in zip(class_names, counts, strict=True) if not n]
+
+
 def is_picture(name: str) -> bool:
     """Whether a file is one by the ending of its name, and not hidden."""
     return not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
