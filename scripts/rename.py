@@ -47,7 +47,9 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "ruff", *command, str(ROOT)])
     print(
         f"{old} is {args.name} now, in {changed} files; git diff shows them, make setup installs "
-        f"it, make test tries it. Runs from before name classes of {old}, and can't be loaded."
+        f"it, make test tries it. Runs from before name classes of {old}, and can't be loaded.\n"
+        "README.md, docs/ and the description in pyproject.toml still say what the template is: "
+        "yours to write."
     )
 
 

@@ -166,6 +166,7 @@ NO_SUCH_KEY = [
     ("trainr.max_epochs", 2, "", "trainer.max_epochs"),
     ("model.widht", 3, " of TinyNet", "model.width"),
     ("model.optimizer.lrr", 1, " of AdamW", "model.optimizer.lr"),
+    ("model.optimiser.lr", 1, " of TinyNet", "model.optimizer.lr"),
     ("model.schedule.schedular", "StepLR", " of TinyNet", "model.schedule.scheduler"),
     ("checkpoint.save_topk", 3, "", "checkpoint.save_top_k"),
     ("max_epochs", 2, "", "trainer.max_epochs"),

@@ -235,6 +235,11 @@ def test_a_mistake_is_one_line_and_status_2(two, capsys, message):
     assert not Path("report.html").exists()
 
 
+def test_the_nearest_run_is_offered(two, capsys):
+    assert main(["frist"]) == 2
+    assert capsys.readouterr().err.strip().endswith("in runs/; did you mean first?")
+
+
 def test_a_broken_run_among_others_is_named_and_left_out(two, capsys):
     break_csv(two / "runs/second")
     assert main(["runs", "nowhere"]) == 0

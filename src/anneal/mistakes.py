@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
@@ -31,13 +31,16 @@ class Mistake(NamedTuple):
 # ---- names
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
-    """The name most like `word`, or "": as a whole, or else by the last part of a dotted key."""
+def nearest(word: str, names: Collection[str]) -> str:
+    """The name most like `word`, or "": as a whole, or else by the last part of a dotted key, or
+    else with a mistake in the part before that."""
     for cutoff, part in ((0.8, str.lower), (0.7, lambda name: name.rpartition(".")[2].lower())):
         views = {part(name): name for name in sorted(names, key=len, reverse=True)}
         if found := get_close_matches(part(word), views, n=1, cutoff=cutoff):
             return views[found[0]]
-    return ""
+    above, _, last = word.rpartition(".")
+    found = get_close_matches(above, names, n=1, cutoff=0.8) if above else []
+    return f"{found[0]}.{last}" if found else ""
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from anneal.curves import Run
 from anneal.errors import UserError
+from anneal.mistakes import did_you_mean
 from anneal.report_plots import Line, colours, interactive, lines_of, panels_of, still
 
 RUNS = Path("runs")  # where a run is looked for by its name
@@ -71,7 +72,8 @@ def find(words: Iterable[str]) -> tuple[list[Path], list[str]]:
         paths = [Path(p) for p in glob.glob(word if here else str(RUNS / word))] or [Path(word)]
         runs = [run for path in sorted(paths) for run in _runs_in(path)]
         if not runs:
-            there = "no run in it" if here else f"no such run, neither here nor in {RUNS}/"
+            near = did_you_mean(word, [path.name for path in RUNS.glob("*")])
+            there = "no run in it" if here else f"no such run, neither here nor in {RUNS}/{near}"
             wrong.append(f"{word}: {there}")
         found |= {run.resolve(): run for run in runs}
     return list(found.values()), wrong

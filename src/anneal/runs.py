@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 
@@ -88,6 +88,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: It is damaged; the newest good one beside it is named.
     """
     try:
+        if not is_zipfile(path):  # of another file torch has much to say
+            raise ValueError("not as torch saves")
         checkpoint = _load(path, mmap=True)
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
             raise ValueError("no weights in it")
