@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/ is accepted, and those of the README on a checkpoint run."""
+"""Every command of README.md and docs/ is accepted; those on a checkpoint and of some pages run."""
 
 import re
 import shlex
@@ -6,6 +6,7 @@ import subprocess
 from importlib import import_module
 from pathlib import Path
 
+import photos
 import pytest
 
 from anneal.cli import main
@@ -14,6 +15,10 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Their commands are run by the tests of these names.
 ELSEWHERE = {"optimizers.md": "test_figures.py", "your-own.md": "test_your_own.py"}
+WALKED = ("photos.md", "reports.md", "export.md")
+STEPS = {"limit_train_batches": 4, "limit_val_batches": 2, "log_every_n_steps": 2}
+SHORT = [f"--trainer.{key}={n}" for key, n in {"max_epochs": 3, **STEPS}.items()]
+FEW_PHOTOS = ["--data.batch_size=4", "--data.num_workers=0", "--trainer.check_val_every_n_epoch=1"]
 MAKE = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -64,6 +69,30 @@ def test_commands_on_checkpoints_run_one_after_the_other(run):
     run("fit", "--config=small.yaml")
     for words in ON_CHECKPOINTS:
         run(*words)
+
+
+@pytest.mark.filterwarnings("ignore:Precision bf16-mixed")
+@pytest.mark.parametrize("name", WALKED)
+def test_the_commands_of_a_page_run_one_after_the_other(name, run, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    photos.folder(tmp_path / "data/photos")
+    if name == "export.md":
+        run("fit", "--config=small.yaml", "--run_name=RUN", "--trainer.logger=null")
+        photos.save(
+            photos.picture(size=(28, 28)).convert("L"), tmp_path / "new/a.png", format="PNG"
+        )
+    else:
+        photos.save(photos.picture(), tmp_path / "new/a.jpg")
+    for words in commands(ROOT / "docs" / name):
+        if words[1] == "train.py":
+            fits = words[2].startswith("--")
+            of_photos = any("photos" in word for word in words)
+            more = [*SHORT, *(FEW_PHOTOS if of_photos else [])] if fits else []
+            run(*(["fit"] if fits else []), *words[2:], *more)
+        elif words[:2] == ["python", "-m"]:
+            assert import_module(words[2]).main(words[3:]) == 0, words
+        else:
+            assert words[0] in ("pip", "wandb"), words
 
 
 @pytest.mark.parametrize("words", MODULES, ids=lambda c: " ".join(c))
