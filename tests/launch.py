@@ -1,5 +1,6 @@
 """Trainings in processes of their own, forked from one that has paid for the imports once."""
 
+import builtins
 import multiprocessing
 import os
 import signal
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 import traceback
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,12 +86,23 @@ def _run(words: tuple[str, ...]) -> None:
     from anneal.cli import main
 
     try:
-        main(list(words))
+        with warnings.catch_warnings():
+            as_pytest_does()
+            main(list(words))
     except Exception:
         traceback.print_exc()
         raise
     finally:
         sys.stdout.flush()
+
+
+def as_pytest_does() -> None:
+    """Makes errors of the warnings that are errors in the tests' own process."""
+    settings = tomllib.loads((TRAIN.parent / "pyproject.toml").read_text())["tool"]["pytest"]
+    for line in settings["ini_options"]["filterwarnings"]:
+        action, message, category, module = (line.split(":") + [""] * 3)[:4]
+        kind = getattr(builtins, category or "Warning")
+        warnings.filterwarnings(action, message, kind, module)
 
 
 class _Fork:

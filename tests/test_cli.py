@@ -65,6 +65,13 @@ def test_a_run_is_one_folder_with_flat_names(run, capsys):
         assert word in summary
 
 
+def test_a_validation_logs_nothing_even_if_the_trainings_did(run):
+    run(*FIT, "--trainer.logger=true")
+    before = content(only_run())
+    run("validate", "--ckpt_path=last", "--trainer.logger=true")
+    assert content(only_run()) == before
+
+
 def test_same_command_twice_makes_two_runs(run):
     run(*FIT)
     first = content(Path("runs"))
