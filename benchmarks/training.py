@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,19 @@ TRAIN = str(ROOT / "train.py")
 
 
 class Trained(NamedTuple):
-    """Test accuracy, seconds of training with validation, and images per second without."""
+    """What a training has come to.
+
+    Attributes:
+        accuracy: Of the test, or of the last validation if there is none.
+        seconds: Of the training, with validation.
+        samples_per_second: Without validation.
+        command: Seconds from the prompt to the end, with the start and the test.
+    """
 
     accuracy: float
     seconds: float
     samples_per_second: float
+    command: float
 
 
 def trained(words: Sequence[str], threads: int = 1) -> Trained:
@@ -34,15 +43,18 @@ def trained(words: Sequence[str], threads: int = 1) -> Trained:
     command = [sys.executable, TRAIN, "fit", *words, "--trainer.accelerator=cpu"]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "empty.yaml").write_text("{}\n")
+        start = time.perf_counter()
         process = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        whole = time.perf_counter() - start
     if process.returncode:
         sys.exit(f"{' '.join(command)}:\n{process.stderr}")
     shown = process.stdout
-    time = re.search(r"^time +([\d.]+) s, ([\d,]+) samples/s", shown, re.MULTILINE)
-    assert time, shown
-    accuracy = re.search(r"^test/acc +([\d.]+)", shown, re.MULTILINE)
+    seconds = re.search(r"^time +([\d.]+) s, ([\d,]+) samples/s", shown, re.MULTILINE)
+    accuracy = re.findall(r"^(?:last val|test)/acc +([\d.]+)", shown, re.MULTILINE)
+    assert seconds, shown
     return Trained(
-        float(accuracy[1]) if accuracy else float("nan"),
-        float(time[1]),
-        float(time[2].replace(",", "")),
+        float(accuracy[-1]) if accuracy else float("nan"),
+        float(seconds[1]),
+        float(seconds[2].replace(",", "")),
+        whole,
     )

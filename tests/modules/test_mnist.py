@@ -39,6 +39,7 @@ def test_the_docstring_gives_the_size_of_other_convolutional_nets() -> None:
         partial(MLP, depth=3, width=32, activation="Tanh"),
         MNISTConvNet,
         partial(MNISTConvNet, width=8, depth=1),
+        partial(MNISTConvNet, width=8, stride=2),
     ],
 )
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

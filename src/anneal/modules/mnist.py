@@ -55,15 +55,19 @@ class MNISTConvNet(Classifier):
     Args:
         width: Channels of the first stage (24: 162,946 parameters).
         depth: Convolutions in each stage (1: 24,314 parameters; with width 12: 13,918).
+        stride: Pixels that the first convolution moves by; 2 makes the first maximum needless and
+            halves the time of a step.
     """
 
-    def __init__(self, width: int = 16, depth: int = 2, **kwargs: Any) -> None:
+    def __init__(
+        self, width: int = 16, depth: int = 2, stride: Literal[1, 2] = 1, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if width < 1 or depth < 1:
             raise UserError(f"model: width={width} and depth={depth} must be at least 1")
         self.net = nn.Sequential(
-            *_stage(1, width, depth, kernel=5),  # 28x28 -> 24x24 pixels
-            nn.MaxPool2d(2),
+            *_stage(1, width, depth, kernel=5, stride=stride),  # 28x28 -> 24x24 pixels
+            *([nn.MaxPool2d(2)] if stride == 1 else []),
             *_stage(width, 2 * width, depth),  # 12x12 -> 10x10
             nn.MaxPool2d(2),
             *_stage(2 * width, 4 * width, depth),  # 5x5 -> 3x3
@@ -73,13 +77,17 @@ class MNISTConvNet(Classifier):
         )
 
 
-def _stage(channels_in: int, channels: int, depth: int, kernel: int = 3) -> list[nn.Module]:
+def _stage(
+    channels_in: int, channels: int, depth: int, kernel: int = 3, stride: int = 1
+) -> list[nn.Module]:
     """`depth` times convolution, batch norm and ReLU; only the first trims the border."""
     layers: list[nn.Module] = []
     for i in range(depth):
         layers += [
             # Batch norm takes the mean off, so a bias would have no effect.
-            nn.Conv2d(channels_in, channels, 3 if i else kernel, padding=1 if i else 0, bias=False),
+            nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
+            if i
+            else nn.Conv2d(channels_in, channels, kernel, stride, bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
         ]
