@@ -19,7 +19,7 @@ from anneal.card_text import (
     table,
 )
 from anneal.curves import Run
-from anneal.errors import UserError
+from anneal.errors import UserError, command
 from anneal.exported import is_exported
 from anneal.report import find
 from anneal.report_plots import lines_of, still
@@ -189,21 +189,18 @@ def write(folder: Path) -> Path:
     return path
 
 
+@command
 def main(args: list[str] | None = None) -> int:
     """Prints the path of the card."""
     parser = argparse.ArgumentParser(prog="python -m anneal.card", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="a run's folder, or its name in runs/")
     options = parser.parse_args(args)
-    try:
-        folders, wrong = find([options.run])
-        if wrong:
-            raise UserError(wrong[0])
-        if len(folders) > 1:
-            raise UserError(f"{options.run}: {len(folders)} runs; a card is about one")
-        print(write(folders[0]))
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
+    folders, wrong = find([options.run])
+    if wrong:
+        raise UserError(wrong[0])
+    if len(folders) > 1:
+        raise UserError(f"{options.run}: {len(folders)} runs; a card is about one")
+    print(write(folders[0]))
     return 0
 
 

@@ -1,5 +1,9 @@
 """The one exception that is shown to a person as a line, and not as a traceback."""
 
+import sys
+from collections.abc import Callable
+from functools import wraps
+
 
 class UserError(Exception):
     """A mistake in what was typed, configured or put on disk.
@@ -15,3 +19,22 @@ class UserError(Exception):
     def __init__(self, message: str, status: int = 2) -> None:
         super().__init__(message)
         self.status = status
+
+
+def command(main: Callable[..., int]) -> Callable[..., int]:
+    """For a module's `main`: prints a UserError after ``error:``, and returns its status.
+
+    After Ctrl-C that is 130.
+    """
+
+    @wraps(main)
+    def wrapped(*args: list[str] | None) -> int:
+        try:
+            return main(*args)
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr)
+            return e.status
+        except KeyboardInterrupt:
+            return 130
+
+    return wrapped

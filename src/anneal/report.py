@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from anneal.curves import Run
-from anneal.errors import UserError
+from anneal.errors import UserError, command
 from anneal.mistakes import did_you_mean
 from anneal.report_plots import Line, colours, interactive, lines_of, panels_of, still
 
@@ -200,6 +200,7 @@ def write(runs: Sequence[Run], output: Path) -> list[Path]:
     return [output, *pictures]
 
 
+@command
 def main(args: list[str] | None = None) -> int:
     """Prints the paths of what it has written."""
     parser = argparse.ArgumentParser(prog="python -m anneal.report", description=__doc__)
@@ -207,13 +208,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help=about)
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page")
     options = parser.parse_args(args)
-    try:
-        runs = read(options.runs)
-        for path in write(runs, options.output):
-            print(path)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
+    for path in write(read(options.runs), options.output):
+        print(path)
     return 0
 
 

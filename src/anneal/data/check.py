@@ -21,7 +21,7 @@ from tqdm import tqdm
 from anneal.data.decode import FORMATS, BrokenPicture, decode
 from anneal.data.layouts import base_of, scan
 from anneal.data.pictures import FilePictures
-from anneal.errors import UserError
+from anneal.errors import command
 
 SMALL = 32  # pixels
 LONG = 8  # times as long as wide
@@ -74,15 +74,13 @@ def check(pictures: FilePictures) -> Iterator[tuple[str, str, str]]:
                     yield pictures.path(i), kind, why
 
 
+@command
 def main(args: list[str] | None = None) -> int:
     """Prints a line for each picture; the status is not 0 if any is broken or training refuses."""
     parser = argparse.ArgumentParser(prog="python -m anneal.data.check", description=__doc__)
     parser.add_argument("folder", help="a folder (with its subfolders), a file or a pattern")
-    try:
-        pictures = FilePictures.find(folder := parser.parse_args(args).folder)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
+    folder = parser.parse_args(args).folder
+    pictures = FilePictures.find(folder)
     warnings.simplefilter("ignore")  # all there is to say of a picture stands in its line
     counts: Counter[str] = Counter()
     for path, kind, why in check(pictures):
@@ -90,11 +88,7 @@ def main(args: list[str] | None = None) -> int:
         tqdm.write(f"{kind:6}  {path}: {why}")
     print(f"{len(pictures)} pictures read, {counts['broken']} broken, {counts['odd']} odd")
     if (base_of(root := Path(folder)) / "train").is_dir():
-        try:
-            scan(root)
-        except UserError as e:
-            print(f"error: {e}", file=sys.stderr)
-            return e.status
+        scan(root)
     return 1 if counts["broken"] else 0
 
 

@@ -26,7 +26,7 @@ from anneal.data.batches import generator_of
 from anneal.data.decode import BrokenPicture, decode
 from anneal.data.folder import FolderPictures
 from anneal.data.sharded import TABLE, need_litdata
-from anneal.errors import UserError
+from anneal.errors import UserError, command
 
 CHUNK = 64 << 20  # bytes, LitData's own default
 
@@ -139,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
     return broken
 
 
+@command
 def main(args: list[str] | None = None) -> int:
     """The status is 1 if a picture was broken; all others are in OUT then."""
     parser = argparse.ArgumentParser(
@@ -150,16 +151,11 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--short_side", type=int, help="scale larger pictures down to this")
     parser.add_argument("--quality", type=int, help="of JPEGs made anew (90); else files stay")
     parser.add_argument("--num_workers", type=int, default=cores())
+    options = parser.parse_args(args)
     try:
-        return 1 if run(parser.parse_args(args)) else 0
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
-    except KeyboardInterrupt:
-        return 130
+        return 1 if run(options) else 0
     except OSError as e:
-        print(f"error: {e.filename or ''}: {e.strerror or e}", file=sys.stderr)
-        return 1
+        raise UserError(f"{e.filename or options.out}: {e.strerror or e}", status=1) from e
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.animation import writers
 
 from anneal import cli, runs
-from anneal.errors import UserError
+from anneal.errors import UserError, command
 from anneal.figures import fits, gallery, save, walks
 
 ROOT = Path(__file__).parents[3]
@@ -24,12 +24,9 @@ QUIET = [
 ]
 
 
-def main(args: list[str] | None = None) -> None:
-    """Runs one command.
-
-    Raises:
-        SystemExit: With status 2 after a mistake of the user's.
-    """
+@command
+def main(args: list[str] | None = None) -> int:
+    """Runs one command; the exit status."""
     parser = argparse.ArgumentParser("python -m anneal.figures", description=__doc__)
     parser.add_argument(
         "runs",
@@ -42,14 +39,11 @@ def main(args: list[str] | None = None) -> None:
         "--animate", action="store_true", help="make a film, GIF or, if OUTPUT ends so, MP4"
     )
     options = parser.parse_args(args)
-    try:
-        if options.runs:
-            print(draw(options.runs, options.output, options.animate))
-        else:
-            render(TOUR)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(e.status)
+    if options.runs:
+        print(draw(options.runs, options.output, options.animate))
+    else:
+        render(TOUR)
+    return 0
 
 
 def draw(names: list[str], output: Path | None = None, animate: bool = False) -> Path:
@@ -112,9 +106,11 @@ def render(tour: Path) -> None:
                 cli.main(["fit", *words[1:], f"--trainer.default_root_dir={folder}", *QUIET])
             elif words[:2] == ["-m", "anneal.figures.gallery"]:
                 gallery.main(words[2:])
-            elif words[:2] == ["-m", "anneal.figures"] and len(words) > 2:
-                main(words[2:])
+            elif words[:2] != ["-m", "anneal.figures"] or len(words) == 2:
+                continue
+            elif status := main(words[2:]):
+                sys.exit(status)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from anneal.errors import UserError
+from anneal.errors import UserError, command
 from anneal.sweep import process
 from anneal.sweep.file import read
 
@@ -60,6 +60,7 @@ def _interrupt(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
+@command
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; the exit status."""
     parser = argparse.ArgumentParser(
@@ -72,13 +73,7 @@ def main(args: list[str] | None = None) -> int:
     typed = parser.parse_args(args)
     for number in STOPPING:
         signal.signal(number, _interrupt)
-    try:
-        return run(typed.file, typed.jobs, typed.storage)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
-    except KeyboardInterrupt:
-        return 130
+    return run(typed.file, typed.jobs, typed.storage)
 
 
 if __name__ == "__main__":
