@@ -22,12 +22,13 @@ except SystemExit as e:
 
 
 @pytest.fixture
-def known(run, tmp_path, monkeypatch) -> Path:
+def known(tmp_path, monkeypatch) -> Path:
     """A cache in which a command line has left the options."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for command in entry.COMMANDS:
         with pytest.raises(SystemExit):
-            run(command, "--help")
+            full([command, "--help"])
     (file,) = (tmp_path / "cache" / "anneal").iterdir()
     return file
 
@@ -53,12 +54,37 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("words", [["--help"], *MISTAKES], ids=" ".join)
+HELP = [["--help"], ["fit", "--help"], ["lr_find", "-h"]]
+
+
+@pytest.mark.parametrize("words", [*HELP, *MISTAKES], ids=" ".join)
 def test_torch_is_not_imported_for_it(known, words):
     shown = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True
     )
-    assert shown.stdout.splitlines()[-1] == f"{0 if words == ['--help'] else 2} False"
+    assert shown.stdout.splitlines()[-1] == f"{0 if words in HELP else 2} False"
+
+
+def test_what_starts_no_run_does_not_wait_for_wandb():
+    code = "import sys, anneal.cli; print('wandb' in sys.modules, 'torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.stdout == "False True\n"
+
+
+@pytest.mark.parametrize("columns", ["100", "72"])
+@pytest.mark.parametrize("words", HELP[1:], ids=" ".join)
+def test_help_of_a_command_is_the_full_parsers(known, capsys, monkeypatch, words, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = []
+    for command in (full, entry.main):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            command(words)
+        assert not stop.value.code
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert entry.known_help(words[0]) == shown[0].strip("\n")
+    assert len(shown[0].splitlines()) > 50
 
 
 @pytest.mark.parametrize("words", MISTAKES, ids=" ".join)

@@ -9,11 +9,9 @@ from pathlib import Path
 import yaml
 
 from anneal import runs
-from anneal.entry import COMMANDS, CONFIGS
+from anneal.entry import COMMANDS, DEFAULT_CONFIG
 from anneal.errors import UserError
 from anneal.exported import is_exported, read
-
-DEFAULT_CONFIG = CONFIGS / "mnist.yaml"
 
 
 def complete(args: list[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """The way in: what needs no torch is answered at once, all else goes on to `anneal.cli`.
 
 To import torch, torchvision and Lightning takes seconds. The overall help, a command that does not
-exist and a file that is missing need none of them. For an option that does not exist, a command
-line with the same command that got further has left a list of those that do.
+exist and a file that is missing need none of them. For an option that does not exist, and for the
+help of one command, a command line that got further has left what there is to say.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from functools import cache
 from importlib.metadata import version
 from itertools import pairwise, takewhile
 from pathlib import Path
+from shutil import get_terminal_size
 from textwrap import shorten
 from typing import Any
 
@@ -44,6 +45,8 @@ examples:
 """
 SOURCE = Path(__file__).parent
 CONFIGS = SOURCE.parents[1] / "configs"
+DEFAULT_CONFIG = CONFIGS / "mnist.yaml"
+HELP = ("-h", "--help")
 LIBRARIES = ("jsonargparse", "lightning", "torch", "wandb")  # whose releases change the options
 
 
@@ -57,8 +60,11 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: With status 2 after a mistake; what `anneal.cli.main` raises.
     """
     words = sys.argv[1:] if args is None else args
-    if words[:1] in (["-h"], ["--help"]):
+    if words and words[0] in HELP:
         print(overview())
+        sys.exit(0)
+    if asks_for_help(words) and (text := known_help(words[0])):
+        print(text)
         sys.exit(0)
     if line := mistake(words):
         print(f"error: {line}", file=sys.stderr)
@@ -123,30 +129,60 @@ def unknown(key: str, options: Iterable[str]) -> str:
     return nearest(key, names)
 
 
-# ---- the options that there are, kept for the next command line
+# ---- what a command line has found out, kept for the next one
 
 
 def known_options() -> Mapping[str, list[str]]:
     """The options of each command that was typed since the code has changed."""
-    with suppress(OSError, ValueError, TypeError):
-        kept = json.loads(_file().read_text())
-        options: dict[str, list[str]] = kept["options"]
-        if kept["of"] == _state():
-            return options
-    return {}
+    return _kept()["options"]
+
+
+def known_help(command: str) -> str:
+    """A command's own help, if it was asked for in a terminal of this width; else ""."""
+    return "\n".join(_kept()["help"].get(_at_width(command), []))
 
 
 def keep_options(command: str, options: list[str]) -> None:
     """Keeps those of a command, where that is possible and not done yet."""
-    known = known_options()
-    if known.get(command) == options:
+    _keep("options", command, options)
+
+
+def keep_help(words: list[str], text: str) -> None:
+    """Keeps what a command's own help says, if `words` ask for that."""
+    if asks_for_help(words):
+        _keep("help", _at_width(words[0]), text.splitlines())
+
+
+def asks_for_help(words: list[str]) -> bool:
+    """Whether all that is asked for is a command's own help, over the default recipe."""
+    if not words or words[0] not in COMMANDS or words[-1] not in HELP:
+        return False
+    return words[1:-1] in ([], [f"--config={DEFAULT_CONFIG}"])
+
+
+def _at_width(command: str) -> str:
+    return f"{command} {get_terminal_size().columns}"
+
+
+def _kept() -> dict[str, dict[str, list[str]]]:
+    """Options by command, and the lines of a command's help by its name and width."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        kept = json.loads(_file().read_text())
+        if kept["of"] == _state():
+            return {"options": kept["options"], "help": kept["help"]}
+    return {"options": {}, "help": {}}
+
+
+def _keep(kind: str, name: str, lines: list[str]) -> None:
+    kept = _kept()
+    if kept[kind].get(name) == lines:
         return
-    known = {**known, command: options}
+    kept[kind][name] = lines
     file = _file()
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps({"of": _state(), "options": known}))
+        unfinished.write_text(json.dumps({"of": _state(), **kept}))
         unfinished.replace(file)
 
 
@@ -156,6 +192,7 @@ def _file() -> Path:
 
 @cache
 def _state() -> dict[str, Any]:
-    """What the options follow from: the code and the releases of the libraries."""
-    newest = max(path.stat().st_mtime_ns for path in SOURCE.rglob("*.py"))
+    """What all that follows from: the code, the default recipe, the releases of the libraries."""
+    files = [DEFAULT_CONFIG, *SOURCE.rglob("*.py")]
+    newest = max(path.stat().st_mtime_ns for path in files if path.exists())
     return {"code": newest, **{name: version(name) for name in LIBRARIES}}

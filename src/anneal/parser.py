@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import Namespace
 
 from anneal import aliases
-from anneal.entry import OPTIONS
+from anneal.entry import OPTIONS, keep_help
 from anneal.errors import UserError
 from anneal.mistakes import (
     MARK,
@@ -166,6 +166,14 @@ class Parser(ReplacingParser):
         line = self.describe(message)
         sys.stderr.write(f"error: {line if len(line) <= LONGEST else f'{line[:LONGEST]}…'}\n")
         self.exit(2)
+
+    # ---- help
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints it; a command's own is kept for the next time."""
+        super().print_help(file)
+        if self in self.commands().values():
+            keep_help(self.root.typed, self.format_help())
 
     # ---- parsing
 

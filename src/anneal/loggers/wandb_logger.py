@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
@@ -138,6 +137,8 @@ class WandbLogger(LightningWandbLogger):
         if status != "success" or callback is None or run is None or run.disabled or run.offline:
             return
         if best := callback.best_model_path:
+            import wandb
+
             score = callback.best_model_score
             artifact = wandb.Artifact(
                 f"model-{run.id}",

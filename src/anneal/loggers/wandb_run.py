@@ -1,4 +1,7 @@
-"""Starts a W&B run: online if the server takes it, offline otherwise, and says so in a line."""
+"""Starts a W&B run: online if the server takes it, offline otherwise, and says so in a line.
+
+wandb takes half a second to import, for which a command that starts no run does not wait.
+"""
 
 import os
 import shlex
@@ -10,9 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import wandb
-from wandb.sdk.lib import runid, wbauth
-
 from anneal.errors import UserError
 
 ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
@@ -22,6 +22,8 @@ FINISH_SECONDS = 60.0  # for the last uploads at the end of a run, also where it
 
 def id_of(folder: Path) -> str:
     """The id that the recordings in a folder are named after; a new one if there are none."""
+    from wandb.sdk.lib import runid
+
     stems = [file.stem for file in _recordings(folder)]
     return stems[0].removeprefix("run-") if stems else runid.generate_id()
 
@@ -37,6 +39,8 @@ def start(arguments: Mapping[str, Any], folder: Path, offline: bool) -> Any:
     Raises:
         UserError: If wandb refuses what the WANDB_... variables say.
     """
+    import wandb
+
     with suppress(Exception):
         wandb.finish()  # an earlier training in this process that was not finished
     earlier = _recordings(folder)
@@ -118,6 +122,9 @@ def _recordings(folder: Path) -> list[Path]:
 
 def _mode(want_offline: bool) -> tuple[str, str]:
     """How to run, and why if not online."""
+    import wandb
+    from wandb.sdk.lib import wbauth
+
     # Reports of wandb's own errors hold up the end where the server does not answer.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
