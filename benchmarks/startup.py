@@ -2,7 +2,8 @@
 
 Each command runs in turns with its peer, several times, in a process of its own. The peer of an
 answer is a stock LightningCLI; that of what goes further, the import of torch, torchvision and
-Lightning.
+Lightning, and what is measured is the difference. The training step is the first one of the default
+recipe, with W&B offline.
 
     python benchmarks/startup.py
 """
@@ -13,28 +14,43 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from lightning.pytorch import Callback
 from training import TRAIN
 from turns import Row, hand_over, in_turns, ratio, seconds
 
-FLOOR = [sys.executable, "-c", "import torch, torchvision, lightning.pytorch"]
+IMPORTS = "import torch, torchvision, lightning.pytorch"
+WANDB = f"{IMPORTS}, os, wandb; wandb.init(); os._exit(0)"
 STOCK = """
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, DemoModel
 LightningCLI(DemoModel, BoringDataModule)
 """
-FIRST_STEP = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.logger=false"]
+
+
+class FirstStep(Callback):
+    """Ends the process after it."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        os._exit(0)
+
+
+def python(code: str) -> list[str]:
+    """The command that runs it."""
+    return [sys.executable, "-c", code]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=5)
     args = parser.parse_args()
-    os.environ["WANDB_MODE"] = "disabled"
+    os.environ |= {"WANDB_MODE": "offline", "PYTHONPATH": str(Path(__file__).parent)}
     with tempfile.TemporaryDirectory() as folder:
         stock = str(Path(folder, "stock.py"))
         Path(stock).write_text(STOCK)
         own, peer = [sys.executable, TRAIN], [sys.executable, stock]
+        step = [*own, "--trainer.callbacks+=startup.FirstStep"]
         cases = {
             "--help": ([*own, "--help"], [*peer, "--help"], "stock LightningCLI"),
             "a wrong flag": (
@@ -43,8 +59,9 @@ def main() -> None:
                 "stock LightningCLI",
             ),
             "fit --help": ([*own, "fit", "--help"], [*peer, "fit", "--help"], "stock LightningCLI"),
-            "--print_config": ([*own, "--print_config"], FLOOR, "imports"),
-            "a training step": ([*own, *FIRST_STEP], FLOOR, "imports"),
+            "--print_config": ([*own, "--print_config"], python(IMPORTS), "imports"),
+            "the first training step": (step, python(IMPORTS), "imports"),
+            "the same, beside W&B alone": (step, python(WANDB), "imports and wandb.init"),
         }
         rows = []
         for name, (command, other, title) in cases.items():
@@ -56,6 +73,9 @@ def main() -> None:
             found = in_turns(ways, args.times)
             value, text = ratio(found["ours"], found["peer"])
             here, peer = (f"{statistics.median(found[who]):.2f} s" for who in ("ours", "peer"))
+            if title.startswith("imports"):
+                value = statistics.median(found["ours"]) - statistics.median(found["peer"])
+                text = f"{text}, {value:+.2f} s"
             rows.append(Row(name, value, {"here": here, "peer": f"{peer}, {title}", "ratio": text}))
     hand_over(rows)
 
