@@ -56,7 +56,7 @@ lock: .venv/installed
 	  --custom-compile-command "make lock" --output-file requirements.lock
 
 rename: .venv/installed
-	$(if $(NAME),,$(error say the new name: make rename NAME=my_project))
+	$(if $(NAME),,$(error say the new name: make rename NAME=...))
 	$(BIN)/python scripts/rename.py $(NAME)
 
 slim: .venv/installed

@@ -79,7 +79,7 @@ Made from a template, under its license: LICENSE.
 """
 # File, pattern, replacement: each must be found.
 EDITS = [
-    ("PACKAGE/complete.py", r'CONFIGS / "mnist.yaml"', f'CONFIGS / "{RECIPE}"'),
+    ("PACKAGE/entry.py", r'CONFIGS / "mnist.yaml"', f'CONFIGS / "{RECIPE}"'),
     ("PACKAGE/entry.py", r"train by configs/mnist\.yaml", f"train by configs/{RECIPE}"),
     ("PACKAGE/entry.py", r"  .*configs/mnist_adam\.yaml.*\n", ""),
     ("PACKAGE/entry.py", "MNISTConvNet   ", "ImageClassifier"),
