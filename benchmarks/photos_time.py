@@ -7,7 +7,6 @@ with all threads. Accuracies are those on the validation photos after the last e
 """
 
 import argparse
-import os
 import re
 import statistics
 import subprocess
@@ -16,6 +15,8 @@ from pathlib import Path
 
 from training import ROOT, trained
 from turns import Row, hand_over, ratio
+
+from anneal.cores import cores
 
 PLAIN = ROOT / "benchmarks/plain_photos.py"
 
@@ -40,7 +41,7 @@ def ours(root: Path, seed: int, epochs: int) -> tuple[float, float]:
         ),
         f"--trainer.check_val_every_n_epoch={epochs}",
     ]
-    found = trained(words, len(os.sched_getaffinity(0)))
+    found = trained(words, cores())
     return found.accuracy, found.seconds
 
 

@@ -9,7 +9,6 @@ comes with its 95 % confidence interval (Student's t over the pairs); time is th
 """
 
 import argparse
-import os
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from training import ROOT, Trained, trained
 from turns import Row, hand_over, ratio
 
+from anneal.cores import cores
 from anneal.data.mnist import MNISTDataModule
 from anneal.modules.mnist import MNISTConvNet
 
@@ -54,17 +54,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4)
     args = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
+    threads = cores()
     ways = {
         "all": (BASE, 1),
         **{name: ((*BASE, *words), 1) for name, words in WITHOUT.items()},
-        "threads": (BASE, cores),
+        "threads": (BASE, threads),
     }
     runs: dict[str, list[Trained]] = {name: [] for name in ways}
     for seed in range(args.seeds):
         more = (f"--seed_everything={seed}", f"--trainer.max_epochs={args.epochs}")
-        for name, (words, threads) in ways.items():
-            runs[name].append(trained((*words, *more), threads))
+        for name, (words, number) in ways.items():
+            runs[name].append(trained((*words, *more), number))
     rows = []
     for name in list(ways)[1:]:
         pair = ("threads", "all") if name == "threads" else ("all", name)
@@ -75,7 +75,7 @@ def main() -> None:
             [1 / run.samples_per_second for run in given],
             [1 / run.samples_per_second for run in bare],
         )
-        label = f"{cores} threads" if name == "threads" else name
+        label = f"{threads} threads" if name == "threads" else name
         cells = {"test/acc, points": f"{lost.mean():+.2f} ± {half:.2f}", "time, ratio": time}
         rows.append(Row(label, value, cells))
     hand_over(rows)

@@ -8,12 +8,13 @@ prompt to the end of the test.
 """
 
 import argparse
-import os
 import statistics
 from pathlib import Path
 
 from training import ROOT, trained
 from turns import Row, hand_over
+
+from anneal.cores import cores
 
 
 def recipe(word: str) -> tuple[str, int]:
@@ -32,15 +33,14 @@ def main() -> None:
     rows = []
     for name, seeds in args.recipes:
         words = [f"--config={ROOT / f'configs/{name}.yaml'}", f"--data.root={args.root.resolve()}"]
-        threads = len(os.sched_getaffinity(0))
-        runs = [trained([*words, f"--seed_everything={i}"], threads) for i in range(seeds)]
+        runs = [trained([*words, f"--seed_everything={i}"], cores()) for i in range(seeds)]
         accuracies = [run.accuracy for run in runs]
         mean = statistics.mean(accuracies)
         spread = f"sd {statistics.stdev(accuracies):.4f}, lowest {min(accuracies):.4f}"
         text = f"{mean:.4f} ({spread}, {seeds} seeds)"
         rows.append(Row(f"{name}: test/acc", mean, {"here": text}))
-        for what in ("training", "command"):
-            found = [run.seconds if what == "training" else run.command for run in runs]
+        times = {"training": [r.seconds for r in runs], "command": [r.command for r in runs]}
+        for what, found in times.items():
             middle = statistics.median(found)
             text = f"{middle:.1f} s ({min(found):.1f} to {max(found):.1f})"
             rows.append(Row(f"{name}: {what}", middle, {"here": text}))
