@@ -14,6 +14,7 @@ from anneal.card import main
 from anneal.card_text import value_of
 from anneal.cli import main as train
 
+ROOT = Path(__file__).parents[1]
 QUIET = ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
 
 
@@ -82,9 +83,11 @@ def test_recipe_data_and_environment_are_those_of_the_run(folder):
         "devices": "1 x cpu",
     }
     assert {key: found[key][0].partition("+")[0] for key in expected} == expected
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    git = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert found.get("commit", [""]) == [git.stdout.strip()]
+    git = [
+        subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+    ]
+    assert found.get("commit", [""]) == [git[0] + ("-dirty" if git[1] else "")]
     assert "`MLP` with 6,370 parameters, trained on digits with SGD, 2 epochs of 128 sam" in text
     assert "10 classes: 0, 1, 2" in text
 

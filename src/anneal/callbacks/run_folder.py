@@ -1,8 +1,6 @@
 """Makes the run's folder, writes the configuration into it and into every checkpoint."""
 
 import platform
-import subprocess
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anneal.errors import UserError
 from anneal.loggers.csv_logger import CSVLogger
-from anneal.loggers.wandb_logger import WandbLogger
+from anneal.loggers.wandb_logger import WandbLogger, code_version
 from anneal.runs import unused
 
 
@@ -31,8 +29,11 @@ class RunFolder(Callback):
         self.path = path
         self.config = config
         self.resumed_from = resumed_from
+        self.environment: dict[str, str] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.environment = environment(trainer)
         if stage != "fit" or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         file = self._write_config()
@@ -55,7 +56,7 @@ class RunFolder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
-        checkpoint["environment"] = environment(trainer)
+        checkpoint["environment"] = self.environment
         connector = trainer._logger_connector
         in_step = trainer.training and connector._first_loop_iter is not None
         if in_step and connector.should_update_logs:
@@ -94,24 +95,13 @@ class RunFolder(Callback):
 def environment(trainer: Trainer) -> dict[str, str]:
     """What a run was trained with: releases, machine, devices, and the commit of the code."""
     device = trainer.strategy.root_device
+    code = code_version()
+    dirty = "-dirty" if code["dirty"] else ""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "lightning")},
         "system": platform.platform(),
         "devices": f"{trainer.world_size} x {name}",
-        **({"commit": commit()} if commit() else {}),
+        **({"commit": f"{code['commit']}{dirty}"} if code["commit"] else {}),
     }
-
-
-@cache
-def commit() -> str:
-    """The code's commit, `-dirty` if files have changed since; "" if it lies in no clone."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
