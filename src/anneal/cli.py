@@ -200,7 +200,7 @@ class CLI(LightningCLI):
 
     def _loggers(self, asked: Any) -> Any:
         if asked is False or self.subcommand in ("validate", "predict", "export"):
-            return False if asked is True else asked or False  # Lightning's own is one more CSV
+            return False if asked in (None, True) else asked  # Lightning's own is one more CSV
         wandb = self._get(self.config_init, "wandb").as_dict()
         self.run_loggers = attached.loggers(asked, self.folder, wandb)
         return list(self.run_loggers)

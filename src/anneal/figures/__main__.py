@@ -106,9 +106,9 @@ def render(tour: Path) -> None:
                 cli.main(["fit", *words[1:], f"--trainer.default_root_dir={folder}", *QUIET])
             elif words[:2] == ["-m", "anneal.figures.gallery"]:
                 gallery.main(words[2:])
-            elif words[:2] != ["-m", "anneal.figures"] or len(words) == 2:
-                continue
-            elif status := main(words[2:]):
+            elif (
+                words[:2] == ["-m", "anneal.figures"] and words[2:] and (status := main(words[2:]))
+            ):
                 sys.exit(status)
 
 
