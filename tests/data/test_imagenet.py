@@ -201,6 +201,20 @@ def test_as_many_files_are_open_after_each_epoch(root):
     assert counts[1:] == counts[1:2] * 5
 
 
+class Policy(v2.Transform):
+    """Paints a picture with the number of the scheduling policy of who decodes it."""
+
+    def transform(self, image, params):
+        return torch.full_like(image, os.sched_getscheduler(0))
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="of Linux alone")
+@pytest.mark.parametrize(("workers", "policy"), [(2, "SCHED_IDLE"), (0, "SCHED_OTHER")])
+def test_workers_leave_the_cores_to_a_training_on_them(root, workers, policy):
+    for images, _ in train(root, epochs=1, num_workers=workers, augment=Policy())[0]:
+        assert images.unique().tolist() == [getattr(os, policy)]
+
+
 def test_progressive_sizes_follow_the_epoch(root):
     progressive = Progressive(start_size=16, start_epoch=1, end_epoch=3, multiple=8)
     epochs = train(root, epochs=4, train_size=32, progressive=progressive)

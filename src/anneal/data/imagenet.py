@@ -251,6 +251,7 @@ class ImageFolderDataModule(LightningDataModule):
             Decoded(pictures, transform, self.size_of, run_seed()),
             self.batch_size,
             workers(world) if self.num_workers is None else self.num_workers,
+            self.trainer is not None and self.trainer.strategy.root_device.type == "cpu",
             partial(self._on_broken, skip=skip),
             **share,
         )
