@@ -59,7 +59,12 @@ def reference(checkout: Path, root: Path, photos: int) -> float:
 
 def ours(root: Path, words: list[str]) -> float:
     """Photos per second of the command line."""
-    more = [f"--data.root={root}", "--data.progressive=null", f"--trainer.max_epochs={EPOCHS}"]
+    more = [
+        f"--data.root={root}",
+        "--data.progressive=null",
+        "--data.num_workers=1",
+        f"--trainer.max_epochs={EPOCHS}",
+    ]
     return trained([CONFIG, *words, *more]).samples_per_second
 
 

@@ -58,16 +58,16 @@ def main() -> None:
         here.append(ours(root, seed, args.epochs))
     (theirs, waited), (reached, took) = zip(*peer, strict=True), zip(*here, strict=True)
     value, text = ratio(took, waited)
-    lead = statistics.mean(reached) - statistics.mean(theirs)
+    ahead = statistics.mean(reached) - statistics.mean(theirs)
     hand_over(
         [
             Row(
                 "val/acc",
-                lead,
+                ahead,
                 {
                     "here": f"{statistics.mean(reached):.3f}",
                     "plain loop": f"{statistics.mean(theirs):.3f}",
-                    "difference, ratio": f"{lead:+.3f}",
+                    "difference, ratio": f"{ahead:+.3f}",
                 },
             ),
             Row(

@@ -10,12 +10,10 @@ comes with its 95 % confidence interval (Student's t over the pairs); time is th
 
 import argparse
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 from training import ROOT, Trained, trained
-from turns import Row, hand_over, ratio
+from turns import Row, hand_over, lead, ratio
 
 from anneal.cores import cores
 from anneal.data.mnist import MNISTDataModule
@@ -69,14 +67,13 @@ def main() -> None:
     for name in list(ways)[1:]:
         pair = ("threads", "all") if name == "threads" else ("all", name)
         given, bare = (runs[way] for way in pair)
-        lost = 100 * np.array([a.accuracy - b.accuracy for a, b in zip(given, bare, strict=True)])
-        half = stats.sem(lost) * stats.t.ppf(0.975, len(lost) - 1)
+        gain, half = lead(*([100 * run.accuracy for run in runs] for runs in (given, bare)))
         value, time = ratio(
             [1 / run.samples_per_second for run in given],
             [1 / run.samples_per_second for run in bare],
         )
         label = f"{threads} threads" if name == "threads" else name
-        cells = {"test/acc, points": f"{lost.mean():+.2f} ± {half:.2f}", "time, ratio": time}
+        cells = {"test/acc, points": f"{gain:+.2f} ± {half:.2f}", "time, ratio": time}
         rows.append(Row(label, value, cells))
     hand_over(rows)
 

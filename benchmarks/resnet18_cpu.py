@@ -28,8 +28,8 @@ from turns import Row, hand_over, in_turns, ratio
 from anneal.data.imagenet import Progressive
 from anneal.modules.imagenet import ImageClassifier
 
-SIZE, CLASSES, EPOCHS = 224, 1000, 84
-GROWING = Progressive(start_size=128, start_epoch=16, end_epoch=EPOCHS)
+SIZE, CLASSES, EPOCHS = 224, 1000, 96
+GROWING = Progressive(start_size=128, start_epoch=18, end_epoch=EPOCHS)
 
 
 class Clock(pl.Callback):

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+from scipy import stats
+
 
 @dataclass
 class Row:
@@ -39,6 +42,12 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, str]:
     middle = statistics.median(ours) / statistics.median(theirs)
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
     return middle, f"{middle:.2f} ({min(each):.2f} to {max(each):.2f})"
+
+
+def lead(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Mean of the differences of pairs, and half of its 95 % confidence interval (Student's t)."""
+    each = np.subtract(ours, theirs)
+    return float(each.mean()), float(stats.sem(each) * stats.t.ppf(0.975, len(each) - 1))
 
 
 def seconds(command: Sequence[str], folder: str | Path, check: bool = True) -> float:
