@@ -67,7 +67,7 @@ def main() -> None:
     for name in list(ways)[1:]:
         pair = ("threads", "all") if name == "threads" else ("all", name)
         given, bare = (runs[way] for way in pair)
-        gain, half = lead(*([100 * run.accuracy for run in runs] for runs in (given, bare)))
+        gain, half = lead(*([100 * run.accuracy for run in way] for way in (given, bare)))
         value, time = ratio(
             [1 / run.samples_per_second for run in given],
             [1 / run.samples_per_second for run in bare],

@@ -251,8 +251,8 @@ class ImageFolderDataModule(LightningDataModule):
             Decoded(pictures, transform, self.size_of, run_seed()),
             self.batch_size,
             workers(world) if self.num_workers is None else self.num_workers,
-            self.trainer is not None and self.trainer.strategy.root_device.type == "cpu",
-            partial(self._on_broken, skip=skip),
+            give_way=bool(self.trainer and self.trainer.strategy.root_device.type == "cpu"),
+            on_broken=partial(self._on_broken, skip=skip),
             **share,
         )
 
