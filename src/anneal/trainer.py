@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from anneal.allocator import keep_freed_memory
 from anneal.errors import UserError
 from anneal.export import export
 from anneal.exported import ENDINGS
@@ -156,12 +157,13 @@ def start(settings: Settings) -> Trainer:
         strategy._launcher = Launcher(
             launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
         )
-    on_cpu = strategy.root_device.type == "cpu"
-    if settings["sync_batchnorm"] and on_cpu and trainer.world_size > 1:
-        raise UserError(
-            "--trainer.sync_batchnorm=true: torch has it for GPUs only; leave it out, and each "
-            "process normalises by its own batch"
-        )
+    if strategy.root_device.type == "cpu":
+        if settings["sync_batchnorm"] and trainer.world_size > 1:
+            raise UserError(
+                "--trainer.sync_batchnorm=true: torch has it for GPUs only; leave it out, and each "
+                "process normalises by its own batch"
+            )
+        keep_freed_memory()
     return trainer
 
 
