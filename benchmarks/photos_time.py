@@ -19,10 +19,11 @@ from turns import Row, hand_over, ratio
 from anneal.cores import cores
 
 PLAIN = ROOT / "benchmarks/plain_photos.py"
+Ended = tuple[float, float]  # accuracy and seconds of a training
 
 
-def plain(root: Path, seed: int) -> tuple[float, float]:
-    """Accuracy and seconds of the plain loop."""
+def plain(root: Path, seed: int) -> Ended:
+    """How the plain loop ends."""
     command = [sys.executable, str(PLAIN), str(root), f"--seed={seed}"]
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"in ([\d.]+) s of training, val/acc ([\d.]+)", shown)
@@ -30,8 +31,8 @@ def plain(root: Path, seed: int) -> tuple[float, float]:
     return float(found[2]), float(found[1])
 
 
-def ours(root: Path, seed: int, epochs: int) -> tuple[float, float]:
-    """The same of the recipe; its pictures grow over the same part of the training."""
+def ours(root: Path, seed: int, epochs: int) -> Ended:
+    """How the recipe does; its pictures grow over the same part of the training."""
     words = [
         *(f"--config={ROOT / 'configs/photos_resnet18.yaml'}", f"--data.root={root}"),
         *(f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}"),
@@ -45,6 +46,21 @@ def ours(root: Path, seed: int, epochs: int) -> tuple[float, float]:
     return found.accuracy, found.seconds
 
 
+def rows(ways: dict[str, list[Ended]], value: float, difference: str) -> list[Row]:
+    """Accuracy and time of two ways, ours first; `value` and `difference` are of the accuracies."""
+    (accuracies, seconds) = (
+        {name: [run[i] for run in runs] for name, runs in ways.items()} for i in range(2)
+    )
+    faster, text = ratio(*seconds.values())
+    reached = {name: f"{statistics.mean(each):.3f}" for name, each in accuracies.items()}
+    took = {name: f"{statistics.median(each):.0f} s" for name, each in seconds.items()}
+    column = "difference, ratio"
+    return [
+        Row("val/acc", value, {**reached, column: difference}),
+        Row("training", faster, {**took, column: text}),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="with train/CLASS and val/CLASS")
@@ -56,31 +72,8 @@ def main() -> None:
     for seed in range(args.seeds):
         peer.append(plain(root, seed))
         here.append(ours(root, seed, args.epochs))
-    (theirs, waited), (reached, took) = zip(*peer, strict=True), zip(*here, strict=True)
-    value, text = ratio(took, waited)
-    ahead = statistics.mean(reached) - statistics.mean(theirs)
-    hand_over(
-        [
-            Row(
-                "val/acc",
-                ahead,
-                {
-                    "here": f"{statistics.mean(reached):.3f}",
-                    "plain loop": f"{statistics.mean(theirs):.3f}",
-                    "difference, ratio": f"{ahead:+.3f}",
-                },
-            ),
-            Row(
-                "training",
-                value,
-                {
-                    "here": f"{statistics.median(took):.0f} s",
-                    "plain loop": f"{statistics.median(waited):.0f} s",
-                    "difference, ratio": text,
-                },
-            ),
-        ]
-    )
+    ahead = statistics.mean(a - b for (a, _), (b, _) in zip(here, peer, strict=True))
+    hand_over(rows({"here": here, "plain loop": peer}, ahead, f"{ahead:+.3f}"))
 
 
 if __name__ == "__main__":

@@ -65,16 +65,8 @@ def export(
     """
     if not isinstance(model, Classifier):
         raise UserError(f"export is for classifiers, and {type(model).__name__} is no Classifier")
-    if (shape := getattr(datamodule, "image_shape", None)) is None:
-        raise UserError(
-            f"export needs to know the pictures: give {type(datamodule).__name__} an image_shape, "
-            "such as (3, 224, 224)"
-        )
-    if path.suffix != ENDINGS[form]:
-        raise UserError(f"--output={path}: a file of {form} ends in {ENDINGS[form]}")
-    missing = [name for name in NEEDED if form == "onnx" and find_spec(name) is None]
-    if missing:
-        raise UserError(f"--format=onnx needs {', '.join(missing)}: pip install -e '.[export]'")
+    shape = _shape(datamodule)
+    _check(form, path)
     stored = read_checkpoint(checkpoint)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
@@ -111,11 +103,31 @@ def export(
     )
 
 
+def _shape(datamodule: LightningDataModule) -> tuple[int, ...]:
+    """Of one picture, channels first."""
+    shape: tuple[int, ...] | None = getattr(datamodule, "image_shape", None)
+    if shape is None:
+        raise UserError(
+            f"export needs to know the pictures: give {type(datamodule).__name__} an image_shape, "
+            "such as (3, 224, 224)"
+        )
+    return shape
+
+
+def _check(form: str, path: Path) -> None:
+    """Raises UserError if the file has another format's ending or its packages are not here."""
+    if path.suffix != ENDINGS[form]:
+        raise UserError(f"--output={path}: a file of {form} ends in {ENDINGS[form]}")
+    missing = [name for name in NEEDED if form == "onnx" and find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format=onnx needs {', '.join(missing)}: pip install -e '.[export]'")
+
+
 def _about(
     model: Classifier, datamodule: LightningDataModule, checkpoint: Path, stored: dict[str, Any]
 ) -> dict[str, str]:
     """What the file says of itself, by `exported.KEYS`."""
-    shape: tuple[int, ...] = datamodule.image_shape  # type: ignore[attr-defined]
+    shape = _shape(datamodule)
     return {
         "class_names": json.dumps(model.class_names or [str(i) for i in range(model.num_classes)]),
         "shape": json.dumps(shape),

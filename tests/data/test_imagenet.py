@@ -287,12 +287,16 @@ def test_broken_pictures_are_left_out_and_counted_up_to_a_limit(root, workers):
         ({"flip": 2.0}, "probabilities"),
         ({"mixup": -1.0}, "data.mixup"),
         ({"repeats": 0}, "data.repeats"),
-        ({"progressive": Progressive(8, 3, 3)}, "end_epoch"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(root, options, words):
     with pytest.raises(UserError, match=words):
         data_module(root, **options)
+
+
+def test_sizes_that_never_grow_are_refused():
+    with pytest.raises(UserError, match="end_epoch must come after"):
+        Progressive(8, start_epoch=3, end_epoch=3)
 
 
 def test_memory_of_an_index_is_arrays(root):

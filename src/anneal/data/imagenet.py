@@ -38,6 +38,10 @@ class Progressive:
     end_epoch: int
     multiple: int = 32
 
+    def __post_init__(self) -> None:
+        if self.start_epoch >= self.end_epoch:
+            raise UserError("data.progressive: end_epoch must come after start_epoch")
+
     def size(self, train_size: int, epoch: int) -> int:
         """Side of the pictures of an epoch."""
         if epoch < self.start_epoch:
@@ -120,14 +124,6 @@ class ImageFolderDataModule(LightningDataModule):
         ):
             if value < least:
                 raise UserError(f"data.{name}={value}: must be at least {least}")
-        if val_resize < val_size:
-            raise UserError(f"data.val_resize={val_resize} is less than val_size={val_size}")
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise UserError(f"data.scale={list(scale)}: must be two parts of the area, up to 1")
-        if not (0 <= flip <= 1 and 0 <= erasing <= 1):
-            raise UserError("data: flip and erasing are probabilities, 0 to 1")
-        if progressive and progressive.start_epoch >= progressive.end_epoch:
-            raise UserError("data.progressive: end_epoch must come after start_epoch")
         self.root = root
         self.batch_size = batch_size
         self.num_workers = num_workers

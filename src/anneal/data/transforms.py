@@ -5,6 +5,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from anneal.errors import UserError
+
 LONGEST = 4  # times the short side; more of a picture is never in its central crop
 
 
@@ -19,6 +21,9 @@ class TrainTransform:
         augment: Any transform of uint8 images, such as v2.TrivialAugmentWide.
         erasing: Probability that a rectangle is erased (Zhong et al. 2017, arXiv 1708.04896).
         fill: The colour it then has, 0 to 255 for each channel.
+
+    Raises:
+        UserError: No such part of an area, or no probability.
     """
 
     def __init__(
@@ -31,6 +36,10 @@ class TrainTransform:
         erasing: float = 0.0,
         fill: tuple[float, ...] = (124.0, 116.0, 104.0),
     ) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise UserError(f"data.scale={list(scale)}: must be two parts of the area, up to 1")
+        if not (0 <= flip <= 1 and 0 <= erasing <= 1):
+            raise UserError("data: flip and erasing are probabilities, 0 to 1")
         self.crop = v2.RandomResizedCrop(1, scale)
         self.interpolation = interpolation
         self.antialias = antialias
@@ -59,9 +68,14 @@ class ValTransform:
         crop: Side of the square cut from its centre.
         interpolation: As in `TrainTransform`.
         antialias: As in `TrainTransform`.
+
+    Raises:
+        UserError: The square is larger than the picture.
     """
 
     def __init__(self, resize: int, crop: int, interpolation: str, antialias: bool) -> None:
+        if resize < crop:
+            raise UserError(f"data.val_resize={resize} is less than val_size={crop}")
         self.resize = resize
         self.crop = crop
         self.interpolation = interpolation
