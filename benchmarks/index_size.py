@@ -3,7 +3,8 @@
 Makes a folder of that many names in class folders (hard links, so that no disk fills), builds and
 loads its index, and lets workers read all pictures once in random order. The memory that each
 worker has for itself should not grow in that time; that of a list of Python tuples, as
-torchvision's ImageFolder keeps it, does, since counting references writes to its pages.
+torchvision's ImageFolder keeps it, does, since counting references writes to its pages. To read one
+of so many pictures should take as long as to read one of a thousand.
 
     python benchmarks/index_size.py
     python benchmarks/index_size.py --pictures=100000 --folder=/fast/disk
@@ -21,9 +22,11 @@ from tempfile import TemporaryDirectory
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
-from turns import Row, hand_over
+from turns import Row, hand_over, in_turns
 
 from anneal.data.folder import FolderPictures
+
+FEW = 1000
 
 
 def make_tree(root: Path, pictures: int, classes: int) -> None:
@@ -82,6 +85,16 @@ def read_all(pictures: FolderPictures | list[tuple[str, int]], workers: int) -> 
     return tenth, end
 
 
+def microseconds(pictures: FolderPictures, times: int = 20_000) -> float:
+    """Time to read a picture's bytes and its label, picked at random."""
+    indices = torch.randint(len(pictures), (times,)).tolist()
+    start = time.perf_counter()
+    for i in indices:
+        pictures.read(i)
+        int(pictures.labels[i])
+    return (time.perf_counter() - start) / times * 1e6
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=1_281_167)
@@ -110,6 +123,15 @@ def main() -> None:
         cells = {"MB": f"{tenth:.0f}, {end:.0f} at the end", "list of tuples": f"{listed:.0f} MB"}
         text = f"{end / listed:.2f}"
         rows.append(Row("a worker's own memory", end / listed, cells | {"ratio": text}))
+        few = Path(folder) / "few"
+        make_tree(few, FEW, args.classes)
+        ways = {
+            "many": lambda: microseconds(train),
+            "few": lambda: microseconds(FolderPictures.splits(few, cache)["train"]),
+        }
+        many, thousand = (statistics.median(found) for found in in_turns(ways, 5).values())
+        cells = {"time": f"{many:.0f} µs", f"of {FEW:,}": f"{thousand:.0f} µs"}
+        rows.append(Row("a picture read, more than of a thousand", many - thousand, cells))
     hand_over(rows)
 
 
