@@ -27,6 +27,7 @@ from turns import Row, hand_over, in_turns
 from anneal.data.folder import FolderPictures
 
 FEW = 1000
+Listed = FolderPictures | list[tuple[str, int]]
 
 
 def make_tree(root: Path, pictures: int, classes: int) -> None:
@@ -50,28 +51,33 @@ def own_megabytes() -> float:
     return sum(int(n) for n in re.findall(r"Private_(?:Clean|Dirty): +(\d+) kB", text)) / 1024
 
 
+def read(pictures: Listed, indices: list[int]) -> None:
+    """The bytes and the labels of some pictures."""
+    for i in indices:
+        if isinstance(pictures, FolderPictures):
+            pictures.read(i)
+            int(pictures.labels[i])
+        else:
+            path, _ = pictures[i]
+            Path(path).read_bytes()
+
+
 class Reading(Dataset):
     """Reads pictures by batches of indices; gives the worker's number and its memory."""
 
-    def __init__(self, pictures: FolderPictures | list[tuple[str, int]]) -> None:
+    def __init__(self, pictures: Listed) -> None:
         self.pictures = pictures
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitems__(self, indices: list[int]) -> tuple[int, float]:
-        for i in indices:
-            if isinstance(self.pictures, FolderPictures):
-                self.pictures.read(i)
-                int(self.pictures.labels[i])
-            else:
-                path, _ = self.pictures[i]
-                Path(path).read_bytes()
+        read(self.pictures, indices)
         info = get_worker_info()
         return (info.id if info else 0), own_megabytes()
 
 
-def read_all(pictures: FolderPictures | list[tuple[str, int]], workers: int) -> tuple[float, float]:
+def read_all(pictures: Listed, workers: int) -> tuple[float, float]:
     """Megabytes of a worker at a tenth and at the end of an epoch in random order, their mean."""
     batches = DataLoader(
         Reading(pictures), 1024, shuffle=True, num_workers=workers, collate_fn=lambda pair: pair
@@ -89,9 +95,7 @@ def microseconds(pictures: FolderPictures, times: int = 20_000) -> float:
     """Time to read a picture's bytes and its label, picked at random."""
     indices = torch.randint(len(pictures), (times,)).tolist()
     start = time.perf_counter()
-    for i in indices:
-        pictures.read(i)
-        int(pictures.labels[i])
+    read(pictures, indices)
     return (time.perf_counter() - start) / times * 1e6
 
 
@@ -123,12 +127,9 @@ def main() -> None:
         cells = {"MB": f"{tenth:.0f}, {end:.0f} at the end", "list of tuples": f"{listed:.0f} MB"}
         text = f"{end / listed:.2f}"
         rows.append(Row("a worker's own memory", end / listed, cells | {"ratio": text}))
-        few = Path(folder) / "few"
-        make_tree(few, FEW, args.classes)
-        ways = {
-            "many": lambda: microseconds(train),
-            "few": lambda: microseconds(FolderPictures.splits(few, cache)["train"]),
-        }
+        make_tree(Path(folder) / "few", FEW, args.classes)
+        few = FolderPictures.splits(Path(folder) / "few", cache)["train"]
+        ways = {"many": lambda: microseconds(train), "few": lambda: microseconds(few)}
         many, thousand = (statistics.median(found) for found in in_turns(ways, 5).values())
         more = many - thousand
         cells = {"time": f"{many:.0f} µs", f"of {FEW:,}": f"{thousand:.0f} µs, {more:+.1f} µs"}

@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", choices=list(EPOCHS), action="append")
     parser.add_argument("--times", type=int, default=5)
-    parser.add_argument("--way", choices=WAYS[:3], help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=WAYS[:-1], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.way:
@@ -118,9 +118,7 @@ def main() -> None:
     rows = []
     for net in args.net or EPOCHS:
         ways = {
-            "floor": partial(in_process, net, "floor"),
-            "kept": partial(in_process, net, "kept"),
-            "loader": partial(in_process, net, "loader"),
+            **{way: partial(in_process, net, way) for way in WAYS[:-1]},
             "anneal": partial(by_command, net, EPOCHS[net]),
         }
         found = in_turns(ways, args.times)
