@@ -1,5 +1,6 @@
 """Callbacks for trainings in processes of their own."""
 
+import atexit
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from torch.distributed import is_initialized
 
 from anneal.errors import UserError
 
@@ -58,3 +60,11 @@ class Dropped(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"drawn-{trainer.global_rank}").open("a") as file:
             file.write("".join(map(str, drawn)) + "\n")
+
+
+class Connected(pl.Callback):
+    """Writes whether a process still has a connection when its interpreter ends."""
+
+    def setup(self, trainer, *args) -> None:
+        path = Path(f"connected-{trainer.global_rank}").absolute()
+        atexit.register(lambda: path.write_text(str(is_initialized())))

@@ -29,7 +29,11 @@ def test_two_processes_are_one_run_with_exact_metrics_and_the_same_rates(tmp_pat
     whole = [f"--trainer.limit_{part}_batches=1.0" for part in ("train", "val", "test")]
     # 400 validation samples in batches of 2 x 150: the last one is short.
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=150")
-    train(tmp_path, *fit, *whole, *two, **OFFLINE, **NEW_INTERPRETER)
+    at_exit = "--trainer.callbacks=ranks.Connected"
+    env = OFFLINE | NEW_INTERPRETER | {"PYTHONPATH": str(Path(__file__).parent)}
+    train(tmp_path, *fit, *whole, *two, at_exit, **env)
+    # A thread of gloo's that holds a tensor while the interpreter ends would abort the process.
+    assert (tmp_path / "connected-1").read_text() == "False"
     folder = tmp_path / "runs" / "two"
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["two"]
     (recorded,) = read(folder)

@@ -23,7 +23,12 @@ from typing import Any
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch.distributed import DistError, DistNetworkError, is_initialized
+from torch.distributed import (
+    DistError,
+    DistNetworkError,
+    destroy_process_group,
+    is_initialized,
+)
 
 from anneal.errors import UserError
 
@@ -137,6 +142,10 @@ def together(in_words: Callable[[Exception], Shown | None]) -> Iterator[None]:
             _launcher.join(PATIENCE)
             if found := _launcher.settle(lost=bool(_launcher.reason())):
                 _end(found)
+        if is_initialized():
+            # A thread of gloo's that still holds a tensor while the interpreter ends aborts it:
+            # https://github.com/pytorch/pytorch/pull/179291. Lightning does it for NCCL alone.
+            destroy_process_group()
     except Exception as e:
         lost, reports = is_lost(e), ERROR_FILE in os.environ
         if lost and not _launcher:

@@ -1,3 +1,4 @@
+import atexit
 import copy
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
+from torch.distributed import destroy_process_group
 
 from anneal.data.batches import Batches
 from anneal.data.mnist import MNISTDataModule
@@ -54,6 +56,11 @@ class Samples(LightningDataModule):
         super().__init__()
         self.samples = images, labels
         self.batch_size = batch_size
+
+    def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        if self.trainer.world_size > 1:  # what `main` does for the processes of a command
+            atexit.register(destroy_process_group)
 
     def train_dataloader(self) -> Batches:
         assert self.trainer is not None
