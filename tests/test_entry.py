@@ -65,10 +65,21 @@ def test_torch_is_not_imported_for_it(known, words):
     assert shown.stdout.splitlines()[-1] == f"{0 if words in HELP else 2} False"
 
 
-def test_what_starts_no_run_does_not_wait_for_wandb():
-    code = "import sys, anneal.cli; print('wandb' in sys.modules, 'torch' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert shown.stdout == "False True\n"
+WITH_TORCH = """
+import sys
+from anneal.entry import main
+try:
+    main(["fit", "--model.optimizer=SGDD"])
+except SystemExit as e:
+    print(e.code, [name in sys.modules for name in ("torch", "wandb", "scipy.signal")])
+import scipy.signal
+print(scipy.signal.windows.hamming(3)[1])
+"""
+
+
+def test_what_starts_no_run_does_not_wait_for_wandb_or_scipy():
+    shown = subprocess.run([sys.executable, "-c", WITH_TORCH], capture_output=True, text=True)
+    assert shown.stdout == "2 [True, False, False]\n1.0\n"
 
 
 @pytest.mark.parametrize("columns", ["100", "72"])
