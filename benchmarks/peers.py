@@ -3,10 +3,10 @@
 Each trains as its authors set it up, for as many epochs, on the complete MNIST and a thread each:
 the template's `src/train.py` (a multilayer perceptron) against `MLP` with more units, and the
 example's `mnist/main.py` (a convolutional net) against configs/mnist_fast.yaml. The first step is
-that of a command that ends after it and a batch of validation, which the template's schedule needs
-(the example: until it prints that step's loss). The time of an epoch, with its validation, is that
-of the whole command without the start. The accuracy is that of the test at the end: the template's
-on 10,000 pictures of its own split, the others' on the official ones.
+taken from the prompt until a callback ends the process after it (the example: until it prints that
+step's loss). The time of an epoch, with its validation and its share of the test, is that of the
+whole command without the start. The accuracy is that of the test at the end: the template's on
+10,000 pictures of its own split, the others' on the official ones.
 
 The template needs hydra-core, hydra-colorlog and rootutils, on PYTHONPATH if not installed.
 
@@ -30,7 +30,8 @@ from turns import Row, hand_over, in_turns, ratio
 
 # What the template's checkpoint has in it, torch refuses since 2.6 without this.
 ENV = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-FIRST_STEP = ["--trainer.max_steps=1", "--trainer.limit_test_batches=2"]
+ENV["PYTHONPATH"] = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)])
+FIRST_STEP = "--trainer.callbacks+=first_step.FirstStep"
 LIKE_THE_TEMPLATE = [
     "--model=MLP",
     "--model.depth=3",
@@ -55,10 +56,8 @@ class Contest(NamedTuple):
 
 def template(checkout: Path, data: Path, epochs: int) -> Contest:
     peer = [sys.executable, str(checkout / "src/train.py"), f"paths.data_dir={data}/"]
-    first = ["trainer.max_epochs=1", "test=False"]
-    first += [f"+trainer.limit_{split}_batches=1" for split in ("train", "val")]
     return Contest(
-        [*peer, *first],
+        [*peer, "+callbacks.first_step._target_=first_step.FirstStep"],
         [*peer, f"trainer.max_epochs={epochs}"],
         None,
         ["--config=empty.yaml", *LIKE_THE_TEMPLATE],
@@ -149,7 +148,7 @@ def rows_of(
 
     found = in_turns(
         {
-            "ours first": lambda: run([*ours, *FIRST_STEP], folder)[0],
+            "ours first": lambda: run([*ours, FIRST_STEP], folder)[0],
             "peer first": lambda: run(contest.peer_first, folder, contest.until)[0],
             "ours": lambda: whole("ours", [*ours, f"--trainer.max_epochs={epochs}"]),
             "peer": lambda: whole("peer", contest.peer_all),

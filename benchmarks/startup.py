@@ -14,9 +14,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import Callback
 from training import TRAIN
 from turns import Row, hand_over, in_turns, ratio, seconds
 
@@ -29,13 +27,6 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, DemoModel
 LightningCLI(DemoModel, BoringDataModule)
 """
-
-
-class FirstStep(Callback):
-    """Ends the process after it."""
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        os._exit(0)
 
 
 def python(code: str) -> list[str]:
@@ -52,7 +43,7 @@ def main() -> None:
         stock = str(Path(folder, "stock.py"))
         Path(stock).write_text(STOCK)
         own, peer = [sys.executable, TRAIN], [sys.executable, stock]
-        step = [*own, "--trainer.callbacks+=startup.FirstStep"]
+        step = [*own, "--trainer.callbacks+=first_step.FirstStep"]
         cases = {
             "--help": ([*own, "--help"], [*peer, "--help"], "stock LightningCLI"),
             "a wrong flag": (

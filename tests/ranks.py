@@ -65,6 +65,6 @@ class Dropped(pl.Callback):
 class Connected(pl.Callback):
     """Writes whether a process still has a connection when its interpreter ends."""
 
-    def setup(self, trainer, *args) -> None:
+    def setup(self, trainer, pl_module, stage) -> None:
         path = Path(f"connected-{trainer.global_rank}").absolute()
         atexit.register(lambda: path.write_text(str(is_initialized())))
