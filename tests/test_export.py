@@ -25,6 +25,7 @@ model:
   class_path: test_export.Small
   init_args:
     flip_tta: true
+    zoom_tta: 1.5
     optimizer: {class_path: SGD, init_args: {lr: 0.05}}
 data:
   class_path: ImageFolderDataModule

@@ -95,6 +95,21 @@ def test_flip_tta_does_not_see_left_and_right():
     torch.testing.assert_close(both.evaluate(images), both.evaluate(images.flip(-1)))
 
 
+@pytest.mark.parametrize("flip_tta", [False, True])
+def test_zoom_tta_is_the_mean_of_the_whole_and_its_middle(flip_tta):
+    torch.manual_seed(0)
+    settings = {"arch": "resnet18", "num_classes": 3, "width": 8, "flip_tta": flip_tta}
+    plain = ImageClassifier(**settings).eval()
+    zoomed = ImageClassifier(**settings, zoom_tta=2).eval()
+    zoomed.load_state_dict(plain.state_dict())
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    whole = images.float().unflatten(-1, (32, 2)).unflatten(-3, (32, 2)).mean((-1, -3))
+    views = plain.evaluate(whole), plain.evaluate(images[..., 16:48, 16:48])
+    torch.testing.assert_close(zoomed.evaluate(images), (views[0] + views[1]) / 2)
+    with pytest.raises(UserError, match="zoom_tta=1: must be more than 1"):
+        ImageClassifier(zoom_tta=1)
+
+
 def test_classes_come_from_the_data_and_are_in_the_checkpoint(fit, run, tmp_path, capsys):
     cli = fit()
     assert cli.model.num_classes == 3
