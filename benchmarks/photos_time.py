@@ -13,12 +13,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from training import ROOT, trained
 from turns import Row, hand_over, ratio
 
 from anneal.cores import cores
 
 PLAIN = ROOT / "benchmarks/plain_photos.py"
+CONFIG = ROOT / "configs/photos_resnet18.yaml"
+RECIPE = yaml.safe_load(CONFIG.read_text())
 Ended = tuple[float, float]  # accuracy and seconds of a training
 
 
@@ -32,14 +35,13 @@ def plain(root: Path, seed: int) -> Ended:
 
 
 def ours(root: Path, seed: int, epochs: int) -> Ended:
-    """How the recipe does; its pictures grow over the same part of the training."""
+    """How the recipe does; its pictures grow after the same part of the training."""
+    grow = RECIPE["data"]["init_args"]["progressive"]["start_epoch"]
+    grow = round(grow * epochs / RECIPE["trainer"]["max_epochs"])
     words = [
-        *(f"--config={ROOT / 'configs/photos_resnet18.yaml'}", f"--data.root={root}"),
+        *(f"--config={CONFIG}", f"--data.root={root}"),
         *(f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}"),
-        *(
-            f"--data.progressive.start_epoch={epochs // 5}",
-            f"--data.progressive.end_epoch={epochs}",
-        ),
+        *(f"--data.progressive.start_epoch={grow}", f"--data.progressive.end_epoch={grow + 1}"),
         f"--trainer.check_val_every_n_epoch={epochs}",
     ]
     found = trained(words, cores())

@@ -17,7 +17,7 @@ from pathlib import Path
 from photos_time import ours, rows
 from turns import hand_over, lead
 
-SHORT_SIDE, QUALITY = 160, 90
+SHORT_SIDE, QUALITY = 176, 90
 
 
 def main() -> None:
