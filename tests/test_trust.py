@@ -213,14 +213,15 @@ def test_a_run_that_dies_anywhere_goes_on_bit_for_bit(tmp_path, never_stopped, h
     assert all(torch.equal(a, b) for a, b in zip(found, never_stopped, strict=True))
 
 
-@pytest.mark.parametrize(("every", "last"), [(1, 3), (0, 6)])  # saved in a step, after an epoch
-def test_a_step_that_was_saved_but_not_logged_is_logged_when_the_run_goes_on(
-    run, monkeypatch, every, last
+@pytest.mark.parametrize(("of", "every", "last"), [("step", 1, 3), ("step", 0, 6), ("epoch", 0, 4)])
+def test_what_was_saved_but_not_logged_is_logged_when_the_run_goes_on(
+    run, monkeypatch, of, every, last
 ):
     often = ("--trainer.log_every_n_steps=1", f"--checkpoint.every_n_train_steps={every}")
     fit = ("fit", "--config=small.yaml", "--trainer.logger=true", *often)
     run(*fit, "--run_name=whole")
-    update = _LoggerConnector.update_train_step_metrics
+    name = f"update_train_{of}_metrics"
+    update = getattr(_LoggerConnector, name)
 
     def die(connector):
         if connector.trainer.global_step == last:
@@ -228,7 +229,7 @@ def test_a_step_that_was_saved_but_not_logged_is_logged_when_the_run_goes_on(
         update(connector)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_LoggerConnector, "update_train_step_metrics", die)
+        patch.setattr(_LoggerConnector, name, die)
         with pytest.raises(OSError, match="crash"):
             run(*fit, "--run_name=died")
     run("fit", "--ckpt_path=last", "--run=died")

@@ -58,16 +58,16 @@ class RunFolder(Callback):
         checkpoint["config"] = self.config
         checkpoint["environment"] = self.environment
         connector = trainer._logger_connector
-        in_step = trainer.training and connector._first_loop_iter is not None
-        if in_step and connector.should_update_logs:
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped
-            values = {name: float(v) for name, v in connector.metrics["log"].items()}
-            checkpoint["step_metrics"] = [step, {"epoch": trainer.current_epoch, **values}]
+        ends_epoch = connector._first_loop_iter is None  # whose line has its last step
+        if trainer.training and (ends_epoch or connector.should_update_logs):
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped - ends_epoch
+            if values := {name: float(v) for name, v in connector.metrics["log"].items()}:
+                checkpoint["step_metrics"] = [step, {"epoch": trainer.current_epoch, **values}]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Logs what a kill has left out: Lightning logs a step after its callbacks have saved."""
+        """Logs what a kill has left out: Lightning logs after its callbacks have saved."""
         step, values = checkpoint.get("step_metrics", [0, {}])
         if self.resumed_from is None or not values or not trainer.is_global_zero:
             return
