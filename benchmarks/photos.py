@@ -17,11 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from training import ROOT, trained
+from photos_time import CONFIG
+from training import trained
 from turns import Row, hand_over, in_turns, ratio
 
 SIZE, BATCH, EPOCHS = 96, 64, 2
-CONFIG = f"--config={ROOT / 'configs/photos_resnet18.yaml'}"
 SAME = ["--model.width=64", "--data.augment=null", "--data.scale=[0.08, 1.0]"]
 
 
@@ -65,7 +65,7 @@ def ours(root: Path, words: list[str]) -> float:
         "--data.num_workers=1",
         f"--trainer.max_epochs={EPOCHS}",
     ]
-    return trained([CONFIG, *words, *more]).samples_per_second
+    return trained([f"--config={CONFIG}", *words, *more]).samples_per_second
 
 
 def main() -> None:

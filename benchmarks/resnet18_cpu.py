@@ -20,18 +20,16 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-import yaml
 from gpu_loop import images_per_second
+from photos_time import RECIPE
 from torch.utils.data import DataLoader
 from torchvision.models import resnet18
-from training import ROOT
 from turns import Row, hand_over, in_turns, ratio
 
 from anneal.data.imagenet import Progressive
 from anneal.modules.imagenet import ImageClassifier
 
 SIZE, CLASSES = 224, 1000
-RECIPE = yaml.safe_load((ROOT / "configs/photos_resnet18.yaml").read_text())
 EPOCHS = RECIPE["trainer"]["max_epochs"]
 GROWING = Progressive(**RECIPE["data"]["init_args"]["progressive"] | {"start_size": 128})
 
