@@ -1,13 +1,11 @@
 """Writes what a classifier predicted: a CSV file, and a sheet of the pictures."""
 
 import csv
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -17,6 +15,7 @@ from anneal.data.decode import decode
 from anneal.data.pictures import FilePictures
 from anneal.errors import UserError
 from anneal.runs import unused
+from anneal.sheet import draw_sheet
 
 SHOWN = 48  # pictures on a sheet
 COLUMNS = 8
@@ -67,7 +66,7 @@ def save_predictions(
         write_predictions(path, tops, [pictures.path(i) for i in numbers])
         images = (decode(pictures.read(i)) for i in numbers)
         sheet = unused(path.with_suffix(".png"))
-        draw_sheet(images, tops, len(tops)).savefig(sheet, dpi=120)
+        draw_predictions(images, tops, len(tops)).savefig(sheet, dpi=120)
         print(sheet)
     print(path)
     if left_out:
@@ -112,7 +111,7 @@ def write_predictions(path: Path, tops: Sequence[Top], paths: Sequence[str] | No
             writer.writerow([sample, *(x for name, p in top for x in (name, f"{p:.6f}"))])
 
 
-def draw_sheet(images: Iterable[Tensor], tops: Sequence[Top], total: int) -> Figure:
+def draw_predictions(images: Iterable[Tensor], tops: Sequence[Top], total: int) -> Figure:
     """The first pictures under their most likely class.
 
     Args:
@@ -120,18 +119,11 @@ def draw_sheet(images: Iterable[Tensor], tops: Sequence[Top], total: int) -> Fig
         tops: As `most_likely` gives them.
         total: How many were predicted.
     """
-    first = list(zip(islice(images, SHOWN), tops, strict=False))
-    rows = math.ceil(len(first) / COLUMNS)
-    columns = min(COLUMNS, len(first))
-    figure = Figure(figsize=(0.4 + 1.5 * columns, 0.6 + 1.75 * rows), layout="constrained")
-    shown = "all" if len(first) == total else f"the first {len(first)} of"
-    figure.suptitle(f"Predictions of {shown} {total:,} pictures")
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.axis("off")
-    for axes, (image, top) in zip(figure.axes, first, strict=False):
-        thumbnail = F.center_crop(F.resize(image, [128]), [128, 128])
-        axes.imshow(thumbnail.permute(1, 2, 0).to(torch.uint8).numpy())
+    pictures = []
+    for image, top in zip(islice(images, SHOWN), tops, strict=False):
         name, probability = top[0]
         short = name if len(name) <= 16 else f"{name[:15]}…"
-        axes.set_title(f"{short}\n{probability:.0%}", fontsize=8)
-    return figure
+        thumbnail = F.center_crop(F.resize(image, [128]), [128, 128])
+        pictures.append((thumbnail, f"{short}\n{probability:.0%}"))
+    shown = "all" if len(pictures) == total else f"the first {len(pictures)} of"
+    return draw_sheet(f"Predictions of {shown} {total:,} pictures", pictures, COLUMNS)

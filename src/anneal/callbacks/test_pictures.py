@@ -1,7 +1,6 @@
 """Two pictures of a test: the confusion matrix and the worst mistakes."""
 
 import csv
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from anneal.runs import unused
+from anneal.sheet import draw_sheet
 
 WORST = 25
 COLUMNS = 5
@@ -112,7 +112,6 @@ def draw_confusion(matrix: Tensor, names: list[str]) -> Figure:
     figure = Figure(figsize=(6.4, 5.6) if n <= 30 else (10, 9), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(mistakes.numpy(), cmap="Reds")
-    figure.colorbar(image, label="mistakes", ticks=MaxNLocator(integer=True))
     axes.set(
         xlabel="predicted",
         ylabel="true",
@@ -126,7 +125,10 @@ def draw_confusion(matrix: Tensor, names: list[str]) -> Figure:
             dark = mistakes[row, column] > mistakes.max() / 2
             color = "tab:green" if row == column else "white" if dark else "black"
             text = str(int(matrix[row, column]))
-            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+            label = axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+            label.set_in_layout(False)  # inside the axes: only slows the layout down
+    else:
+        figure.colorbar(image, label="mistakes", ticks=MaxNLocator(integer=True))
     return figure
 
 
@@ -137,14 +139,10 @@ def draw_mistakes(worst: list[tuple[float, int, int, Tensor]], names: list[str])
         worst: (loss, prediction, target, image) each; images (C, H, W), 0 to 255.
         names: Class names.
     """
-    rows = math.ceil(len(worst) / COLUMNS)
-    figure = Figure(figsize=(7, 0.6 + 1.5 * rows), layout="constrained")
     which = "all mistakes" if len(worst) < WORST else f"the {WORST} worst mistakes"
-    figure.suptitle(f"{which.capitalize()}: true → predicted (loss)")
-    for axes in figure.subplots(rows, COLUMNS).flat:
-        axes.axis("off")
-    for axes, (loss, prediction, target, image) in zip(figure.axes, worst, strict=False):
-        pixels = image.float().clamp(0, 255).permute(1, 2, 0) / 255
-        axes.imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(f"{names[target]} → {names[prediction]} ({loss:.1f})", fontsize=9)
-    return figure
+    pictures = [
+        (image, f"{names[target]} → {names[prediction]} ({loss:.1f})")
+        for loss, prediction, target, image in worst
+    ]
+    title = f"{which.capitalize()}: true → predicted (loss)"
+    return draw_sheet(title, pictures, COLUMNS, fontsize=9)
