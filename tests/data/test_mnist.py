@@ -271,7 +271,7 @@ def test_missing_files_are_downloaded_once(
 
 
 def test_two_processes_download_once_however_slow_the_mirror_is(raw: Path, tmp_path: Path) -> None:
-    with Site(raw, tmp_path / "site", delay=0.5) as site:
+    with Site(raw, tmp_path / "site", delay=0.2) as site:
         train(
             tmp_path,
             "fit",

