@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anneal.cli import main as anneal
 from anneal.data.check import main as check
+from anneal.imports import cli
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = (
@@ -179,7 +179,7 @@ def run(folder: Path, words: list[str]) -> tuple[int, float, int]:
             if words[0] == "check":
                 status = check(words[1:])
             else:
-                anneal(words)
+                cli.main(words)
                 status = 0
         except SystemExit as e:
             status = int(e.code or 0)

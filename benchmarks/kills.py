@@ -29,7 +29,7 @@ import torch
 from lightning.pytorch import Callback
 from PIL import Image
 
-from anneal.cli import main as anneal
+from anneal.imports import cli
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 DIGITS = """
@@ -143,7 +143,7 @@ def start(folder: Path, args: list[str]) -> int:
     sys.argv = [str(TRAIN), *args]
     status = 1
     try:
-        anneal(args)
+        cli.main(args)
         status = 0
     except SystemExit as e:
         status = int(e.code or 0)

@@ -19,7 +19,7 @@ from conftest import SMALL
 TRAIN = Path(__file__).parents[1] / "train.py"
 QUIET = ("--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["anneal.cli"])
+FORKS.set_forkserver_preload(["anneal.imports"])
 NEW_INTERPRETER = {"NEW_INTERPRETER": "1"}  # for the other processes of a training, as for users
 
 

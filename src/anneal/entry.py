@@ -17,7 +17,6 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import shorten
-from types import ModuleType
 from typing import Any
 
 from anneal.cache import cache_folder, key_of
@@ -70,26 +69,9 @@ def main(args: list[str] | None = None) -> None:
     if line := mistake(words):
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
-    import_torchmetrics()
-    from anneal import cli
+    from anneal.imports import cli
 
     cli.main(words)
-
-
-def import_torchmetrics() -> None:
-    """Imports torchmetrics, and torch with it, without scipy.signal: a fifth of all imports.
-
-    Torchmetrics imports scipy.signal only to put a name back, for another package, that newer ones
-    lack. Here it finds that name in a stand-in.
-    """
-    if "scipy.signal" not in sys.modules:
-        stand_in: Any = ModuleType("scipy.signal")
-        stand_in.hamming = None
-        sys.modules["scipy.signal"] = stand_in
-        try:
-            import torchmetrics  # noqa: F401
-        finally:
-            del sys.modules["scipy.signal"]
 
 
 def overview() -> str:

@@ -13,9 +13,10 @@ from typing import Any
 
 from matplotlib.animation import writers
 
-from anneal import cli, runs
+from anneal import runs
 from anneal.errors import UserError, command
 from anneal.figures import fits, gallery, save, walks
+from anneal.imports import cli
 
 ROOT = Path(__file__).parents[3]
 TOUR = ROOT / "docs" / "optimizers.md"
