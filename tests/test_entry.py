@@ -1,6 +1,7 @@
 """What is answered before torch is imported."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,16 +22,26 @@ except SystemExit as e:
 """
 
 
+@pytest.fixture(scope="module")
+def left(tmp_path_factory) -> Path:
+    """The file in which command lines leave the options."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        for command in entry.COMMANDS:
+            with pytest.raises(SystemExit):
+                full([command, "--help"])
+    (file,) = folder.glob("*/*")
+    return file
+
+
 @pytest.fixture
-def known(tmp_path, monkeypatch) -> Path:
-    """A cache in which a command line has left the options."""
+def known(left, tmp_path, monkeypatch) -> Path:
+    """A copy of it, in a cache of this test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for command in entry.COMMANDS:
-        with pytest.raises(SystemExit):
-            full([command, "--help"])
-    (file,) = (tmp_path / "cache" / "anneal").iterdir()
-    return file
+    (tmp_path / "cache" / left.parent.name).mkdir(parents=True)
+    return Path(shutil.copy(left, tmp_path / "cache" / left.parent.name))
 
 
 def test_the_overview_lists_the_commands_the_recipes_and_how_to(capsys):

@@ -1,124 +1,91 @@
-"""Every command of README.md and docs/ is accepted; those on a checkpoint and of some pages run."""
+"""The commands of README.md and docs/ run, one after the other; links and pictures are there."""
 
 import re
-import shlex
 import subprocess
 from importlib import import_module
-from pathlib import Path
 
 import photos
 import pytest
+from launch import TRAIN, train
+from pages import PAGES, ROOT, commands
 
 from anneal.cli import main
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Their commands are run by the tests of these names.
-ELSEWHERE = {"optimizers.md": "test_figures.py", "your-own.md": "test_your_own.py"}
-WALKED = ("photos.md", "reports.md", "export.md")
+WALKED = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("photos", "reports", "export", "devices")),
+]
+# Whose commands are run by the tests of these names.
+ELSEWHERE = {
+    "docs/optimizers.md": "test_figures.py",
+    "docs/your-own.md": "test_your_own.py",
+    "docs/sweeps.md": "test_sweep.py",
+}
 STEPS = {"limit_train_batches": 4, "limit_val_batches": 2, "log_every_n_steps": 2}
 SHORT = [f"--trainer.{key}={n}" for key, n in {"max_epochs": 3, **STEPS}.items()]
 FEW_PHOTOS = ["--data.batch_size=4", "--data.num_workers=0", "--trainer.check_val_every_n_epoch=1"]
+NOT_OURS = ("pip", "wandb", "source", "pre-commit", "pytest")
+ON_CLUSTERS = ("torchrun", "sbatch")  # run by test_scale.py
 MAKE = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-def commands(page: Path) -> list[list[str]]:
-    """Words of each line of a page's shell blocks, without comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+def shortened(words: list[str]) -> list[str]:
+    """What goes to train.py, of few and small steps where it starts a training."""
+    starts = not words or words[0] == "fit" or words[0].startswith("--")
+    if not starts or any("ckpt_path" in word or ".help" in word for word in words):
+        return words
+    few = FEW_PHOTOS if any("photos" in word for word in words) else []
+    return [*([] if words[:1] == ["fit"] else ["fit"]), *words, *SHORT, *few]
 
 
-def trainings(page: Path) -> list[list[str]]:
-    """What goes to train.py, also by torchrun and SLURM."""
-    starts = ("train.py", "scripts/slurm.sbatch")
-    return [
-        words[next(i for i, word in enumerate(words) if word in starts) + 1 :]
-        for words in commands(page)
-        if any(word in starts for word in words)
-    ]
+def test_every_page_with_commands_is_walked():
+    assert {str(page.relative_to(ROOT)) for page in PAGES if commands(page)} == {
+        *WALKED,
+        *ELSEWHERE,
+    }
+    for name in ELSEWHERE.values():
+        assert (ROOT / "tests" / name).is_file()
 
 
-ALL = [(page, words) for page in PAGES if page.name not in ELSEWHERE for words in commands(page)]
-TRAININGS = [words for page in PAGES if page.name not in ELSEWHERE for words in trainings(page)]
-ON_CHECKPOINTS = [
-    words for words in trainings(PAGES[0]) if any("ckpt_path" in word for word in words)
-]
-MODULES = [words[2:] for _, words in ALL if words[:2] == ["python", "-m"] and words[2] != "pytest"]
-
-
-def test_the_readme_has_commands():
-    assert len(trainings(PAGES[0])) > 10
-    assert len(ON_CHECKPOINTS) > 3
-
-
-@pytest.mark.parametrize(
-    "words",
-    [words for words in TRAININGS if not any("ckpt_path" in word for word in words)],
-    ids=lambda c: " ".join(c),
-)
-def test_command_is_accepted(words, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    asks_for_help = any(".help" in word for word in words)
-    with pytest.raises(SystemExit) as e:
-        main(words if asks_for_help else [*words, "--print_config"])
-    assert not e.value.code
-
-
-def test_commands_on_checkpoints_run_one_after_the_other(run):
-    run("fit", "--config=small.yaml")
-    for words in ON_CHECKPOINTS:
-        run(*words)
-
-
-@pytest.mark.filterwarnings("ignore:Precision bf16-mixed")
+@pytest.mark.filterwarnings("ignore:Precision bf16-mixed", "ignore:schedule. the warmup takes")
 @pytest.mark.parametrize("name", WALKED)
 def test_the_commands_of_a_page_run_one_after_the_other(name, run, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     photos.folder(tmp_path / "data/photos")
-    if name == "export.md":
-        run("fit", "--config=small.yaml", "--run_name=RUN", "--trainer.logger=null")
+    if name == "docs/export.md":  # on a model of digits
         photos.save(
             photos.picture(size=(28, 28)).convert("L"), tmp_path / "new/a.png", format="PNG"
         )
     else:
         photos.save(photos.picture(), tmp_path / "new/a.jpg")
-    for words in commands(ROOT / "docs" / name):
-        if words[1] == "train.py":
-            fits = words[2].startswith("--")
-            of_photos = any("photos" in word for word in words)
-            more = [*SHORT, *(FEW_PHOTOS if of_photos else [])] if fits else []
-            run(*(["fit"] if fits else []), *words[2:], *more)
+    written = commands(ROOT / name)
+    if name == "README.md":  # the rest is run where there is more of its kind
+        elsewhere = [words for page in WALKED[1:] for words in commands(ROOT / page)]
+        written = [words for words in written if words not in elsewhere]
+    if any("RUN" in words for words in written):
+        run("fit", "--config=small.yaml", "--run_name=RUN", "--trainer.logger=null")
+    for words in written:
+        if words[:2] == ["python", "train.py"]:
+            if words[2:3] != ["schedule"] and any("devices=" in word for word in words):
+                two = ("--trainer.accelerator=cpu", "--trainer.devices=2")  # of 2 cores
+                train(tmp_path, *shortened(words[2:]), *two)
+            elif re.search(r"--print_config|\.help=", words[-1]):
+                with pytest.raises(SystemExit) as e:
+                    main(words[2:])
+                assert not e.value.code
+            else:
+                run(*shortened(words[2:]))
         elif words[:2] == ["python", "-m"]:
             assert import_module(words[2]).main(words[3:]) == 0, words
+        elif words[0] == "torchrun" and "--nnodes=2" not in words:
+            where = words.index("train.py")
+            command = [*words[:where], str(TRAIN), *shortened(words[where + 1 :])]
+            subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+        elif words[0] == "make":
+            assert words[1] in MAKE
         else:
-            assert words[0] in ("pip", "wandb"), words
-
-
-@pytest.mark.parametrize("words", MODULES, ids=lambda c: " ".join(c))
-def test_a_module_has_the_options_that_a_page_gives_it(words, capsys):
-    name, *rest = words
-    try:
-        module = import_module(f"{name}.__main__")
-    except ModuleNotFoundError:
-        module = import_module(name)
-    with pytest.raises(SystemExit):
-        module.main(["--help"])
-    known = capsys.readouterr().out
-    for option in (word.partition("=")[0] for word in rest if word.startswith("-")):
-        assert re.search(rf"{option}\b", known)
-
-
-def test_every_other_command_is_one_that_is_there():
-    starts = {"source", "pip", "wandb", "optuna-dashboard", "git", "pre-commit", "ls", "pytest"}
-    for page, words in ALL:
-        if "train.py" in words or words[:2] == ["python", "-m"] or words[0] in starts:
-            continue
-        if words[0] == "make":
-            assert words[1] in MAKE, page
-        else:
-            script = next(word for word in words if "/" in word or word == "benchmarks")
-            assert (ROOT / script).exists(), (page, words)
+            assert words[0] in NOT_OURS or words[0] in ON_CLUSTERS, words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -18,6 +18,7 @@ import pytest
 import scipy.stats
 import yaml
 from conftest import SMALL, logged, wait_for
+from pages import ROOT, commands
 from wandb_reader import read as read_wandb
 
 from anneal.cli import main as train
@@ -28,7 +29,6 @@ from anneal.sweep.file import read
 from anneal.sweep.result import Row, draw
 from anneal.sweep.study import FAILED, FINISHED, Study
 
-ROOT = Path(__file__).parents[1]
 READY = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 SCRIPT = """
 import json, os, sys, time
@@ -358,6 +358,31 @@ def test_of_the_rates_in_the_ready_file_the_middle_is_the_best(folder):
     assert small["model.optimizer.lr"] == "0.0001"
     assert float(small["val/acc"]) < 0.3
     assert large["status"].startswith("failed: exit status 1: error: the training loss")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [words for words in commands(ROOT / "docs" / "sweeps.md") if "--storage" not in words],
+    ids=lambda words: words[3],
+)
+def test_a_command_of_the_page_runs_its_file(folder, words):
+    """The first of its trials, of few steps on data that need no download."""
+    content = yaml.safe_load((ROOT / words[3]).read_text())
+    for values in content["parameters"].values():
+        del values["values"][1:]
+    short = {"data.dataset": "digits", "trainer.max_epochs": 1, "trainer.limit_train_batches": 4}
+    content["command"][-1:-1] = [f"--{key}={value}" for key, value in short.items()]
+    content["program"] = str(ROOT / content["program"])
+    (folder / "configs").mkdir()
+    for path in ROOT.glob("configs/*.yaml"):
+        (folder / "configs" / path.name).symlink_to(path)
+    (folder / words[3]).parent.mkdir()
+    (folder / words[3]).write_text(yaml.safe_dump(content))
+    assert words[:3] == ["python", "-m", "anneal.sweep"]
+    assert main(words[3:]) == 0
+    (trial,) = table(folder, content["name"])
+    assert trial["status"] == "finished"
+    assert float(trial[content["metric"]["name"]]) > 0
 
 
 # ---- what is run next
