@@ -15,6 +15,7 @@ os.environ.pop("WANDB_API_KEY", None)
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 torch.set_num_threads(1)
 gc.disable()  # until all is imported
@@ -43,9 +44,14 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs a command in this process, in an empty folder, on a small and fast recipe."""
+    """Runs a command in this process, in an empty folder, on a small and fast recipe.
+
+    Its pictures of a test are blank: to draw them takes longer than the training.
+    """
     from anneal.cli import main
 
+    for what in ("confusion", "mistakes"):
+        monkeypatch.setattr(f"anneal.callbacks.test_pictures.draw_{what}", lambda *_: Figure())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(SMALL)
 

@@ -16,10 +16,12 @@ from types import SimpleNamespace
 
 from conftest import SMALL
 
+from anneal.sweep.process import WARM
+
 TRAIN = Path(__file__).parents[1] / "train.py"
 QUIET = ("--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["anneal.imports"])
+FORKS.set_forkserver_preload(WARM)
 NEW_INTERPRETER = {"NEW_INTERPRETER": "1"}  # for the other processes of a training, as for users
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Literal
 
+import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -136,6 +137,8 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Finds the checkpoint and the run's folder."""
+        self.config_text = self._config_to_save()
+        self.config_dump = yaml.safe_load(self.config_text)  # has LightningCLI write it no more
         config = self.config[self.subcommand]
         root = self.folder = Path(config.trainer.default_root_dir)
         if self.subcommand in LOOKS_AHEAD:
@@ -163,15 +166,15 @@ class CLI(LightningCLI):
         if not config.trainer.fast_dev_run:
             runs.check_writable(root)
 
-    def config_to_save(self) -> str:
+    def _config_to_save(self) -> str:
         """The resolved configuration, without what is about this one command."""
         assert self.subcommand
-        config = self.config[self.subcommand].clone()
+        config, parser = self.config[self.subcommand].clone(), self._parser(self.subcommand)
         about_command = self._subcommand_method_arguments[self.subcommand]
         for key in ("config", "run", "run_name", "resume", *about_command):
             config.pop(key, None)
-        parser = self._parser(self.subcommand)
-        return str(parser.dump(config, skip_none=False, skip_validation=True))
+        # The third argument, to write null too, has another name since jsonargparse 4.49.
+        return str(parser.dump(config, "parser_mode", False, skip_validation=True))
 
     def instantiate_classes(self) -> None:
         try:
@@ -196,7 +199,7 @@ class CLI(LightningCLI):
     def _callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         named = {key: self._get(self.config_init, key) for key in attached.NAMED}
         step = self.checkpoint.get("global_step", 0) if self.goes_on else None
-        return attached.callbacks(named, settings, self.folder, self.config_to_save(), step)
+        return attached.callbacks(named, settings, self.folder, self.config_text, step)
 
     def _loggers(self, asked: Any) -> Any:
         if asked is False or self.subcommand in ("validate", "predict", "export"):
@@ -254,9 +257,7 @@ class CLI(LightningCLI):
             metrics |= self.trainer.callback_metrics
         if self.trainer.is_global_zero:
             looks = [g.look for g in self.run_loggers if isinstance(g, WandbLogger)]
-            seen = SamplesSeen.of(self.trainer)
-            assert seen is not None
-            speed = seen.samples_per_second
+            speed = SamplesSeen.of(self.trainer).samples_per_second  # type: ignore[union-attr]
             print(summary(self.trainer, metrics, seconds, speed, self.folder, looks))
 
     def test(self, **kwargs: Any) -> None:
@@ -295,4 +296,4 @@ class CLI(LightningCLI):
             report(found, output or self.folder / "lr_find.png")
 
     def _differences(self) -> list[tuple[str, Any, Any]]:
-        return differences(self.checkpoint.get("config"), self.config_to_save())
+        return differences(self.checkpoint.get("config"), self.config_text)
