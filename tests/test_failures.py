@@ -88,6 +88,7 @@ data:
     ("rank", "how", "shown"),
     [
         (1, "unreadable", "traceback : error: picture.jpg can't be read"),
+        (0, "bug", "RuntimeError: shapes 3 and 4"),
         (1, "killed", "traceback : Signal 9 (SIGKILL) received by PID"),
     ],
 )

@@ -85,5 +85,5 @@ def test_it_trains_and_passes_its_tests_under_two_names_in_turn(clone):
     assert not run(clone, "-m", "ruff", "format", "--check", ".").returncode
     done = run(clone, "train.py", "--config=small.yaml", "--run_name=r")
     assert done.returncode == 0, done.stderr
-    done = run(clone, "-m", "pytest", "-q", "tests/test_optim.py", "tests/data/test_folder.py")
+    done = run(clone, "-m", "pytest", "-q", "tests/modules/test_mnist.py", "tests/test_optim.py")
     assert done.returncode == 0, done.stdout

@@ -277,7 +277,7 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_damaged_files_of_all_kinds_end_in_a_line():
     script = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
-    command = [sys.executable, str(script), "--files=10"]
+    command = [sys.executable, str(script), "--files=15"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" 0 wrong") == 5
