@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import logged
+from conftest import logged, wait_for
 from launch import NEW_INTERPRETER, Training, train
 from wandb_reader import read
 
@@ -62,9 +62,7 @@ def test_a_killed_run_goes_on_bit_for_bit_and_w_and_b_counts_nothing_twice(tmp_p
     train(tmp_path, *fit, "--run_name=whole", **OFFLINE)
     killed = Training(tmp_path, *fit, "--run_name=killed", **OFFLINE)
     folder = tmp_path / "runs" / "killed"
-    deadline = time.monotonic() + 60
-    while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for((folder / "checkpoints" / "last.ckpt").exists)
     time.sleep(1)  # for W&B to write what run it is
     killed.kill()
     done = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]

@@ -19,7 +19,7 @@ from torch import nn
 
 from anneal.callbacks import interrupt
 
-ON_CLUSTERS = commands(ROOT / "docs" / "devices.md")
+WRITTEN = commands(ROOT / "docs" / "devices.md")
 PLAIN = ("--data.shift=0", "--data.rotation=0")  # nothing is drawn for a batch
 
 
@@ -105,21 +105,20 @@ def test_two_processes_take_the_steps_of_larger_batches(run, tmp_path, split):
 
 def test_two_machines_with_torchrun_take_the_steps_of_larger_batches(run, tmp_path):
     """By the command of docs/devices.md, with a process on each of two machines that are here."""
-    (written,) = (
-        words for words in ON_CLUSTERS if words[0] == "torchrun" and "--nnodes=2" in words
-    )
+    (written,) = (words for words in WRITTEN if words[0] == "torchrun" and "--nnodes=2" in words)
     here = {
-        "--master_addr=HOST": "--master_addr=127.0.0.1",
-        "--nproc_per_node=4": f"--nproc_per_node=1 --master_port={free_port()}",
-        "train.py": f"{ROOT / 'train.py'} {' '.join([*FIT, '--data.batch_size=32', *QUIET])}",
-        "--trainer.devices=4": "--trainer.devices=1",
-        "--run_name=NAME": "",
+        "--master_addr=HOST": ["--master_addr=127.0.0.1", f"--master_port={free_port()}"],
+        "--nproc_per_node=4": ["--nproc_per_node=1"],
+        "train.py": [str(ROOT / "train.py"), *FIT, "--data.batch_size=32", *QUIET],
+        "--trainer.devices=4": ["--trainer.devices=1"],
+        "--run_name=NAME": [],
     }
-    assert here.keys() < set(written)
-    first = " ".join(here.get(word, word) for word in written)
-    second = first.replace("--node_rank=0", "--node_rank=1")
-    assert first != second
-    machines = [start(tmp_path, *command.split()) for command in (first, second)]
+    assert here.keys() | {"--node_rank=0"} < set(written)
+    machines = []
+    for rank in (0, 1):
+        here["--node_rank=0"] = [f"--node_rank={rank}"]
+        command = [new for word in written for new in here.get(word, [word])]
+        machines.append(start(tmp_path, *command))
     outputs = [finish(machine) for machine in machines]
     assert ["best val/acc" in output for output in outputs] == [True, False]
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["r"]
@@ -280,7 +279,7 @@ def submit(folder: Path, job: str, *args: str) -> subprocess.Popen:
         "SLURM_NODELIST": "127.0.0.1",
         "MASTER_PORT": free_port(),
     }
-    (written,) = (words for words in ON_CLUSTERS if words[0] == "sbatch")
+    (written,) = (words for words in WRITTEN if words[0] == "sbatch")
     script, config = written[1:]
     assert config.startswith("--config=configs/")
     words = ("--config=small.yaml", *LONG, *QUIET, *args)

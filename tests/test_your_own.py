@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import shlex
 import subprocess
 import sys
 from importlib import import_module, reload
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from launch import FORKS, QUIET
+from pages import ROOT, commands
 
-ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/your-own.md").read_text()
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, re.DOTALL))
-BLOCKS = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
-COMMANDS = [shlex.split(line)[2:] for line in BLOCKS.splitlines()]
+COMMANDS = [words[2:] for words in commands(ROOT / "docs/your-own.md")]
 SHORT = [
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=1",
@@ -61,7 +59,8 @@ def run_all(folder: Path) -> None:
 def test_every_block_says_where_it_goes_and_what_is_trained_with():
     assert len(FILES) == len(re.findall(r"```(?:python|yaml)\n", PAGE))
     assert not [name for name in FILES if (ROOT / name).exists()]
-    used = BLOCKS + "".join(text for name, text in FILES.items() if name.endswith(".yaml"))
+    recipes = [text for name, text in FILES.items() if name.endswith(".yaml")]
+    used = "\n".join([*map(" ".join, COMMANDS), *recipes])
     for name, text in FILES.items():
         words = [Path(name).name, *re.findall(r"^class (\w+)", text, re.MULTILINE)]
         assert any(re.search(rf"\b{word}\b", used) for word in words), name
