@@ -1,8 +1,8 @@
-"""Imports what every command needs, in two thirds of the time: importing this is all.
+"""Imports what every command needs, in little more than half the time: importing this is all.
 
-Of a plain import a fifth goes into scipy, and a tenth into the search for garbage among a million
-objects that are there to stay. That search would come again in every run: what is imported here is
-left out of it.
+Of a plain import a fifth goes into scipy, and a quarter into the search for garbage among hundreds
+of thousands of objects that are there to stay. That search would come again in every run: what is
+imported here is left out of it.
 """
 
 import gc
