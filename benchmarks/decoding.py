@@ -25,9 +25,9 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from turns import Row, hand_over, ratio
 
-from anneal.data.loader import Decoded
-from anneal.data.pictures import FilePictures
-from anneal.data.transforms import TrainTransform
+from anneal.vision.files import ImageFiles
+from anneal.vision.loader import DecodedDataset
+from anneal.vision.transforms import TrainTransform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLOCK = 10  # pictures that one way decodes before the next has its turn
@@ -62,7 +62,7 @@ def torchvision_uint8(size: int) -> Way:
 def anneal(size: int) -> Way:
     """This project's workers, without their DataLoader."""
     memory = InMemory()
-    decoded = Decoded(memory, TrainTransform(), lambda epoch: size, seed=0)
+    decoded = DecodedDataset(memory, TrainTransform(), lambda epoch: size, seed=0)
     places = count()
 
     def way(data: bytes) -> object:
@@ -72,7 +72,7 @@ def anneal(size: int) -> Way:
     return way
 
 
-class InMemory(FilePictures):
+class InMemory(ImageFiles):
     """One picture at a time, whose bytes are there already."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = FilePictures.find(args.folder)
+    found = ImageFiles.find(args.folder)
     step = max(1, len(found) // args.pictures)
     files = [found.read(i) for i in range(0, len(found), step)]
     originals = [data for data in files if data.startswith(b"\xff\xd8")][: args.pictures]

@@ -2,7 +2,7 @@
 
 Cuts and flips bits of good files at random and has them trained on, predicted and checked, each in
 a process forked from a warm one. A good end is exit status 0, or 1 or 2 after a line that begins
-with `error:` (or `broken` of `anneal.data.check`), within two minutes and 2 GB, no traceback.
+with `error:` (or `broken` of `anneal.vision.check`), within two minutes and 2 GB, no traceback.
 Anything else is listed, and the files kept.
 
     python benchmarks/fuzz.py                # 40 files
@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anneal.data.check import main as check
-from anneal.imports import cli
+from anneal.cli.imports import cli
+from anneal.vision.check import main as check
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = (

@@ -24,10 +24,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from turns import Row, hand_over, in_turns
 
-from anneal.data.folder import FolderPictures
+from anneal.vision.index import ImageFolder
 
 FEW = 1000
-Listed = FolderPictures | list[tuple[str, int]]
+Listed = ImageFolder | list[tuple[str, int]]
 
 
 def make_tree(root: Path, pictures: int, classes: int) -> None:
@@ -54,7 +54,7 @@ def own_megabytes() -> float:
 def read(pictures: Listed, indices: list[int]) -> None:
     """The bytes and the labels of some pictures."""
     for i in indices:
-        if isinstance(pictures, FolderPictures):
+        if isinstance(pictures, ImageFolder):
             pictures.read(i)
             int(pictures.labels[i])
         else:
@@ -91,7 +91,7 @@ def read_all(pictures: Listed, workers: int) -> tuple[float, float]:
     return tenth, end
 
 
-def microseconds(pictures: FolderPictures, times: int = 20_000) -> float:
+def microseconds(pictures: ImageFolder, times: int = 20_000) -> float:
     """Time to read a picture's bytes and its label, picked at random."""
     indices = torch.randint(len(pictures), (times,)).tolist()
     start = time.perf_counter()
@@ -115,7 +115,7 @@ def main() -> None:
         rows = []
         for what in ("built", "loaded"):
             start = time.perf_counter()
-            splits = FolderPictures.splits(root, cache)
+            splits = ImageFolder.splits(root, cache)
             spent = time.perf_counter() - start
             rows.append(Row(f"index {what}", spent, {"time": f"{spent:.2f} s"}))
         size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) / 2**20
@@ -128,7 +128,7 @@ def main() -> None:
         text = f"{end / listed:.2f}"
         rows.append(Row("a worker's own memory", end / listed, cells | {"ratio": text}))
         make_tree(Path(folder) / "few", FEW, args.classes)
-        few = FolderPictures.splits(Path(folder) / "few", cache)["train"]
+        few = ImageFolder.splits(Path(folder) / "few", cache)["train"]
         ways = {"many": lambda: microseconds(train), "few": lambda: microseconds(few)}
         many, thousand = (statistics.median(found) for found in in_turns(ways, 5).values())
         more = many - thousand

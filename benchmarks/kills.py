@@ -29,7 +29,7 @@ import torch
 from lightning.pytorch import Callback
 from PIL import Image
 
-from anneal.imports import cli
+from anneal.cli.imports import cli
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 DIGITS = """
@@ -103,7 +103,7 @@ import logging, sys
 from pathlib import Path
 import boto3
 from moto.server import ThreadedMotoServer
-from anneal.data import shards
+from anneal.vision import shards
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)

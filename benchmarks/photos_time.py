@@ -17,7 +17,7 @@ import yaml
 from training import ROOT, trained
 from turns import Row, hand_over, ratio
 
-from anneal.cores import cores
+from anneal.system import cores
 
 PLAIN = ROOT / "benchmarks/plain_photos.py"
 CONFIG = ROOT / "configs/photos_resnet18.yaml"

@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         shards = Path(name, "shards")
         options = [f"--short_side={SHORT_SIDE}", f"--quality={QUALITY}"]
-        command = [sys.executable, "-m", "anneal.data.shards", str(root), str(shards), *options]
+        command = [sys.executable, "-m", "anneal.vision.shards", str(root), str(shards), *options]
         subprocess.run(command, check=True, capture_output=True)
         pairs = [
             (ours(shards, seed, args.epochs), ours(root, seed, args.epochs))

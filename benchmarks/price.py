@@ -15,9 +15,9 @@ from torch import Tensor
 from training import ROOT, Trained, trained
 from turns import Row, hand_over, lead, ratio
 
-from anneal.cores import cores
-from anneal.data.mnist import MNISTDataModule
-from anneal.modules.mnist import MNISTConvNet
+from anneal.system import cores
+from project.data.digits import MNISTDataModule
+from project.models.digits import MNISTConvNet
 
 BASE = (f"--config={ROOT / 'configs/mnist.yaml'}", "--trainer.precision=bf16-mixed")
 WITHOUT = {

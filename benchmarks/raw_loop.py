@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from training import trained
 from turns import Row, hand_over, in_turns, ratio
 
-from anneal.allocator import keep_freed_memory
-from anneal.data.mnist import MNISTDataModule
-from anneal.modules import mnist
+from anneal.system import keep_freed_memory
+from project.data.digits import MNISTDataModule
+from project.models import digits as mnist
 
 BATCH, LR = 64, 0.003
 EPOCHS = {"MLP": 30, "MNISTConvNet": 4}

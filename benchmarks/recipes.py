@@ -14,7 +14,7 @@ from pathlib import Path
 from training import ROOT, trained
 from turns import Row, hand_over
 
-from anneal.cores import cores
+from anneal.system import cores
 
 
 def recipe(word: str) -> tuple[str, int]:

@@ -26,12 +26,12 @@ from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 from turns import Row, hand_over, in_turns, ratio
 
-from anneal.data.imagenet import Progressive
-from anneal.modules.imagenet import ImageClassifier
+from anneal.vision.datamodule import ProgressiveResizing
+from project.models.resnet import ImageClassifier
 
 SIZE, CLASSES = 224, 1000
 EPOCHS = RECIPE["trainer"]["max_epochs"]
-GROWING = Progressive(**RECIPE["data"]["init_args"]["progressive"] | {"start_size": 128})
+GROWING = ProgressiveResizing(**RECIPE["data"]["init_args"]["progressive"] | {"start_size": 128})
 
 
 class Clock(pl.Callback):

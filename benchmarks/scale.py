@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from training import TRAIN
 from turns import Row, hand_over
 
-from anneal.data.batches import Batches
-from anneal.modules.classifier import Classifier
+from anneal.data.in_memory import InMemoryBatches
+from project.models.classifier import Classifier
 
 CLASSES, EPOCHS, BATCH, SIDE = 1000, 100, 8, 8
 WINDOW = 5  # epochs whose median counts
@@ -46,7 +46,7 @@ data: {{class_path: scale.Noise, init_args: {{steps: {steps}}}}}
 """
 REPORT = """
 import resource, sys
-from anneal.report import main
+from anneal.report.page import main
 assert main(sys.argv[1:]) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -65,11 +65,11 @@ class Noise(pl.LightningDataModule):
         self.train = _noise(BATCH * steps)
         self.val = _noise(CLASSES)
 
-    def train_dataloader(self) -> Batches:
-        return Batches(*self.train, BATCH, seed=0)
+    def train_dataloader(self) -> InMemoryBatches:
+        return InMemoryBatches(*self.train, BATCH, seed=0)
 
-    def val_dataloader(self) -> Batches:
-        return Batches(*self.val, 200)
+    def val_dataloader(self) -> InMemoryBatches:
+        return InMemoryBatches(*self.val, 200)
 
 
 class Linear(Classifier):

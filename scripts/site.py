@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = next(ROOT.glob("src/*/cli.py")).parent
+PACKAGE = ROOT / "src" / "anneal"
 PAGES = ROOT / "build" / "docs"
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = next(ROOT.glob("src/*/cli.py")).parent
+PACKAGE = ROOT / "src" / "anneal"
 RECIPE = "photos_resnet18.yaml"
 
 GONE = [

@@ -1,7 +1,8 @@
 """The one exception that is shown to a person as a line, and not as a traceback."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from difflib import get_close_matches
 from functools import wraps
 
 
@@ -38,3 +39,21 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
             return 130
 
     return wrapped
+
+
+def nearest(word: str, names: Collection[str]) -> str:
+    """The name most like `word`, or "": as a whole, or else by the last part of a dotted key, or
+    else with a mistake in the part before that."""
+    for cutoff, part in ((0.8, str.lower), (0.7, lambda name: name.rpartition(".")[2].lower())):
+        views = {part(name): name for name in sorted(names, key=len, reverse=True)}
+        if found := get_close_matches(part(word), views, n=1, cutoff=cutoff):
+            return views[found[0]]
+    above, _, last = word.rpartition(".")
+    found = get_close_matches(above, names, n=1, cutoff=0.8) if above else []
+    return f"{found[0]}.{last}" if found else ""
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The end of a message that offers the nearest name, or nothing."""
+    near = nearest(word, list(names))
+    return f"; did you mean {near}?" if near else ""

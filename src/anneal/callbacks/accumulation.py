@@ -4,7 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 
-class LastWindow(Callback):
+class RescaleLastAccumulation(Callback):
     """Divides the gradients of an epoch's last, shorter window by the batches that are in it.
 
     Lightning divides by `accumulate_grad_batches` all the same (its issue 19987): the last update

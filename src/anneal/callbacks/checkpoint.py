@@ -10,10 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from anneal.callbacks import is_between_steps
 from anneal.errors import UserError
-from anneal.runs import LAST
-from anneal.schedule import direction
+from anneal.lightning_internals import is_between_steps
+from anneal.optim.schedule import direction
+from anneal.runs.folder import LAST
 
 
 class Checkpoint(ModelCheckpoint):

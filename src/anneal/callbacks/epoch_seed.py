@@ -10,7 +10,7 @@ from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
-class EpochSeed(Callback):
+class SeedEveryEpoch(Callback):
     """Seeds Python, NumPy and torch at the first batch of every epoch, from (seed, epoch, process).
 
     So dropout differs between processes, which Lightning seeds alike, and a run resumed after an

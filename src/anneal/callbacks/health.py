@@ -11,9 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from anneal.callbacks import is_logged
-from anneal.callbacks.samples import SamplesSeen
 from anneal.errors import UserError
+from anneal.progress import SampleCounter, is_logged
 
 STILL = 100  # steps after which a loss or weights that have not moved are worth a word
 TINY = 1e-6  # of their length: weights that moved less in so many steps have not moved
@@ -21,7 +20,7 @@ PIECE = 1000  # numbers of each parameter that are kept to tell
 EXPLODED = 1e4  # times the first gradient norm
 
 
-class Health(Callback):
+class NonFiniteGuard(Callback):
     """Raises UserError at the first NaN or infinite loss or gradient, and logs `train/grad_norm`.
 
     A gradient is looked at before the optimizer uses it, so that the weights stay what they were.
@@ -48,7 +47,7 @@ class Health(Callback):
         self._places: list[str] = []  # what was looked at since the last check
         self._place = ""  # the batch at hand, for a person
         self._lr = 0.0  # the largest of it
-        self._seen: SamplesSeen | None = None
+        self._seen: SampleCounter | None = None
         self._step = self._began = 0
         self._updates = 0  # in this epoch
         self._whole_epoch = True
@@ -60,7 +59,7 @@ class Health(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = self._began = trainer.global_step
-        self._seen = SamplesSeen.of(trainer)
+        self._seen = SampleCounter.of(trainer)
         known = trainer.num_val_batches  # empty if the first validation is in a later epoch
         if trainer.enable_validation and known and not sum(known):
             raise UserError(

@@ -14,15 +14,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from anneal.callbacks import is_between_steps
-from anneal.processes import is_lost
-from anneal.runs import LAST
+from anneal.launch import is_lost
+from anneal.lightning_internals import is_between_steps
+from anneal.runs.folder import LAST
 
 EVERY = 10  # optimizer steps between two questions of several processes to each other
 PATIENCE = 10.0  # seconds that a validation may take to end
 
 
-class Interrupt(Callback):
+class GracefulShutdown(Callback):
     """On Ctrl-C or SIGTERM finishes the step, saves `last.ckpt` and ends with status 130 or 143.
 
     A second one ends at once. A validation is given a few seconds to end; if it takes longer, the

@@ -5,8 +5,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor as LightningLearningRateMonitor
 
-from anneal.callbacks import is_logged
-from anneal.loggers.csv_logger import CSVLogger
+from anneal.loggers.csv import CSVLogger
+from anneal.progress import is_logged
 
 STEP = 0.02  # of the last value: a change that is worth a row of its own
 

@@ -10,12 +10,12 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anneal.errors import UserError
-from anneal.loggers.csv_logger import CSVLogger
+from anneal.loggers.csv import CSVLogger
 from anneal.loggers.wandb_logger import WandbLogger, code_version
-from anneal.runs import unused
+from anneal.runs.folder import next_free_path
 
 
-class RunFolder(Callback):
+class RunDirectory(Callback):
     """The folder that a training writes, made when all processes have read their configuration.
 
     Args:
@@ -82,7 +82,7 @@ class RunFolder(Callback):
             written = sorted(self.path.glob("config*.yaml"), key=lambda p: p.stat().st_mtime)
             if written and written[-1].read_text() == self.config:
                 return written[-1]
-            file = unused(file)
+            file = next_free_path(file)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with file.open("x") as f:

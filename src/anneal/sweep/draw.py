@@ -16,8 +16,7 @@ from optuna.distributions import (
 )
 from scipy.special import betaincinv, ndtri
 
-from anneal.errors import UserError
-from anneal.mistakes import did_you_mean
+from anneal.errors import UserError, did_you_mean
 
 # What each distribution takes; `?` marks what may be left out.
 TAKES = {

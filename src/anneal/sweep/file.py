@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from anneal.errors import UserError
-from anneal.mistakes import did_you_mean
+from anneal.errors import UserError, did_you_mean
 from anneal.sweep.draw import Parameter, parameter
 
 # What W&B's schema knows; False: not supported here.

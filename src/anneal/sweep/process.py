@@ -21,9 +21,11 @@ from pathlib import Path
 
 TRAIN = Path(__file__).parents[3] / "train.py"
 # What the fork server imports; wandb and matplotlib leave the last two for later.
-WARM = ["anneal.imports", "wandb.sdk.launch", "matplotlib.backends.backend_agg"]
+WARM = ["anneal.cli.imports", "wandb.sdk.launch", "matplotlib.backends.backend_agg"]
 TERM_SECONDS = 10.0  # from SIGTERM to SIGKILL
-ERROR = re.compile(r"(error|[\w.]+(Error|Exception|Interrupt|Exit)|Killed|Segmentation fault)\b")
+ERROR = re.compile(
+    r"(error|[\w.]+(Error|Exception|GracefulShutdown|Exit)|Killed|Segmentation fault)\b"
+)
 
 
 def training_words(command: list[str]) -> list[str] | None:

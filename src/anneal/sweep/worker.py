@@ -10,10 +10,10 @@ from typing import Any
 from optuna.trial import Trial
 from tqdm import tqdm
 
-from anneal.cores import cores
 from anneal.sweep.file import Sweep
 from anneal.sweep.process import Process, can_go_on, logged, recorded
 from anneal.sweep.study import FAILED, FINISHED, STOPPED, Study
+from anneal.system import cores
 
 POLL_SECONDS = 0.1
 

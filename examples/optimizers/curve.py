@@ -1,0 +1,97 @@
+"""A polynomial fit: what overfitting is, and what weight decay does about it."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from anneal.errors import UserError
+from anneal.optim.configure import OptimizerCallable, Schedule, configure_optimizers
+from examples.optimizers.figure import TrainingFigure, settings
+from examples.optimizers.fits import CurveFit, draw
+from examples.optimizers.points import LIMIT
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Curve(LightningModule):
+    """A polynomial through the points of `CurvePoints`, trained on their mean squared error.
+
+    It is a sum of Legendre polynomials, f(x) = sum of w_k sqrt(2k + 1) P_k(x / 2), which are
+    orthonormal over -2 to 2. In powers of x the same polynomial is all but untrainable: there the
+    Hessian's eigenvalues differ by a factor of 1e32 at degree 38, and no descent gets past the
+    first dozen powers. Here most directions are learnt in a few hundred steps; the few that the
+    points hardly determine, and that make a fit swing between them, are the slow ones. With decay
+    they end before they start: the optimizer's `weight_decay` is the L2 penalty.
+
+    Args:
+        degree: Of the polynomial, 0 to 100; it has degree + 1 weights.
+        optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
+        schedule: How the learning rate changes.
+    """
+
+    def __init__(
+        self,
+        degree: int = 38,
+        optimizer: OptimizerCallable | None = None,
+        schedule: Schedule = Schedule(),  # noqa: B008 (never changed)
+    ) -> None:
+        super().__init__()
+        if not 0 <= degree <= 100:
+            raise UserError(f"model.degree={degree}: must lie between 0 and 100")
+        self.degree = degree
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.weights = nn.Parameter(torch.zeros(degree + 1))
+        self.label = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y of the polynomial at x, both of any one shape."""
+        k = torch.arange(self.degree + 1, device=x.device)
+        scaled = x[..., None].to(self.weights.dtype) / LIMIT
+        features = torch.special.legendre_polynomial_p(scaled, k) * (2 * k + 1).sqrt()
+        y: Tensor = features @ self.weights
+        return y
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The picture at the end of a training."""
+        return [TrainingFigure()]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and schedule as configured."""
+        return configure_optimizers(self, self.optimizer, self.schedule)
+
+    def on_train_start(self) -> None:
+        self.label = f"degree {self.degree}, {settings(self.trainer)}"
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._error(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._error(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._error(batch, "test")
+
+    def _error(self, batch: Batch, stage: str) -> Tensor:
+        x, y = batch
+        error = F.mse_loss(self(x), y.to(self.weights.dtype))
+        self.log(f"{stage}/loss", error, batch_size=len(x), prog_bar=True)
+        return error
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["fit"] = vars(self.fit())
+
+    @torch.no_grad()
+    def fit(self) -> CurveFit:
+        """The polynomial as it is now, to be drawn."""
+        x = torch.linspace(-LIMIT, LIMIT, 801, dtype=torch.float64)
+        return CurveFit(self.label, x, self(x.to(self.device)).double().cpu())
+
+    def draw(self) -> Figure:
+        """The polynomial, the curve and its points."""
+        return draw([self.fit()])

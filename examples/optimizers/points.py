@@ -1,0 +1,85 @@
+"""Batches for modules that are drawn: none at all for a surface, points of a curve for a fit."""
+
+from functools import partial
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from anneal.data.in_memory import InMemoryBatches
+from anneal.errors import UserError
+from anneal.progress import resume_position
+
+LIMIT = 2.0
+SPACING = 0.1
+
+
+class Steps(LightningDataModule):
+    """No data: an epoch of so many batches with nothing in them, for a loss without samples.
+
+    Args:
+        steps: Batches in an epoch.
+    """
+
+    def __init__(self, steps: int = 100) -> None:
+        super().__init__()
+        _check(steps)
+        self.steps = steps
+
+    def train_dataloader(self) -> InMemoryBatches:
+        nothing = torch.zeros(self.steps, 0)
+        return InMemoryBatches(nothing, nothing, 1, position=partial(resume_position, self.trainer))
+
+    def val_dataloader(self) -> InMemoryBatches:
+        """One batch."""
+        return InMemoryBatches(torch.zeros(1, 0), torch.zeros(1, 0), 1)
+
+
+class CurvePoints(LightningDataModule):
+    """Points of Runge's curve y = 1 / (1 + 25 x²), without noise (Runge 1901).
+
+    To train on, x = 0, ±0.1, ±0.2, ... ±2; to validate and test on, those halfway between, ±0.05,
+    ±0.15, ... ±1.95. A batch is all of them, x and y (1, points) each. With 41 points, a polynomial
+    of degree 38 is nearly free to meet them all, and to do as it likes in between.
+
+    Args:
+        steps: Batches in an epoch.
+    """
+
+    def __init__(self, steps: int = 100) -> None:
+        super().__init__()
+        _check(steps)
+        self.steps = steps
+
+    def train_dataloader(self) -> InMemoryBatches:
+        x, y = (t.expand(self.steps, -1) for t in train_points())
+        return InMemoryBatches(x, y, 1, position=partial(resume_position, self.trainer))
+
+    def val_dataloader(self) -> InMemoryBatches:
+        return InMemoryBatches(*test_points(), 1)
+
+    def test_dataloader(self) -> InMemoryBatches:
+        return InMemoryBatches(*test_points(), 1)
+
+
+def runge(x: Tensor) -> Tensor:
+    """y = 1 / (1 + 25 x²)."""
+    return 1 / (1 + 25 * x**2)
+
+
+def train_points() -> tuple[Tensor, Tensor]:
+    """x and y, (1, 41) each, float64."""
+    n = round(LIMIT / SPACING)
+    x = SPACING * torch.arange(-n, n + 1, dtype=torch.float64)[None]
+    return x, runge(x)
+
+
+def test_points() -> tuple[Tensor, Tensor]:
+    """x and y, (1, 40) each, float64."""
+    x = train_points()[0][:, :-1] + SPACING / 2
+    return x, runge(x)
+
+
+def _check(steps: int) -> None:
+    if steps < 1:
+        raise UserError(f"data.steps={steps}: must be at least 1")

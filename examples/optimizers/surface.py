@@ -1,0 +1,140 @@
+"""An optimizer at work: the network is one or two numbers, the loss a function one can draw."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from anneal.data.seeding import global_seed, make_generator
+from anneal.errors import UserError
+from anneal.optim.configure import OptimizerCallable, Schedule, configure_optimizers
+from examples.optimizers.figure import TrainingFigure, settings
+from examples.optimizers.functions import find
+from examples.optimizers.trajectories import Trajectory, draw
+
+NAMES = "xy"
+
+
+class Surface(LightningModule):
+    """One or two numbers, trained to the minimum of a function, from one start or from many.
+
+    Logs `train/loss` and the position `x` (and `y`) before every step, `val/loss`, `val/x` and
+    `val/y` where an epoch ended; of many starts the mean loss and the position of the first.
+
+    All starts are rows of one parameter (starts, dims) and their losses are summed, so that each
+    has the gradient it would have alone. It also goes the way it would go alone if the optimizer
+    works element by element, as all but LBFGS, Muon and Adafactor do, and if no gradient is
+    clipped.
+
+    Args:
+        function: `well` or `two_wells` of x; `quadratic`, `valley`, `scales`, `saddle`,
+            `rosenbrock`, `beale`, `rastrigin` or `himmelblau` of x and y; or the import path of
+            your own, of tensors x or x and y. Their formulas are in `functions.py`.
+        start: Where to start, x or x and y. None: in the middle of the view.
+        grid: Start from so many points a side, spread over what is shown of the function, instead
+            of from one. The picture is then of which start ends in which minimum.
+        noise: Standard deviation of a normal random number that is added to each component of the
+            gradient, as a mini-batch adds its own; drawn anew for every step, from seed and step,
+            and the same for all starts.
+        optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
+        schedule: How the learning rate changes.
+    """
+
+    def __init__(
+        self,
+        function: str = "well",
+        start: list[float] | None = None,
+        grid: int | None = None,
+        noise: float = 0.0,
+        optimizer: OptimizerCallable | None = None,
+        schedule: Schedule = Schedule(),  # noqa: B008 (never changed)
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.loss = find(function)
+        self.noise = noise
+        self.optimizer = optimizer
+        self.schedule = schedule
+        if noise < 0:
+            raise UserError(f"model.noise={noise}: must be 0 or more")
+        self.points = nn.Parameter(self._starts(start, grid))
+        self.path: list[Tensor] = []  # the points before each step
+        self.lrs: list[float] = []
+        self.label = ""
+
+    def _starts(self, start: list[float] | None, grid: int | None) -> Tensor:
+        """The points to start from, (starts, dims)."""
+        dims, view = self.loss.dims, self.loss.view
+        if grid is not None:
+            if start is not None or grid < 2 or not view or not self.loss.minima:
+                raise UserError(
+                    f"model.grid={grid}: must be at least 2, goes without model.start, and with a "
+                    "function whose view and minima are known (examples.optimizers.functions.shown)"
+                )
+            # In the middle of equal cells.
+            sides = [low + (high - low) * (torch.arange(grid) + 0.5) / grid for low, high in view]
+            return torch.cartesian_prod(*sides).view(-1, dims)
+        if start is None:
+            start = [(low + high) / 2 for low, high in view] or [0.0] * dims
+        if len(start) != dims:
+            raise UserError(f"model.start={start}: {self.function} takes {dims} number(s)")
+        return torch.tensor([start], dtype=torch.get_default_dtype())
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The picture at the end of a training."""
+        return [TrainingFigure()]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and schedule as configured."""
+        return configure_optimizers(self, self.optimizer, self.schedule)
+
+    def on_train_start(self) -> None:
+        noise = f"; noise {self.noise:g}" if self.noise else ""
+        self.label = settings(self.trainer) + noise
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if len(self.path) == self.trainer.global_step:  # not in the middle of an accumulation
+            self.path.append(self.points.detach().clone())
+            self.lrs.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        losses = self.loss(self.points)
+        self._log("", {"train/loss": losses.mean()})
+        total = losses.sum()
+        if self.noise:
+            # The gradient of noise * points is noise. A function of step and batch, so that it is
+            # the same after a resume, and in each of the evaluations of one step of LBFGS.
+            rng = make_generator(
+                global_seed(), self.trainer.global_step, batch_idx, self.global_rank
+            )
+            noise = torch.randn(self.loss.dims, generator=rng).to(self.points)
+            total = total + self.noise * (noise * self.points).sum()
+        return total
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._log("val/", {"val/loss": self.loss(self.points).mean()})
+
+    def _log(self, prefix: str, metrics: dict[str, Tensor]) -> None:
+        where = {prefix + name: u for name, u in zip(NAMES, self.points.detach()[0], strict=False)}
+        self.log_dict(metrics | where, batch_size=1, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["walk"] = vars(self.walk())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        walk = Trajectory(**checkpoint["walk"])
+        self.path, self.lrs = list(walk.path[:-1].to(self.points)), walk.lrs
+
+    def walk(self) -> Trajectory:
+        """The way so far."""
+        here = self.points.detach().clone()
+        return Trajectory(
+            self.function, self.label, torch.stack([*self.path, here]).cpu(), [*self.lrs]
+        )
+
+    def draw(self) -> Figure:
+        """The way over the function, or which start ends in which minimum."""
+        return draw([self.walk()])

@@ -1,0 +1,383 @@
+"""What optimizers do on surfaces, against what can be computed, and every recipe's claim."""
+
+import csv
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch.optim import SGD, Adam, AdamW, RMSprop
+from torch.optim.lr_scheduler import StepLR
+
+from anneal.data.seeding import make_generator
+from anneal.errors import UserError
+from anneal.optim.schedule import Schedule
+from examples.optimizers.functions import BUILT_IN, find
+from examples.optimizers.gallery import RATES, walk
+from examples.optimizers.points import Steps
+from examples.optimizers.surface import Surface
+from examples.optimizers.trajectories import ends_in
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TOUR = (CONFIGS.parents[2] / "docs" / "optimizers.md").read_text()
+
+
+def steep(x):
+    """Curvature 4."""
+    return 2 * x**2
+
+
+def mine(x, y):
+    return (x - 1) ** 2 + y**2
+
+
+def of_three(x, y, z):
+    return x + y + z
+
+
+STEEP = f"{__name__}.steep"
+
+
+def train(steps=20, seed=0, **kwargs):
+    """Trains a surface and returns it."""
+    seed_everything(seed, verbose=False)
+    module = Surface(**kwargs)
+    Trainer(accelerator="cpu", max_epochs=1, barebones=True).fit(module, Steps(steps))
+    return module
+
+
+def path(**kwargs):
+    """Where the first start stood before the first step and after each, (steps + 1, dims)."""
+    return train(**kwargs).walk().path[:, 0]
+
+
+# ---- against formulas
+
+
+@pytest.mark.parametrize(("function", "a"), [("well", 1), (STEEP, 4)])
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.5, 1.9])
+def test_descent_on_a_quadratic_is_a_power_of_one_minus_lr_times_curvature(function, a, share):
+    lr = share / a
+    xs = path(function=function, start=[3.0], optimizer=partial(SGD, lr=lr))[:, 0]
+    expected = 3 * (1 - lr * a) ** torch.arange(21.0)
+    torch.testing.assert_close(xs, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_descent_diverges_exactly_above_two_over_curvature():
+    def last(lr):
+        optimizer = partial(SGD, lr=lr)
+        return abs(float(path(function=STEEP, start=[1.0], optimizer=optimizer, steps=100)[-1]))
+
+    assert last(0.5 * (1 - 1e-3)) < 0.9
+    assert last(0.5) == 1
+    assert last(0.5 * (1 + 1e-3)) > 1.1
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+def test_the_velocity_is_the_weighted_sum_of_all_gradients(momentum):
+    optimizer = partial(SGD, lr=0.01, momentum=momentum)
+    module = train(function="himmelblau", start=[0.0, 0.0], optimizer=optimizer)
+    points = module.walk().path[:-1, 0].requires_grad_()
+    BUILT_IN["himmelblau"](points).sum().backward()
+    weights = momentum ** torch.arange(len(points) - 1.0, -1, -1)
+    (state,) = module.optimizers().state.values()
+    expected = (weights[:, None] * points.grad).sum(0)
+    torch.testing.assert_close(state["momentum_buffer"][0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_l2_and_decoupled_decay_are_one_path_under_sgd_and_two_under_adam():
+    decay, lr = 0.1, 0.1
+    there = {"function": "quadratic", "start": [-4.0, 2.0]}
+    l2 = path(**there, optimizer=partial(SGD, lr=lr, weight_decay=decay))
+    x = torch.tensor(there["start"])
+    for at in l2:
+        torch.testing.assert_close(at, x)
+        x = x - lr * torch.tensor([1.0, 10.0]) * x - lr * decay * x
+    with_l2, decoupled = (
+        path(**there, optimizer=partial(cls, lr=lr, weight_decay=decay)) for cls in (Adam, AdamW)
+    )
+    # The first step of Adam is lr in both; AdamW takes the decay on top of it.
+    start = torch.tensor(there["start"])
+    torch.testing.assert_close(with_l2[1], start - lr * start.sign())
+    torch.testing.assert_close(decoupled[1], (1 - lr * decay) * start - lr * start.sign())
+    assert (with_l2[-1] - decoupled[-1]).abs().min() > 0.1
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.3])
+@pytest.mark.parametrize("start", [[1.0, 1.0], [-1e3, 1e-3], [1e-2, -1e2]])
+def test_adams_first_step_has_the_size_lr_whatever_the_gradient(lr, start):
+    first, second = path(function="scales", start=start, optimizer=partial(Adam, lr=lr), steps=1)
+    expected = torch.full((2,), lr)
+    torch.testing.assert_close((second - first).abs(), expected, rtol=5e-3, atol=1e-4 * lr)
+
+
+def test_noise_keeps_the_position_as_far_off_as_the_formula_says():
+    lr, sigma = 0.5, 2.0
+    xs = path(start=[0.0], noise=sigma, optimizer=partial(SGD, lr=lr), steps=1000)
+    expected = lr * sigma**2 / (2 - lr)  # of x <- (1 - lr) x - lr noise, curvature 1
+    assert float(xs.var()) == pytest.approx(expected, rel=0.25)
+
+
+# ---- many starts, noise, resumes
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [partial(SGD, lr=0.005, momentum=0.9), partial(Adam, lr=0.1), partial(RMSprop, lr=0.02)],
+    ids=["SGD", "Adam", "RMSprop"],
+)
+def test_256_starts_in_one_batch_go_where_each_goes_alone(optimizer):
+    schedule = Schedule(partial(StepLR, step_size=10), interval="step")
+    settings = {"noise": 0.5, "optimizer": optimizer, "schedule": schedule, "steps": 25}
+    together = train(function="himmelblau", grid=16, **settings).walk().path
+    assert together.shape == (26, 256, 2)
+    for i in (0, 100, 255):
+        alone = path(function="himmelblau", start=together[0, i].tolist(), **settings)
+        torch.testing.assert_close(together[:, i], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_grid_stands_in_the_middle_of_equal_cells():
+    starts = Surface("quadratic", grid=2).points.detach()
+    assert starts.tolist() == [[-2.5, -1.5], [-2.5, 1.5], [2.5, -1.5], [2.5, 1.5]]
+    assert Surface("well", grid=4).points.flatten().tolist() == [-3.75, -1.25, 1.25, 3.75]
+
+
+def test_noise_follows_from_the_seed_and_is_new_at_every_step():
+    def steps(seed):
+        return path(seed=seed, start=[0.0], noise=1.0, optimizer=partial(SGD, lr=1.0))[:, 0].diff()
+
+    assert steps(0).equal(steps(0))
+    assert not steps(0).equal(steps(1))
+    assert len(set(steps(0).tolist())) == 20
+
+
+def test_a_resumed_walk_is_the_undisturbed_one(run):
+    config = f"--config={CONFIGS / 'surface_noise.yaml'}"
+    whole = run("fit", config, "--run_name=whole", "--data.steps=60").model
+    crash = ["--trainer.callbacks=tiny.Crash", "--trainer.callbacks.step=25"]
+    saved = "--checkpoint.every_n_train_steps=20"
+    with pytest.raises(OSError, match="crash"):
+        run("fit", config, "--run_name=part", "--data.steps=60", saved, *crash)
+    resume = ["--ckpt_path=last", "--run=part", "--trainer.callbacks=null"]
+    rest = run("fit", *resume).model
+    assert rest.walk().path.equal(whole.walk().path)
+    assert rest.walk().lrs == whole.walk().lrs
+    steps = [row["step"] for row in rows("part") if row["x"]]
+    assert steps == [str(step) for step in range(60)]
+
+
+@pytest.mark.parametrize("optimizer", RATES)
+@pytest.mark.parametrize("function", ["quadratic", "saddle"])
+def test_every_optimizer_of_the_gallery_comes_down(function, optimizer):
+    rate = RATES[optimizer][["quadratic", "saddle"].index(function)]
+    losses = walk(function, optimizer, rate, steps=40).losses
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# ---- functions
+
+
+@pytest.mark.parametrize("function", BUILT_IN.values(), ids=lambda f: f.name)
+def test_the_minima_of_a_function_are_its_minima(function):
+    view = torch.tensor(function.view, dtype=torch.float64)
+    minima = torch.tensor(function.minima, dtype=torch.float64)
+    assert len(view) == minima.shape[1] == function.dims
+    assert ((view[:, 0] < minima) & (minima < view[:, 1])).all()
+    minima.requires_grad_()
+    losses = function(minima)
+    losses.sum().backward()
+    assert minima.grad.abs().max() < 2e-4
+    around = 1e-2 * torch.randn(500, 1, function.dims, dtype=torch.float64)
+    assert (function(minima + around) > losses).all()
+    sample = view[:, 0] + (view[:, 1] - view[:, 0]) * torch.rand(5000, function.dims)
+    assert function(sample).min() >= losses[0] == losses.min()
+
+
+@pytest.mark.parametrize(("i", "curvature"), [(0, 1.0), (1, 11.06)])
+def test_the_shallow_well_is_the_narrow_one(i, curvature):
+    function = BUILT_IN["two_wells"]
+    at = torch.tensor(function.minima[i], dtype=torch.float64)
+    hessian = torch.autograd.functional.hessian(lambda x: function(x), at)
+    assert float(hessian) == pytest.approx(curvature, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "value"),
+    [
+        ("well", [3], 4.5),
+        ("two_wells", [0], 1),
+        ("quadratic", [1, 2], 20.5),
+        ("valley", [-2, 0], 0.2),
+        ("scales", [0.1, 10], 1),
+        ("saddle", [0, 2], -1),
+        ("rosenbrock", [-1.2, 1], 24.2),
+        ("beale", [0, 0], 14.203125),
+        ("rastrigin", [1, 0], 1),
+        ("himmelblau", [0, 0], 170),
+    ],
+)
+def test_a_function_has_the_value_of_its_formula(name, at, value):
+    assert float(find(name)(torch.tensor(at, dtype=torch.float64))) == pytest.approx(value)
+
+
+def test_a_function_of_ones_own_is_taken_by_its_import_path():
+    module = train(function=f"{__name__}.mine", optimizer=partial(SGD, lr=0.4))
+    assert module.points[0].tolist() == pytest.approx([1, 0], abs=1e-4)
+    assert module.draw().axes
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"function": "rosenbrok"}, "neither an import path nor one of well"),
+        ({"function": "no.such.module"}, "No module named"),
+        ({"function": f"{__name__}.of_three"}, "takes 3 arguments"),
+        ({"function": "well", "start": [1.0, 2.0]}, "takes 1 number"),
+        ({"grid": 1}, "at least 2"),
+        ({"grid": 4, "start": [1.0]}, "goes without model.start"),
+        ({"function": STEEP, "grid": 4}, "view and minima are known"),
+        ({"noise": -1.0}, "0 or more"),
+    ],
+)
+def test_what_makes_no_surface_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Surface(**settings)
+    with pytest.raises(UserError, match="at least 1"):
+        Steps(0)
+
+
+# ---- the recipes and what they claim
+
+
+def rows(name):
+    with Path(f"runs/{name}/metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def recipe(run):
+    """Runs a recipe and returns the positions before every step and after the last, (n, dims)."""
+
+    def recipe(name, *flags):
+        cli = run("fit", f"--config={CONFIGS / name}.yaml", "--run_name=it", *flags)
+        walked = cli.model.walk().path[:, 0]
+        logged = [row for row in rows("it") if row["train/loss"]]
+        last = next(row for row in rows("it") if row["val/loss"])
+        assert len(logged) == cli.trainer.global_step
+        for i, axis in enumerate("xy"[: walked.shape[1]]):
+            positions = [float(row[axis]) for row in [*logged]] + [float(last[f"val/{axis}"])]
+            torch.testing.assert_close(torch.tensor(positions), walked[:, i])
+        losses = [float(row["train/loss"]) for row in logged] + [float(last["val/loss"])]
+        torch.testing.assert_close(torch.tensor(losses), cli.model.walk().losses.mean(1))
+        lrs = [float(row["lr"]) for row in rows("it") if row["lr"]]
+        assert lrs == pytest.approx(cli.model.walk().lrs)
+        assert Path("runs/it/picture.png").is_file()
+        Path("runs/it").rename("runs/" + "_".join([name, *flags]).replace("/", "_"))
+        return walked
+
+    return recipe
+
+
+def steps_to(name, walked, loss):
+    """After how many steps the loss stays below a value; None: never."""
+    above = (find(name)(walked) >= loss).nonzero()
+    last = int(above[-1]) + 1 if len(above) else 0
+    return last if last < len(walked) else None
+
+
+def test_descent_goes_step_by_step(recipe):
+    xs = recipe("surface_descent")[:, 0]
+    assert float(xs[10]) == pytest.approx(-0.127, abs=5e-4)
+    assert float(xs[20]) == pytest.approx(-0.0036, abs=5e-5)
+
+
+def test_the_full_batch_arrives_and_mini_batches_keep_wandering(recipe):
+    noisy, full = recipe("surface_noise"), recipe("surface_noise", "--model.noise=0")
+    assert full[-1].norm() < 1e-5
+    strays = float(noisy[50:, 0].std())
+    assert math.isclose(strays, 0.82, rel_tol=0.3)
+    assert f"strays by {strays:.2f}" in TOUR
+    assert noisy[50:].norm(dim=1).max() > 1
+    # It comes near about as fast: at a tenth of the way left after 27 steps of 0.92.
+    assert noisy[27:40].norm(dim=1).min() < 0.5
+
+
+def test_too_small_a_rate_is_stuck_in_the_shallow_well(recipe):
+    xs = recipe("surface_lr_small")[:, 0]
+    assert float(xs[-1]) == pytest.approx(2.922, abs=1e-3)
+    assert xs.min() > 2.9
+
+
+def test_too_large_a_rate_jumps_the_shallow_well_and_bounces_for_ever(recipe):
+    xs = recipe("surface_lr_large")[:, 0]
+    assert not ((xs > 2.5) & (xs < 3.5)).any()
+    assert (xs[10:].abs() - 3**0.5).abs().max() < 0.01
+    assert (xs[10:-1] * xs[11:] < 0).all()
+
+
+def test_a_large_rate_with_a_schedule_jumps_and_settles_in_the_deep_well(recipe):
+    xs = recipe("surface_lr_schedule")[:, 0]
+    assert not ((xs > 2.5) & (xs < 3.5)).any()
+    assert xs[5:20].abs().min() > 1
+    assert abs(float(xs[-1])) < 1e-3
+
+
+def test_warm_restarts_leave_the_shallow_well(recipe):
+    xs = recipe("surface_restarts")[:, 0]
+    assert xs[[10, 30]].tolist() == pytest.approx([2.92, 2.92], abs=0.02)
+    assert abs(float(xs[-1])) < 0.05
+    # The same of a hundred seeds at once, by hand.
+    draws = [[make_generator(seed, t, t, 0) for seed in range(100)] for t in range(70)]
+    noise = torch.tensor([[float(torch.randn(1, generator=g)) for g in row] for row in draws])
+    many = [torch.full((100,), 5.0)]
+    for t in range(70):
+        begun, length = ((0, 10), (10, 20), (30, 40))[(t >= 10) + (t >= 30)]
+        lr = 0.4 * (1 + math.cos(math.pi * (t - begun) / length)) / 2
+        x = many[-1].clone().requires_grad_()
+        BUILT_IN["two_wells"](x[:, None]).sum().backward()
+        many.append(many[-1] - lr * (x.grad + 0.1 * noise[t]))
+    many = torch.stack(many)
+    torch.testing.assert_close(many[:, 0], xs, rtol=1e-3, atol=1e-3)
+    left = ((many[10] - 2.92).abs() < 0.1) & (many[70].abs() < 0.1)
+    assert f"{int(left.sum())} go from the shallow" in TOUR
+    assert f"{int(left.sum())} of seeds 0 to 99" in (CONFIGS / "surface_restarts.yaml").read_text()
+
+
+def test_momentum_takes_fewer_steps_through_the_valley(recipe):
+    small = steps_to("valley", recipe("surface_valley"), 0.1)
+    momentum = recipe("surface_valley", "--model.optimizer.momentum=0.9", "--data.steps=150")
+    momentum = steps_to("valley", momentum, 0.1)
+    large = recipe("surface_valley", "--model.optimizer.lr=0.5", "--data.steps=200")
+    assert small == 370
+    assert momentum < small / 5
+    assert f"| {small} |" in TOUR
+    assert f"momentum 0.9 | {momentum} |" in TOUR
+    assert f"{momentum} with momentum" in (CONFIGS / "surface_valley.yaml").read_text()
+    # The large rate is soon at x = 0, and crosses the valley at every step.
+    assert steps_to("valley", large, 0.1) is None
+    assert large[-1, 0].abs() < 1e-3
+    assert (large[100:-1, 1] * large[101:, 1] < 0).all()
+    assert float(find("valley")(large[-1])) == pytest.approx(5.25, abs=0.01)
+
+
+def test_adam_moves_parameters_of_every_scale_and_sgd_only_the_steep_one(recipe):
+    adam = recipe("surface_adam")
+    flags = ("--model.optimizer=SGD", "--model.optimizer.lr=0.015")
+    sgd = recipe("surface_adam", *flags)
+    torch.testing.assert_close(adam[:, 0], adam[:, 1], rtol=1e-3, atol=1e-3)
+    assert adam[-1].abs().max() < 0.0035
+    assert abs(float(sgd[-1, 0])) < 1e-6
+    assert float(sgd[-1, 1]) == pytest.approx(0.985, abs=5e-4)
+
+
+def test_all_starts_of_the_basins_arrive_and_momentum_changes_where(run):
+    def ends(*flags):
+        config = f"--config={CONFIGS / 'surface_basins.yaml'}"
+        cli = run("fit", config, "--data.steps=150", *flags)
+        return ends_in(BUILT_IN["himmelblau"], cli.model.walk().path[-1])
+
+    plain, momentum = ends(), ends("--model.optimizer.momentum=0.9")
+    assert set(plain) == set(momentum) == {0, 1, 2, 3}
+    assert 0.05 < (plain != momentum).mean() < 0.5

@@ -1,0 +1,47 @@
+"""What ended a run, as the line that a person reads."""
+
+import errno
+import re
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from anneal import launch as processes
+from anneal.errors import UserError
+
+
+def describe_failure(e: Exception) -> processes.Shown | None:
+    """What a person reads of a mistake of theirs, and the exit status; None: it is a bug."""
+    if isinstance(e, UserError):
+        return f"error: {e}", e.status
+    if isinstance(e, MisconfigurationException):
+        return f"error: {e}", 2
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"error: {e.filename or 'the run'}: {e.strerror}; free some space", 1
+    ended = r"DataLoader worker .* (killed by signal: [\w ]+|exited unexpectedly)"
+    if found := re.search(ended, f"{e} {e.__cause__}"):
+        return (
+            f"error: a process that reads the data: {found[1]}. Is the memory full, or /dev/shm? "
+            "Lower data.num_workers or data.batch_size, or give a container more (docker run "
+            "--shm-size=8g)",
+            1,
+        )
+    if isinstance(e, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(e):
+        reason = str(e).strip().splitlines()[0]
+        return f"error: out of memory: lower data.batch_size or the model's size ({reason})", 1
+    if processes.is_lost(e):
+        reason = str(e).strip().splitlines()[0]
+        return f"error: the connection to another process is lost: see why it ended ({reason})", 1
+    return None
+
+
+def nothing_trained(trainer: Trainer) -> UserError:
+    """Why a training has ended without a step."""
+    n = trainer.num_training_batches  # infinite where the data was not asked for
+    data = f"the training data gives {n} batches (is a rest dropped?), " if n == 0 else ""
+    return UserError(
+        f"nothing was trained: {data}limit_train_batches={trainer.limit_train_batches}, "
+        f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}",
+        status=1,
+    )

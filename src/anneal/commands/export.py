@@ -1,0 +1,199 @@
+"""Writes a classifier into one file with all that it needs, and checks what that computes."""
+
+import json
+import time
+import warnings
+from contextlib import suppress
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+
+from anneal.errors import UserError
+from anneal.runs.exported import ENDINGS, INPUT, OUTPUT, Exported, read
+from anneal.runs.folder import read_checkpoint, run_of
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")  # by torch.onnx.export, and to run the result
+BATCHES = (1, 2, 7)
+TOLERANCE = 1e-4  # of a probability
+TIMED = 20
+
+
+class Probabilities(nn.Module):
+    """What an exported file computes.
+
+    Args:
+        model: Whose probabilities they are.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, classes) float32 of (N, C, H, W) uint8."""
+        probabilities: Tensor = self.model.evaluate(pixels).float().softmax(1)
+        return probabilities
+
+
+def export(
+    model: LightningModule,
+    datamodule: LightningDataModule,
+    checkpoint: Path,
+    form: str,
+    path: Path,
+) -> str:
+    """Writes the weights of a checkpoint, those of an EMA if the run has one, and checks the file.
+
+    Args:
+        model: A `Classifier`.
+        datamodule: Its `image_shape` and `image_about` say what the network takes.
+        checkpoint: The weights, and the class names.
+        form: A key of `ENDINGS`.
+        path: The file to write.
+
+    Returns:
+        Lines for a person: the file, its size, how exact and how fast it is.
+
+    Raises:
+        UserError: It can't be exported or written, or computes something else than the model.
+    """
+    if not (hasattr(model, "evaluate") and hasattr(model, "class_names")):
+        raise UserError(f"export is for classifiers, and {type(model).__name__} is no Classifier")
+    shape = _shape(datamodule)
+    _check(form, path)
+    stored = read_checkpoint(checkpoint)
+    model.on_load_checkpoint(stored)
+    model.load_state_dict(stored["state_dict"])
+    network = Probabilities(model).to(memory_format=torch.contiguous_format).eval()
+    about = _about(model, datamodule, checkpoint, stored)
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own, of each torch release others
+            _WRITERS[form](network, _pixels(2, shape), about, unfinished)
+            exported = read(unfinished)
+            differences = [_difference(network, exported, _pixels(n, shape)) for n in BATCHES]
+        difference = float(torch.tensor(differences).max())  # NaN if one is
+        if not difference < TOLERANCE:
+            raise UserError(
+                f"what is exported as {form} differs from the model by up to {difference:.2g} in a "
+                f"probability, more than {TOLERANCE:g}: nothing is written",
+                status=1,
+            )
+        unfinished.replace(path)
+    except OSError as e:
+        raise UserError(f"can't write {path}: {e.strerror}", status=1) from e
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+    batches = ", ".join(map(str, BATCHES))
+    return (
+        f"{path}\n"
+        f"size         {path.stat().st_size / 1e6:.2f} MB\n"
+        f"difference   {difference:.1g} at most from the model, in batches of {batches}\n"
+        f"latency      {1000 * _seconds(exported, shape):.2f} ms for one picture on this CPU, the "
+        f"median of {TIMED}"
+    )
+
+
+def _shape(datamodule: LightningDataModule) -> tuple[int, ...]:
+    """Of one picture, channels first."""
+    shape: tuple[int, ...] | None = getattr(datamodule, "image_shape", None)
+    if shape is None:
+        raise UserError(
+            f"export needs to know the pictures: give {type(datamodule).__name__} an image_shape, "
+            "such as (3, 224, 224)"
+        )
+    return shape
+
+
+def _check(form: str, path: Path) -> None:
+    """Raises UserError if the file has another format's ending or its packages are not here."""
+    if path.suffix != ENDINGS[form]:
+        raise UserError(f"--output={path}: a file of {form} ends in {ENDINGS[form]}")
+    missing = [name for name in NEEDED if form == "onnx" and find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format=onnx needs {', '.join(missing)}: pip install -e '.[export]'")
+
+
+def _about(
+    model: Any, datamodule: LightningDataModule, checkpoint: Path, stored: dict[str, Any]
+) -> dict[str, str]:
+    """What the file says of itself, by `exported.KEYS`."""
+    shape = _shape(datamodule)
+    return {
+        "class_names": json.dumps(model.class_names or [str(i) for i in range(model.num_classes)]),
+        "shape": json.dumps(shape),
+        "input": f"{INPUT}: uint8 (batch, {', '.join(map(str, shape))}), 0 to 255; "
+        + getattr(datamodule, "image_about", ""),
+        "output": f"{OUTPUT}: float32 (batch, classes)",
+        "run": (run_of(checkpoint) or checkpoint).resolve().name,
+        "checkpoint": checkpoint.name,
+        "config": stored.get("config", ""),
+    }
+
+
+def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:
+    try:
+        program = torch.onnx.export(
+            network,
+            (pixels,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=_dynamic(),
+            verbose=False,
+        )
+        assert program is not None
+        program.model.metadata_props.update(about)
+        program.save(path, external_data=False)
+    except OSError:
+        raise
+    except Exception as e:  # what torch and onnxscript raise is of a dozen types
+        raise UserError(
+            f"torch {torch.__version__} and onnxscript {version('onnxscript')} can't make ONNX of "
+            f"this network ({str(e).strip().splitlines()[0]}): try newer ones, or "
+            "--format=torch_export",
+            status=1,
+        ) from e
+
+
+def _write_torch(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:
+    # Not strict: what torch 2.6 writes strictly it can't read, where a layer stands in a list.
+    program = torch.export.export(network, (pixels,), dynamic_shapes=_dynamic(), strict=False)
+    torch.export.save(program, path, extra_files=dict(about))
+
+
+_WRITERS: dict[str, Any] = {"onnx": _write_onnx, "torch_export": _write_torch}
+
+
+def _dynamic() -> Any:
+    return ({0: torch.export.Dim("batch")},)
+
+
+def _pixels(n: int, shape: tuple[int, ...]) -> Tensor:
+    """Noise from dark to bright, as a network is sure of its class on any bright noise."""
+    generator = torch.Generator().manual_seed(n)
+    noise = torch.rand(n, *shape, generator=generator)
+    return (256 * noise * torch.rand(n, 1, 1, 1, generator=generator)).to(torch.uint8)
+
+
+def _difference(network: nn.Module, exported: Exported, pixels: Tensor) -> float:
+    return float((network(pixels) - exported(pixels)).abs().max())
+
+
+def _seconds(exported: Exported, shape: tuple[int, ...]) -> float:
+    """Median time of one picture, after the first few."""
+    pixels, seconds = _pixels(1, shape), []
+    for _ in range(3 + TIMED):
+        start = time.perf_counter()
+        exported(pixels)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[3:])

@@ -1,0 +1,267 @@
+"""The learning rate of a run ahead of it: the run's own schedule, stepped without its data."""
+
+import csv
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.connectors.data_connector import _process_dataloader
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.data import sized_len
+from numpy.typing import NDArray
+
+from anneal.data.sampler import EpochSampler
+from anneal.errors import UserError
+from anneal.optim.callback import ScheduleCallback
+from anneal.optim.run_schedule import RunSchedule
+
+HOW_LONG = (
+    "say how long an epoch is: --samples=N of the training data (ImageNet has 1281167), or "
+    "--steps_per_epoch=N"
+)
+
+
+@dataclass
+class Preview:
+    """What a schedule is going to do.
+
+    Args:
+        lrs: The rate that each optimizer step of each parameter group is taken with,
+            (steps, groups).
+        momentum: The same of the first group's momentum (beta1 in Adam), (steps,).
+        groups: Names of the groups; one of them alone has none.
+        steps_per_epoch: Optimizer steps in an epoch.
+        warmup: Steps of the warmup.
+        length: Of epoch and run, and where it comes from, for people.
+        notes: What else they should know.
+    """
+
+    lrs: NDArray[np.float64]
+    momentum: NDArray[np.float64]
+    groups: list[str]
+    steps_per_epoch: int
+    warmup: int
+    length: str
+    notes: list[str]
+
+
+def preview(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule,
+    steps_per_epoch: int | None = None,
+    samples: int | None = None,
+    metric_from: str | None = None,
+) -> Preview:
+    """Steps the schedule of a run from its first step to its last.
+
+    Everything is the run's own, but for the training batches, of which there is the number only.
+
+    Args:
+        trainer: As the run has it.
+        model: Hands its optimizer and schedule to `anneal.optim.configure.configure_optimizers`.
+        datamodule: The run's data; neither prepared nor read.
+        steps_per_epoch: Optimizer steps in an epoch; None: they follow from the data.
+        samples: Training samples; None: as many as the data module has.
+        metric_from: A run's name or folder, or a CSV file, for a plateau.
+
+    Raises:
+        UserError: The length of an epoch is not known, or the run would be refused too.
+    """
+    trainer.strategy.connect(model)
+    trainer._data_connector.attach_data(model, datamodule=datamodule)
+    batches, origin = count_batches(trainer, datamodule, steps_per_epoch, samples)
+    _replace_batches(trainer, datamodule, model, batches, final=steps_per_epoch is not None)
+    model.setup("fit")
+    model.configure_model()
+    trainer.fit_loop.setup_data()
+    configured: Any = model.configure_optimizers()
+    try:
+        schedule: RunSchedule = configured["lr_scheduler"]["scheduler"]
+        conductor = next(c for c in trainer.callbacks if isinstance(c, ScheduleCallback))  # type: ignore[attr-defined]
+    except (TypeError, KeyError, StopIteration) as e:
+        raise UserError(
+            f"{type(model).__name__} does not hand its optimizer and schedule to "
+            "anneal.optim.configure.configure_optimizers: there is nothing to preview"
+        ) from e
+    conductor.on_train_start(trainer, model)
+    if schedule.total_steps is None:
+        raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
+    values: list[float] = []
+    validated: list[int] = []
+    if schedule.is_plateau and metric_from:
+        places = [Path(metric_from), Path(trainer.default_root_dir, metric_from)]
+        path = next((p for p in places if p.exists()), places[0])
+        values = read_metric(path, schedule.schedule.monitor)
+        validated = validations(trainer, schedule)
+    lrs, momentum = step(schedule, validated, values)
+    return Preview(
+        lrs,
+        momentum,
+        [group.get("name", "") for group in schedule.optimizer.param_groups],
+        schedule.steps_per_epoch,
+        schedule.warmup,
+        f"{schedule.steps_per_epoch:,} steps an epoch ({origin}), {schedule.total_steps:,} steps",
+        _about_plateau(schedule, metric_from, len(values), len(validated)),
+    )
+
+
+def count_batches(
+    trainer: Trainer,
+    datamodule: LightningDataModule,
+    steps_per_epoch: int | None = None,
+    samples: int | None = None,
+) -> tuple[int | None, str]:
+    """Batches of one process in an epoch (None: without an end), and where the number is from."""
+    for name, number in (("steps_per_epoch", steps_per_epoch), ("samples", samples)):
+        if number is not None and number < 1:
+            raise UserError(f"--{name}={number}: must be at least 1")
+    if steps_per_epoch is not None:
+        if samples is not None:
+            raise UserError("give --steps_per_epoch or --samples, not both")
+        return steps_per_epoch * trainer.accumulate_grad_batches, "as typed"
+    batch_size = getattr(datamodule, "batch_size", None)
+    name = type(datamodule).__name__
+    origin = "--samples"
+    if samples is None:
+        samples = getattr(datamodule, "train_samples", None)
+        origin = name
+    if samples is not None:
+        if batch_size is None:
+            raise UserError(f"{name} has no batch_size: give --steps_per_epoch instead")
+        batches = len(EpochSampler(samples, batch_size, world_size=trainer.world_size))
+        return batches, f"from the {samples:,} training samples of {origin}"
+    try:
+        datamodule.setup("fit")
+        loaders = CombinedLoader(datamodule.train_dataloader(), "max_size_cycle").flattened
+    except Exception as e:  # whatever it needs that is not here
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise UserError(f"{reason}; to preview the schedule without the data, {HOW_LONG}") from e
+    # Lightning may share out the samples of a loader among the processes.
+    where = trainer, TrainerFn.FITTING, RunningStage.TRAINING
+    lengths = [sized_len(_process_dataloader(*where, loader)) for loader in loaders]
+    longest = None if None in lengths else max(n for n in lengths if n is not None)
+    return longest, f"from the batches of {name}"
+
+
+def _replace_batches(
+    trainer: Trainer,
+    datamodule: LightningDataModule,
+    model: LightningModule,
+    batches: int | None,
+    final: bool,
+) -> None:
+    """Has the trainer count batches with nothing in them instead of reading any."""
+    blank: Iterable[int] = itertools.repeat(0) if batches is None else range(batches)
+    datamodule.train_dataloader = lambda: blank  # type: ignore[method-assign]
+    if final:
+        trainer.limit_train_batches = 1.0
+    if getattr(datamodule, "class_names", ()) is None:
+        # How many classes there are makes no difference to the rate, and a network needs some.
+        count = getattr(model, "num_classes", None) or 2
+        datamodule.class_names = [str(i) for i in range(count)]  # type: ignore[attr-defined]
+
+
+def validations(trainer: Trainer, schedule: RunSchedule) -> list[int]:
+    """After how many optimizer steps the run validates, in their order.
+
+    As Lightning's training loop decides it: every `val_check_interval` of the batches of an epoch,
+    in every `check_val_every_n_epoch`-th one, or of all batches if that is None.
+    """
+    batches, check = trainer.num_training_batches, trainer.val_check_batch
+    every, accumulate = trainer.check_val_every_n_epoch, trainer.accumulate_grad_batches
+    assert schedule.total_steps is not None
+    if not trainer.enable_validation or not check or math.isinf(check) or math.isinf(batches):
+        return []
+    found = []
+    for epoch in range(math.ceil(schedule.total_steps / schedule.steps_per_epoch)):
+        if every is not None and (epoch + 1) % every:
+            continue
+        before = 0 if every is not None else int(epoch * batches)
+        for batch in range(int(check) - before % int(check), int(batches) + 1, int(check)):
+            last = batch == batches
+            steps = math.ceil(batch / accumulate) if last else batch // accumulate
+            found.append(epoch * schedule.steps_per_epoch + steps)
+    return [n for n in found if n <= schedule.total_steps]
+
+
+def step(
+    schedule: RunSchedule, validated: Iterable[int] = (), values: Iterable[float] = ()
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps a schedule that has begun to its end.
+
+    Args:
+        schedule: The schedule, of a run with an end.
+        validated: After how many steps a plateau looks at a value, rising.
+        values: What it sees.
+
+    Returns:
+        Rates (steps, groups) and momentum (steps,).
+    """
+    groups, total = schedule.optimizer.param_groups, schedule.total_steps
+    assert total is not None
+    looks = list(zip(validated, values, strict=False))[::-1]  # the next one is the last
+
+    def in_force() -> Iterator[list[float]]:
+        for steps in range(total):
+            while looks and looks[-1][0] <= steps:
+                schedule.observe(looks.pop()[1])
+            yield [*(group["lr"] for group in groups), momentum_of(groups[0])]
+            schedule.step()
+
+    with warnings.catch_warnings():
+        # torch warns of a scheduler's steps without an optimizer's.
+        warnings.filterwarnings("ignore", ".*lr_scheduler.step.*", UserWarning)
+        rows: NDArray[Any] = np.fromiter(in_force(), np.dtype((float, len(groups) + 1)), total)
+    return rows[:, :-1], rows[:, -1]
+
+
+def momentum_of(group: dict[str, Any]) -> float:
+    """Momentum of a parameter group, beta1 in Adam; 0 if it has neither."""
+    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
+
+
+def read_metric(path: Path, metric: str) -> list[float]:
+    """The values of a metric in their order, from a run's folder or a CSV file.
+
+    Raises:
+        UserError: It is not there.
+    """
+    file = path / "metrics.csv" if path.is_dir() else path
+    try:
+        with file.open(newline="") as f:
+            rows = csv.DictReader(f)
+            columns = rows.fieldnames or []
+            values = [float(row[metric]) for row in rows if row.get(metric)]
+    except OSError as e:
+        raise UserError(f"--metric_from: {file}: {e.strerror}") from e
+    except ValueError as e:
+        raise UserError(f"--metric_from: {file}, column {metric}: {e}") from e
+    if not values:
+        raise UserError(
+            f"--metric_from: {file} has no values of {metric} (schedule.monitor); its columns are "
+            f"{', '.join(columns) or 'missing'}"
+        )
+    return values
+
+
+def _about_plateau(
+    schedule: RunSchedule, metric_from: str | None, values: int, validated: int
+) -> list[str]:
+    if not schedule.is_plateau:
+        return ["--metric_from is for ReduceLROnPlateau, which this is not"] if metric_from else []
+    monitor = schedule.schedule.monitor
+    if not metric_from:
+        return [
+            f"ReduceLROnPlateau follows {monitor}, which only a training knows: drawn without a "
+            "cut. --metric_from=RUN or a CSV file shows what it would do"
+        ]
+    note = f"ReduceLROnPlateau as {monitor} of {metric_from} has it: {values} values"
+    return [f"{note}, for {validated} validations" if values != validated else note]

@@ -1,0 +1,199 @@
+"""Previews as a person sees them: a table of changes, a plot in the terminal, a picture."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import plotille
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from anneal.commands.schedule import Preview
+
+ROWS = 16  # of a table; what is between is left out
+FEW = 8  # changes, whose rates are written into the picture
+POINTS = 400  # of a curve in the terminal
+COLOURS = ("bright_blue", "bright_red", "bright_green", "bright_magenta", "bright_yellow")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+class Change(NamedTuple):
+    """A place in a schedule that has a name.
+
+    Attributes:
+        name: first, warmup ends, peak, low, drop, rise or last.
+        step: How many optimizer steps are taken before it.
+    """
+
+    name: str
+    step: int
+
+
+def changes(preview: Preview) -> list[Change]:
+    """Where the first group's rate jumps or turns, in the order of the steps.
+
+    A drop or a rise lies between two stretches of one rate each; a peak or a low is where a slope
+    turns.
+    """
+    lr = preview.lrs[:, 0]
+    relative = np.round(lr / (lr.max() or 1), 9)  # what is less is rounding
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(relative)) + 1])
+    held = np.diff([*starts, len(lr)]) > 1
+    slopes = np.sign(np.diff(relative[starts]))
+    found = {0: "first"}
+    if 0 < preview.warmup < len(lr):
+        found[preview.warmup] = "warmup ends"
+    for i in np.flatnonzero(held[:-1] & held[1:]):
+        found.setdefault(int(starts[i + 1]), "drop" if slopes[i] < 0 else "rise")
+    for i in np.flatnonzero(slopes[1:] != slopes[:-1]):
+        found.setdefault(int(starts[i + 1]), "low" if slopes[i] < 0 else "peak")
+    found.setdefault(len(lr) - 1, "last")
+    return [Change(found[step], step) for step in sorted(found)]
+
+
+def rates(preview: Preview) -> dict[str, NDArray[np.float64]]:
+    """The curves that differ, (steps,) each: `lr`, or `lr body` and so on."""
+    names: dict[int, list[str]] = {}  # of the groups that go with each one's rates
+    for i, name in enumerate(preview.groups):
+        like = (j for j in names if np.array_equal(preview.lrs[:, i], preview.lrs[:, j]))
+        names.setdefault(next(like, i), []).append(name)
+    if len(names) == 1:
+        return {"lr": preview.lrs[:, 0]}
+    return {f"lr {', '.join(named)}": preview.lrs[:, i] for i, named in names.items()}
+
+
+def cycles_momentum(preview: Preview) -> bool:
+    """Whether the momentum changes."""
+    return bool(np.ptp(preview.momentum) > 0)
+
+
+def table(preview: Preview) -> str:
+    """The changes, a line each: step, epoch, rates and, if it changes, momentum."""
+    columns = rates(preview)
+    if cycles_momentum(preview):
+        columns["momentum"] = preview.momentum
+    lines = [["", "step", "epoch", *columns]]
+    for name, step in changes(preview):
+        values = [f"{column[step]:.4g}" for column in columns.values()]
+        lines.append([name, f"{step:,}", f"{step / preview.steps_per_epoch:.6g}", *values])
+    if len(lines) - 1 > ROWS:
+        cut = slice(ROWS - 4, -4)
+        lines[cut] = [[f"… {len(lines[cut])} more", *[""] * (len(lines[0]) - 1)]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [
+                line[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
+            ]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def terminal(previews: Mapping[str, Preview]) -> str:
+    """The rates over epochs in characters, several told apart by letters and by colour."""
+    is_log, (low, high) = scale(previews)
+    figure = plotille.Figure()
+    figure.width = 100 if shutil.get_terminal_size().columns > 120 else 50  # a tick every 10
+    figure.height = 12
+    figure.color_mode = "names"
+    figure.x_label, figure.y_label = "epochs", "lr"
+    figure.x_ticks_fkt = lambda value, _: f"{value:.4g}"
+    figure.y_ticks_fkt = lambda value, _: f"{10**value if is_log else value:.2e}"
+    end = max(len(p.lrs) / p.steps_per_epoch for p in previews.values())
+    figure.set_x_limits(0, end)
+    figure.set_y_limits(*np.log10([low, high]) if is_log else (low, high))
+    curves = list(_curves(previews))
+    for i, (label, preview, curve) in enumerate(curves):
+        steps = np.linspace(0, len(curve), POINTS, endpoint=False)
+        y = np.clip(curve[steps.astype(int)], low, high)
+        figure.plot(
+            (steps / preview.steps_per_epoch).tolist(),
+            (np.log10(y) if is_log else y).tolist(),
+            lc=COLOURS[i % len(COLOURS)],
+            label=label,
+            marker=LETTERS[i % len(LETTERS)] if len(curves) > 1 else None,
+        )
+    return str(figure.show(legend=len(curves) > 1))
+
+
+def picture(previews: Mapping[str, Preview]) -> Figure:
+    """The rates over epochs and over steps, and the momentum if any of them changes it."""
+    lengths = {p.steps_per_epoch for p in previews.values()}
+    panels = [("learning rate", "epochs")]
+    if len(lengths) > 1:
+        panels.append(("learning rate", "optimizer steps"))
+    if any(map(cycles_momentum, previews.values())):
+        panels.append(("momentum", "epochs"))
+    figure = Figure(figsize=(9, 1 + 3 * len(panels)), layout="constrained")
+    figure.suptitle(f"Schedule of {', '.join(previews)}" if len(previews) < 4 else "Schedules")
+    is_log, limits = scale(previews)
+    rows = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for axes, (what, over) in zip(rows, panels, strict=True):
+        axes.set(ylabel=what, xlabel=over)
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.08)
+        if what == "learning rate":
+            axes.set_yscale("log" if is_log else "linear")
+            axes.set_ylim(*limits)
+        for label, preview, curve in _curves(previews, momentum=what == "momentum"):
+            unit = preview.steps_per_epoch if over == "epochs" else 1
+            x = np.arange(len(curve)) / unit
+            (line,) = axes.plot(x, curve, label=label, drawstyle="steps-post", linewidth=1.6)
+            places = [c.step for c in changes(preview)]
+            if len(places) <= ROWS:
+                axes.plot(x[places], curve[places], "o", color=line.get_color(), markersize=4)
+            if len(places) <= FEW and len(previews) == 1:
+                for place in places:
+                    here, text = (x[place], curve[place]), f"{curve[place]:.3g}"
+                    axes.annotate(text, here, (4, 4), textcoords="offset points", fontsize=8)
+        if len(axes.get_legend_handles_labels()[1]) > 1:
+            axes.legend()
+    if len(lengths) == 1:
+        (unit,) = lengths
+        top = rows[0].secondary_xaxis("top", functions=(lambda x: x * unit, lambda x: x / unit))
+        top.set_xlabel("optimizer steps")
+        top.xaxis.set_major_formatter("{x:,.0f}")
+    return figure
+
+
+def scale(previews: Mapping[str, Preview]) -> tuple[bool, tuple[float, float]]:
+    """Whether the axis of rates is logarithmic, as ladders need it, and its limits."""
+    high = max(p.lrs.max() for p in previews.values()) or 1.0
+    stairs = [p.lrs[drops].min() for p in previews.values() if 0 < len(drops := _drops(p)) <= ROWS]
+    if not stairs or min(stairs) <= 0:
+        return False, (0.0, high * 1.08)
+    return True, (min(stairs) / 2, high * 2)
+
+
+def _drops(preview: Preview) -> list[int]:
+    """The first steps on the stairs of a rate that only falls after its warmup."""
+    after = [c for c in changes(preview) if c.step > preview.warmup and c.name != "last"]
+    down = all(c.name == "drop" for c in after)
+    return [c.step for c in after] if down else []
+
+
+def _curves(
+    previews: Mapping[str, Preview], momentum: bool = False
+) -> Iterator[tuple[str, Preview, NDArray[np.float64]]]:
+    """Label, preview and values of each curve."""
+    for name, preview in previews.items():
+        if momentum:
+            curves = {"": preview.momentum} if cycles_momentum(preview) else {}
+        else:
+            curves = rates(preview)
+        for what, curve in curves.items():
+            yield f"{name} {what[3:]}".strip(), preview, curve
+
+
+def show(previews: Mapping[str, Preview], output: Path) -> None:
+    """Prints notes, changes and the plot, and writes the picture."""
+    for name, preview in previews.items():
+        print("\n".join(["", f"{name}: {preview.length}", *preview.notes, table(preview), ""]))
+    print(terminal(previews))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    picture(previews).savefig(output, dpi=120)
+    print(output)

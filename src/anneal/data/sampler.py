@@ -1,0 +1,91 @@
+"""Which samples make each batch of each process."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from anneal.data.seeding import make_generator
+
+
+class EpochSampler:
+    """One process's share of a split: which samples make each of its batches.
+
+    Every sample comes exactly once, in one process, and all processes make the same number of
+    steps: the order is cut into batches of `batch_size * world_size`, of which each process takes
+    every `world_size`-th sample. A rest of fewer than two samples for each process joins the batch
+    before it, as batch norm can't train on one and a process can't step on none.
+
+    Args:
+        size: Samples in the split.
+        batch_size: Samples in a batch of one process.
+        rank: Number of this process.
+        world_size: How many processes there are.
+        seed: Shuffles by this number and the epoch, whatever else has drawn random numbers. None:
+            the order as it is.
+        position: Tells, when the first batch is asked for, the epoch, how many of its batches are
+            done, and how many samples these had in all processes; 0 if that is not known.
+        shuffle: The permutation of a generator, if not any is as good.
+        repeats: How often each sample in turn stands in the order, which keeps its length: an epoch
+            then sees a part of them several times (Hoffer et al. 2020, arXiv 1901.09335).
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int | None = None,
+        position: Callable[[], tuple[int, int, int]] | None = None,
+        shuffle: Callable[[torch.Generator], Tensor] | None = None,
+        repeats: int = 1,
+    ) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.position = position
+        self.shuffle = shuffle
+        self.repeats = repeats
+
+    def __len__(self) -> int:
+        return self.left(0)
+
+    def left(self, samples: int) -> int:
+        """Batches that are left of an epoch when so many samples are done."""
+        whole, rest = divmod(self.size - samples, self.batch_size * self.world_size)
+        return max(1, whole + (rest >= 2 * self.world_size))
+
+    def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The epoch, places in its order and the samples that stand there, batch by batch."""
+        epoch, done, samples = self.position() if self.position else (0, 0, 0)
+        order = torch.arange(self.size)
+        if self.seed is not None:
+            generator = make_generator(self.seed, epoch)
+            if self.shuffle:
+                order = self.shuffle(generator)
+            else:
+                order = torch.randperm(self.size, generator=generator)
+            # On as many processes as there are repeats each gets one of them; on fewer, one whole
+            # step follows the other, so that no picture meets itself in a batch.
+            block = 1 if self.world_size >= self.repeats else self.batch_size * self.world_size
+            if self.repeats > 1:
+                blocks = order.split(block)
+                order = torch.cat([b.repeat(self.repeats) for b in blocks])[: self.size]
+        step = self.batch_size * self.world_size
+        start = samples or done * step
+        last = self.left(start) - 1
+        for batch in range(last + 1):
+            end = start + step if batch < last else self.size
+            places = torch.arange(start, end)[self.rank :: self.world_size]
+            yield epoch, places, order[places]
+            start = end
+
+    def state_dict(self) -> dict[str, int]:
+        """Empty: `position` says where to go on. That it is there tells Lightning that we can."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to load."""

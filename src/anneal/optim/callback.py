@@ -1,0 +1,104 @@
+"""Tells the schedule how long the run is and how each validation went."""
+
+import math
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_info
+
+from anneal.errors import UserError
+from anneal.optim.run_schedule import RunSchedule
+
+
+class ScheduleCallback(Callback):
+    """Tells a `RunSchedule` what Lightning's own stepping doesn't: the run's length, validations.
+
+    It stands in front of the other callbacks, so that a checkpoint saved after a validation holds
+    what the plateau made of it.
+    """
+
+    def __init__(self, schedule: RunSchedule) -> None:
+        self.schedule = schedule
+        self.validation_metrics: list[str] = []
+
+    @classmethod
+    def attach(cls, trainer: Trainer, schedule: RunSchedule) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [cls(schedule), *(c for c in callbacks if not isinstance(c, cls))]
+        if schedule.schedule.watches and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # One batch of validation is what tells whether the metric exists, before training.
+            trainer.num_sanity_val_steps = max(1, trainer.num_sanity_val_steps)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validation_metrics = list(trainer.callback_metrics)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps_per_epoch, total_steps = run_length(trainer)
+        if steps_per_epoch is None and self.schedule.schedule.counts_epochs:
+            raise UserError(
+                "schedule: it counts epochs and the training data has no length: set "
+                "trainer.limit_train_batches, or schedule.interval=step and warmup_steps"
+            )
+        self.schedule.begin(steps_per_epoch or 1, total_steps)
+        if self.schedule.is_plateau:
+            check_validates(trainer)
+            if self.validation_metrics:
+                self._check_monitor(self.validation_metrics)
+        rank_zero_info(self.schedule.describe())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.schedule.is_plateau:
+            self._check_monitor(list(trainer.callback_metrics))
+            self.schedule.observe(float(trainer.callback_metrics[self.schedule.schedule.monitor]))
+
+    def _check_monitor(self, names: list[str]) -> None:
+        if (monitor := self.schedule.schedule.monitor) not in names:
+            raise UserError(
+                f"schedule.monitor: there is no metric {monitor!r}; there are: {', '.join(names)}"
+            )
+
+
+def run_length(trainer: Trainer) -> tuple[int | None, int | None]:
+    """Optimizer steps in an epoch (None: the data doesn't say) and in the run (None: endless).
+
+    Read from the loaders once they are set up. `trainer.estimated_stepping_batches` would set
+    them up early, before a checkpoint's state has reached them (Lightning issue 20550).
+    """
+    batches = trainer.num_training_batches
+    max_steps = None if trainer.max_steps == -1 else trainer.max_steps
+    if math.isinf(batches):
+        return None, max_steps
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler) and len(callback.scheduling) > 1:
+            raise UserError("accumulate_grad_batches must stay the same for a schedule to count")
+    steps_per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+    ends = [max_steps] if max_steps is not None else []
+    if trainer.max_epochs is not None and trainer.max_epochs != -1:
+        ends.append(trainer.max_epochs * steps_per_epoch)
+    return steps_per_epoch, min(ends) if ends else None
+
+
+def check_validates(trainer: Trainer) -> None:
+    """Raises UserError if the run ends before its first validation, or never validates."""
+    steps_per_epoch, total_steps = run_length(trainer)
+    every = trainer.check_val_every_n_epoch
+    batches = trainer.val_check_batch  # None: by time; inf or 0: never
+    known = trainer.num_val_batches  # empty when resumed: Lightning has not looked yet
+    if not trainer.enable_validation or (known and not sum(known)):
+        raise UserError(
+            "schedule: ReduceLROnPlateau needs validations, and this run has none "
+            "(trainer.limit_val_batches, or no validation data)"
+        )
+    if batches is None or steps_per_epoch is None or total_steps is None:
+        return
+    first = math.ceil(min(batches, trainer.num_training_batches) / trainer.accumulate_grad_batches)
+    if every is None:
+        first = math.ceil(batches / trainer.accumulate_grad_batches)
+    else:
+        first += (every - 1) * steps_per_epoch
+    if first > total_steps:
+        raise UserError(
+            f"schedule: ReduceLROnPlateau needs validations; the first would come after {first} "
+            f"steps and the run has {total_steps} (trainer.check_val_every_n_epoch, "
+            "val_check_interval, max_steps)"
+        )

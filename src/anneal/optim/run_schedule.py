@@ -1,0 +1,194 @@
+"""What the schedule does in a run: the rate of every group, as a function of the steps taken."""
+
+import math
+import warnings
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from anneal.errors import UserError
+from anneal.optim.schedule import Schedule
+
+
+class RunSchedule(LRScheduler):
+    """The rate of every parameter group, as a function of the optimizer steps taken.
+
+    Wraps the scheduler that a `Schedule` names. Its only state is the number of steps (and, for
+    a plateau, what the metric did), so a resumed run follows the plan it is given now: new rates,
+    lengths and schedules count, and a longer run gets the longer curve.
+
+    Args:
+        optimizer: The optimizer, with the rates it was configured with.
+        schedule: What to follow.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.steps = 0
+        self.steps_per_epoch = 1
+        self.total_steps: int | None = None
+        self.warmup = 0
+        self.inner: LRScheduler | None = None
+        self.inner_ticks = 0
+        self.period = 1  # optimizer steps to a tick of the inner scheduler
+        self.first_lrs = [g["lr"] for g in optimizer.param_groups]
+        self.plateau: dict[str, Any] = {}
+        self.as_configured = [
+            {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
+        ]
+
+    def begin(self, steps_per_epoch: int, total_steps: int | None) -> None:
+        """Starts, or goes on after a resume, in a run of known length.
+
+        Args:
+            steps_per_epoch: Optimizer steps in an epoch.
+            total_steps: Optimizer steps from the very start to the end; None: endless.
+
+        Raises:
+            UserError: The schedule needs an end and there is none, or its arguments don't fit.
+        """
+        if self.steps and steps_per_epoch != self.steps_per_epoch:
+            epochs = self.steps / self.steps_per_epoch
+            self.steps = round(epochs * steps_per_epoch)
+            rank_zero_info(
+                f"An epoch has {steps_per_epoch} steps and had {self.steps_per_epoch}: the "
+                f"schedule goes on at epoch {epochs:g}, now step {self.steps}."
+            )
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.warmup = self.schedule.warmup_steps or round(
+            self.schedule.warmup_epochs * steps_per_epoch
+        )
+        # Loading a checkpoint brought the optimizer's old settings back: what is typed wins.
+        for group, configured in zip(self.optimizer.param_groups, self.as_configured, strict=True):
+            parameters = group["params"]
+            group.clear()
+            group.update(configured, params=parameters)
+        if total_steps is not None and self.warmup >= total_steps:
+            rank_zero_warn(
+                f"schedule: the warmup takes {self.warmup} steps and the run has {total_steps}: "
+                "the rate is still rising at the end"
+            )
+        self.period = 1 if self.schedule.unit == "step" else steps_per_epoch
+        left = None if total_steps is None else max(1, total_steps - self.warmup)
+        self.inner = self.schedule.build(self.optimizer, left and math.ceil(left / self.period))
+        self.first_lrs = [g["lr"] for g in self.optimizer.param_groups]
+        with warnings.catch_warnings():
+            # torch warns of a scheduler's step without an optimizer's, which is what a resume is.
+            warnings.filterwarnings("ignore", ".*lr_scheduler.step.*", UserWarning)
+            self.inner_ticks = 0
+            self._catch_up()
+        if self.is_plateau:
+            self._restore_plateau()
+        self._warm()
+
+    @property
+    def is_plateau(self) -> bool:
+        return isinstance(self.inner, lr_scheduler.ReduceLROnPlateau)
+
+    def step(self, metrics: Any = None) -> None:
+        """Called after every optimizer step."""
+        self.steps += 1
+        self._catch_up()
+        self._warm()
+
+    def observe(self, value: float) -> None:
+        """Called after every validation with the value of `monitor`: a plateau looks at it."""
+        if self.is_plateau and self.steps >= self.warmup:
+            before = [g["lr"] for g in self.optimizer.param_groups]
+            self.inner.step(value)  # type: ignore[union-attr, arg-type]
+            after = [g["lr"] for g in self.optimizer.param_groups]
+            if after != before:
+                rank_zero_info(
+                    f"{self.schedule.monitor} has stopped getting better: "
+                    f"lr {before[0]:g} -> {after[0]:g}"
+                )
+
+    def get_last_lr(self) -> list[float]:  # type: ignore[override]
+        return [float(g["lr"]) for g in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values only."""
+        state: dict[str, Any] = {"steps": self.steps, "steps_per_epoch": self.steps_per_epoch}
+        if self.is_plateau:
+            inner: Any = self.inner
+            state["plateau"] = {
+                "monitor": self.schedule.monitor,
+                "mode": inner.mode,
+                "best": float(inner.best),
+                "num_bad_epochs": inner.num_bad_epochs,
+                "cooldown_counter": inner.cooldown_counter,
+                "last_epoch": inner.last_epoch,
+                "scale": self._scale(),
+            }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the position; `begin` works out the rates."""
+        self.steps = state_dict["steps"]
+        self.steps_per_epoch = state_dict["steps_per_epoch"]
+        self.plateau = state_dict.get("plateau", {})
+
+    def describe(self) -> str:
+        """One line for a person: optimizer, groups and schedule as they are used."""
+        group = self.as_configured[0]
+        shown = ("lr", "momentum", "betas", "nesterov", "weight_decay", "fused")
+        settings = [f"{k}={group[k]}" for k in shown if group.get(k)]
+        line = f"{type(self.optimizer).__name__}({', '.join(settings)})"
+        if len(self.optimizer.param_groups) > 1:
+            counts = [f"{g['name']} {len(g['params'])}" for g in self.optimizer.param_groups]
+            line += f" on tensors: {', '.join(counts)}"
+        line += f"; {type(self.inner).__name__ if self.inner else 'constant rate'}"
+        if self.inner and not self.is_plateau:
+            line += f" per {self.schedule.unit}"
+        if self.warmup:
+            line += f" after {self.warmup} warmup steps"
+        end = f"{self.total_steps} steps" if self.total_steps else "no end"
+        return f"{line}; {self.steps_per_epoch} steps an epoch, {end}"
+
+    def _catch_up(self) -> None:
+        """Brings the inner scheduler to where the steps are; past the end it stays where it is."""
+        if self.inner is None or self.is_plateau:
+            return
+        steps = self.steps if self.total_steps is None else min(self.steps, self.total_steps - 1)
+        while self.inner_ticks < (steps - self.warmup) // self.period:
+            try:
+                self.inner.step()
+            except (ArithmeticError, TypeError, ValueError) as e:
+                raise UserError(f"schedule.scheduler: {type(self.inner).__name__}: {e}") from e
+            self.inner_ticks += 1
+
+    def _warm(self) -> None:
+        """lr = first lr * (s + (1 - s) step / warmup) with s the start factor, as in LinearLR."""
+        if self.steps > self.warmup or not self.warmup:
+            return
+        start = self.schedule.warmup_start_factor
+        stair = self.steps_per_epoch if self.schedule.warmup_interval == "epoch" else 1
+        risen = (self.steps - self.steps % stair) / self.warmup
+        factor = start + (1 - start) * risen  # exactly 1 at the end
+        for group, lr in zip(self.optimizer.param_groups, self.first_lrs, strict=True):
+            group["lr"] = lr * factor
+
+    def _scale(self) -> list[float]:
+        """What a plateau's cuts have made of each group's first rate."""
+        if self.steps < self.warmup:
+            return [1.0] * len(self.first_lrs)
+        return [
+            g["lr"] / lr if lr else 1.0
+            for g, lr in zip(self.optimizer.param_groups, self.first_lrs, strict=True)
+        ]
+
+    def _restore_plateau(self) -> None:
+        inner: Any = self.inner
+        saved = dict(self.plateau)
+        if (saved.pop("monitor", None), saved.pop("mode", None)) != (
+            self.schedule.monitor,
+            inner.mode,
+        ):
+            return
+        scale = saved.pop("scale")
+        for group, factor in zip(self.optimizer.param_groups, scale, strict=True):
+            group["lr"] *= factor
+        vars(inner).update(saved)

@@ -1,0 +1,169 @@
+"""What a `Schedule` asks for, and the torch scheduler that it names."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from anneal.errors import UserError
+from anneal.optim.torch_schedulers import Scheduler
+
+SchedulerCallable = Callable[[Optimizer], Scheduler]
+
+# Counted in optimizer steps unless the schedule's `interval` says otherwise; all others in epochs.
+PER_STEP = (
+    lr_scheduler.CosineAnnealingLR,
+    lr_scheduler.CyclicLR,
+    lr_scheduler.LinearLR,
+    lr_scheduler.OneCycleLR,
+    lr_scheduler.PolynomialLR,
+)
+LOWER = {"loss", "error", "err", "nll", "mse", "rmse", "mae", "perplexity", "ece", "wer", "cer"}
+HIGHER = {"acc", "accuracy", "f", "auroc", "auc", "precision", "recall", "iou", "dice", "map"}
+HIGHER |= {"psnr", "ssim", "bleu", "r"}
+LENGTHS = ("T_max", "total_steps", "total_iters")
+
+
+@dataclass
+class Schedule:
+    """How the learning rate changes over a run.
+
+    Args:
+        scheduler: Any torch scheduler by class (`StepLR`, `CosineAnnealingLR`, `OneCycleLR`,
+            `ReduceLROnPlateau`, ...) or import path. None: constant, after the warmup.
+        interval: What the scheduler counts: `epoch` or optimizer `step`. None: steps for
+            CosineAnnealingLR, CyclicLR, LinearLR, OneCycleLR and PolynomialLR, epochs for all
+            others. Lengths such as `T_max` are in this unit, and follow from the run if not given.
+        warmup_epochs: Length of a linear warmup in front of the scheduler, which starts when the
+            warmup ends, as in torch's SequentialLR.
+        warmup_steps: The same in optimizer steps. Give one of the two.
+        warmup_interval: Whether the rate rises at every optimizer `step` or once an `epoch`.
+        warmup_start_factor: The warmup starts at this fraction of the scheduler's first rate, 0
+            to 1.
+        monitor: The metric that ReduceLROnPlateau watches, after every validation.
+    """
+
+    scheduler: SchedulerCallable | None = None
+    interval: Literal["epoch", "step"] | None = None
+    warmup_epochs: float = 0.0
+    warmup_steps: int = 0
+    warmup_interval: Literal["epoch", "step"] = "step"
+    warmup_start_factor: float = 0.01
+    monitor: str = "val/loss"
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs and self.warmup_steps:
+            raise UserError("schedule: give warmup_epochs or warmup_steps, not both")
+        if self.warmup_epochs < 0 or self.warmup_steps < 0:
+            raise UserError("schedule: a warmup can't be shorter than 0")
+        if self.warmup_interval == "epoch" and (self.warmup_steps or self.warmup_epochs % 1):
+            raise UserError("schedule: warmup_interval=epoch needs warmup_epochs, a whole number")
+        if not 0 <= self.warmup_start_factor <= 1:
+            raise UserError("schedule: warmup_start_factor must lie between 0 and 1")
+
+    @property
+    def unit(self) -> Literal["epoch", "step"]:
+        """What the scheduler counts."""
+        return self.interval or ("step" if self._names(PER_STEP) else "epoch")
+
+    @property
+    def watches(self) -> bool:
+        """Whether it names a plateau, as far as can be known before it is built."""
+        return self._names(lr_scheduler.ReduceLROnPlateau)
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether the rate depends on how many steps an epoch has."""
+        stairs = self.scheduler and self.unit == "epoch" and not self.watches
+        return bool(self.warmup_epochs or stairs)
+
+    def build(self, optimizer: Optimizer, length: int | None) -> LRScheduler | None:
+        """The torch scheduler at its start; None: the rate is constant.
+
+        Args:
+            optimizer: With the rates it was configured with.
+            length: From the end of the warmup to the end of the run, in the scheduler's unit, >= 1;
+                None: endless.
+
+        Raises:
+            UserError: It needs an end and there is none, or its arguments don't fit.
+        """
+        if self.scheduler is None:
+            return None
+        missing = {k for k, v in getattr(self.scheduler, "keywords", {}).items() if v is None}
+        follow: dict[str, Any] = {}
+        for name in missing.intersection(LENGTHS):
+            if length is None:
+                raise UserError(
+                    f"schedule: {name} follows from the length of the run, and this run has no "
+                    "end: set trainer.max_epochs or trainer.max_steps, or give "
+                    f"schedule.scheduler.{name}"
+                )
+            follow[name] = length
+        if "mode" in missing:
+            follow["mode"] = direction(self.monitor)
+        try:
+            built = cast(LRScheduler, self.scheduler(optimizer, **follow))
+        except (TypeError, ValueError) as e:
+            raise UserError(f"schedule.scheduler: {e}") from e
+        if isinstance(built, lr_scheduler.ReduceLROnPlateau):
+            self._check_plateau(built)
+        elif length is not None:
+            self._check_length(built, length)
+        return built
+
+    def _names(self, kinds: type | tuple[type, ...]) -> bool:
+        """Whether the scheduler asked for is a class, or a partial of one, of these kinds."""
+        make = self.scheduler
+        parts = (make, getattr(make, "func", None), *getattr(make, "args", ()))
+        return any(isinstance(part, type) and issubclass(part, kinds) for part in parts)
+
+    def _check_plateau(self, built: lr_scheduler.ReduceLROnPlateau) -> None:
+        if self.interval == "step":
+            raise UserError(
+                "schedule: ReduceLROnPlateau looks at a metric after each validation and counts "
+                "validations: leave interval out (trainer.val_check_interval validates more often)"
+            )
+        try:
+            expected = direction(self.monitor)
+        except UserError:
+            return
+        if built.mode != expected:
+            raise UserError(
+                f"schedule: {self.monitor} is better when it is "
+                f"{'lower' if expected == 'min' else 'higher'}, and mode={built.mode} watches for "
+                f"the opposite: leave scheduler.mode out or give {expected}"
+            )
+
+    def _check_length(self, built: Any, length: int) -> None:
+        if getattr(built, "total_steps", length) < length:
+            raise UserError(
+                f"schedule: {type(built).__name__} ends after {built.total_steps} {self.unit}s and "
+                f"the run has {length}: leave scheduler.total_steps out"
+            )
+        if getattr(built, "T_max", length) < length:
+            rank_zero_warn(
+                f"schedule: T_max={built.T_max} {self.unit}s and the run has {length}: after T_max "
+                "the rate rises again. Leave T_max out, or set schedule.interval."
+            )
+
+
+def direction(metric: str) -> Literal["min", "max"]:
+    """Whether lower or higher is better, from the metric's name.
+
+    Raises:
+        UserError: The name doesn't tell.
+    """
+    words = set(re.split(r"[^a-z]+", metric.lower()))
+    if words & LOWER:
+        return "min"
+    if words & HIGHER:
+        return "max"
+    raise UserError(
+        f"is a lower or a higher {metric} better? Its name doesn't say: give `mode` "
+        "(checkpoint.mode, schedule.scheduler.mode)"
+    )

@@ -1,0 +1,185 @@
+"""Learning-rate schedulers by short name: torch's own, with lengths that may follow from the run.
+
+A parameter that is None here (`T_max`, `total_steps`, `total_iters`, `max_lr`, `mode`) is worked
+out when training starts, by `Schedule.build` in `anneal.optim.schedule`. Everything else is
+torch's, formulas included.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
+    """Half a cosine from the rate given down to `eta_min`: SGDR without restarts.
+
+    lr(t) = eta_min + (lr - eta_min) (1 + cos(pi t / T_max)) / 2
+    (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5)
+
+    Args:
+        optimizer: Given by the run.
+        T_max: Length in the schedule's interval; None: from the end of the warmup to the end of
+            the run.
+        eta_min: Rate at the end, >= 0.
+    """
+
+    def __init__(self, optimizer: Optimizer, T_max: int | None = None, eta_min: float = 0.0):
+        super().__init__(optimizer, _known(T_max), eta_min)
+
+
+class OneCycleLR(lr_scheduler.OneCycleLR):
+    """Up to the optimizer's rate and far down again, momentum the other way round.
+
+    (Smith and Topin 2018, arXiv 1708.07120)
+
+    Args:
+        optimizer: Given by the run.
+        max_lr: Peak; None: the optimizer's `lr`.
+        total_steps: Length in the schedule's interval (by default optimizer steps); None: to the
+            end of the run.
+        pct_start: Fraction of the cycle spent going up, 0 to 1.
+        anneal_strategy: Shape of both ramps.
+        cycle_momentum: Whether momentum (beta1 in Adam) falls while the rate rises.
+        base_momentum: Momentum at the peak.
+        max_momentum: Momentum at both ends.
+        div_factor: The first rate is max_lr / div_factor.
+        final_div_factor: The last rate is the first / final_div_factor.
+        three_phase: Whether to come down in two phases, the first one as long as the way up.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_lr: float | None = None,
+        total_steps: int | None = None,
+        pct_start: float = 0.3,
+        anneal_strategy: Literal["cos", "linear"] = "cos",
+        cycle_momentum: bool = True,
+        base_momentum: float = 0.85,
+        max_momentum: float = 0.95,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        three_phase: bool = False,
+    ):
+        super().__init__(
+            optimizer,
+            max_lr=[g["lr"] for g in optimizer.param_groups] if max_lr is None else max_lr,
+            total_steps=_known(total_steps),
+            pct_start=pct_start,
+            anneal_strategy=anneal_strategy,
+            cycle_momentum=cycle_momentum,
+            base_momentum=base_momentum,
+            max_momentum=max_momentum,
+            div_factor=div_factor,
+            final_div_factor=final_div_factor,
+            three_phase=three_phase,
+        )
+
+
+class PolynomialLR(lr_scheduler.PolynomialLR):
+    """lr(t) = lr (1 - t / total_iters) ** power; power 1 is the straight line to zero.
+
+    Args:
+        optimizer: Given by the run.
+        total_iters: Length in the schedule's interval; None: to the end of the run.
+        power: Exponent, > 0.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_iters: int | None = None, power: float = 1.0):
+        super().__init__(optimizer, _known(total_iters), power)
+
+
+class LinearLR(lr_scheduler.LinearLR):
+    """A straight line from lr * start_factor to lr * end_factor.
+
+    For a warmup use the schedule's `warmup_epochs` or `warmup_steps`: it goes in front of any
+    scheduler.
+
+    Args:
+        optimizer: Given by the run.
+        start_factor: Factor at the start, 0 < factor <= 1.
+        end_factor: Factor at the end, 0 to 1.
+        total_iters: Length in the schedule's interval; None: to the end of the run.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        start_factor: float = 1.0,
+        end_factor: float = 0.0,
+        total_iters: int | None = None,
+    ):
+        super().__init__(optimizer, start_factor, end_factor, _known(total_iters))
+
+
+class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
+    """Multiplies the rate by `factor` when the schedule's `monitor` has stopped getting better.
+
+    Patience counts validations. (He et al. 2015, arXiv 1512.03385, section 3.4: "divided by 10
+    when the error plateaus")
+
+    Args:
+        optimizer: Given by the run.
+        mode: Whether lower (`min`) or higher (`max`) is better; None: as the metric's name says.
+        factor: What the rate is multiplied with, 0 < factor < 1.
+        patience: Validations without a better value that are waited out before the cut.
+        threshold: How much better is better.
+        threshold_mode: Whether `threshold` is a fraction of the best value or a difference.
+        cooldown: Validations after a cut during which nothing is counted.
+        min_lr: The rate never falls below this.
+        eps: A cut smaller than this is left out.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        mode: Literal["min", "max"] | None = None,
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: Literal["rel", "abs"] = "rel",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        eps: float = 1e-8,
+    ):
+        super().__init__(
+            optimizer,
+            _known(mode),
+            factor,
+            patience,
+            threshold,
+            threshold_mode,
+            cooldown,
+            min_lr,
+            eps,
+        )
+
+
+def _known(value: Any) -> Any:
+    if value is None:
+        raise TypeError("a value that follows from the run is missing: build it through a Schedule")
+    return value
+
+
+class Scheduler(ABC):
+    """Any torch `LRScheduler`, as a type for the command line.
+
+    Args of this type take a short name (the classes above and the rest of
+    torch.optim.lr_scheduler) or the import path of your own class. It exists because the parser
+    finds short names through `__subclasses__`, where a class and its subclass of the same name
+    (ours, or Lightning's ReduceLROnPlateau) would be ambiguous.
+    """
+
+    @abstractmethod
+    def step(self) -> None: ...
+
+    @staticmethod
+    def __subclasses__() -> list[type]:
+        named = {**vars(lr_scheduler), **globals()}
+        del named["LRScheduler"], named["_LRScheduler"]
+        return [c for c in named.values() if isinstance(c, type) and issubclass(c, LRScheduler)]
+
+
+Scheduler.register(LRScheduler)

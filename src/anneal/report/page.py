@@ -1,0 +1,216 @@
+"""Curves and a table of runs, as a page and as pictures."""
+
+import argparse
+import glob
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from anneal.errors import UserError, command, did_you_mean
+from anneal.report.plots import Line, colours, interactive, lines_of, panels_of, still
+from anneal.runs.metrics import Run
+
+RUNS = Path("runs")  # where a run is looked for by its name
+BETTER = {"acc": "max", "loss": "min"}
+FORMATS = {
+    "acc": "{:.4f}",
+    "loss": "{:.4g}",
+    "steps": "{:,.0f}",
+    "time [s]": "{:,.1f}",
+    "samples/s": "{:,.0f}",
+}
+BEST = "background-color: #c9efd2; font-weight: bold"
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 14px system-ui, sans-serif; color: #2a3f5f; margin: 1.5em; }}
+h1 {{ font-size: 1.4em; margin: 0; }}
+p {{ max-width: 75em; line-height: 1.5; }}
+.table {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; white-space: nowrap; }}
+th, td {{ padding: 0.25em 0.7em; border-bottom: 1px solid #dfe8f3; text-align: right; }}
+thead th {{ white-space: normal; vertical-align: bottom; }}
+thead tr:first-child th {{ text-align: left; }}
+tbody th {{ position: sticky; left: 0; background: white; text-align: left; }}
+tbody th {{ font-weight: normal; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p>Thick: validation and the learning rate. Thin: training. Dotted: where the rate drops at once. A
+click on a run in the legend switches it off and on, a double click all others. Drag to zoom,
+double-click to zoom out.{thinned}</p>
+{figure}
+<div class="table">
+{table}
+</div>
+<p>The best value of a metric is marked. Keys of the configuration that all runs share are left out;
+an arrow is a change on a resume. Time and samples/s include validation.</p>
+</body>
+</html>
+"""
+
+
+def find(words: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """The run folders that are meant, and what is wrong with the other words.
+
+    Args:
+        words: Each a run's folder, its name in `runs/`, a folder of runs, or a pattern of these.
+    """
+    found: dict[Path, Path] = {}  # by where it really is: a run is drawn once
+    wrong = []
+    for word in words:
+        here = Path(word).exists() or glob.glob(word)
+        paths = [Path(p) for p in glob.glob(word if here else str(RUNS / word))] or [Path(word)]
+        runs = [run for path in sorted(paths) for run in _runs_in(path)]
+        if not runs:
+            near = did_you_mean(word, [path.name for path in RUNS.glob("*")])
+            there = "no run in it" if here else f"no such run, neither here nor in {RUNS}/{near}"
+            wrong.append(f"{word}: {there}")
+        found |= {run.resolve(): run for run in runs}
+    return list(found.values()), wrong
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """The folder itself if it is a run's, or else those of the runs in it, the oldest first."""
+    if (path / "config.yaml").is_file():
+        return [path]
+    configs = sorted(path.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+    return [file.parent for file in configs]
+
+
+def read(words: Iterable[str]) -> list[Run]:
+    """The runs that can be read; the others are named and left out.
+
+    Raises:
+        UserError: There is none.
+    """
+    folders, wrong = find(words)
+    names = Counter(folder.resolve().name for folder in folders)
+    runs = []
+    for folder in folders:
+        try:
+            run = Run.read(folder)
+            runs.append(run if names[run.name] == 1 else replace(run, name=str(folder)))
+        except UserError as e:
+            wrong.append(str(e))
+    if not runs:
+        more = f" (and {len(wrong) - 1} more like this)" if len(wrong) > 1 else ""
+        raise UserError(f"{wrong[0]}{more}")
+    for line in wrong:
+        print(f"left out: {line}", file=sys.stderr)
+    return runs
+
+
+def results(run: Run) -> dict[str, float | str]:
+    """What came out: best, last and tested values, and how long it took."""
+    row: dict[str, float | str] = {}
+    for what, better in BETTER.items():
+        for stage, metric in run.stages(what).items():
+            if metric == "train/acc" or not len(y := run.curve(metric).y):
+                continue
+            if stage not in ("train", "test"):
+                row[f"best {metric}"] = float(y.max() if better == "max" else y.min())
+            row[metric if stage == "test" else f"last {metric}"] = float(y[-1])
+    end = run.reached()
+    if "epoch" in end:
+        row["epochs"] = f"{end['epoch']:.4g} of {run.config.get('trainer.max_epochs', '?')}"
+    row["steps"] = end["step"]
+    if seconds := end.get("time"):
+        row["time [s]"] = seconds
+        if "samples" in end:
+            row["samples/s"] = end["samples"] / seconds
+    return row
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Results and what differs between the configurations, a row a run, as HTML."""
+    names = [run.name for run in runs]
+    found = pd.DataFrame([results(run) for run in runs], index=names)
+    found = found[sorted(found, key=_rank)]  # whatever the first run has logged
+    settings = pd.DataFrame([run.config for run in runs], index=names).fillna("–")  # noqa: RUF001
+    settings = settings.loc[:, settings.nunique() > 1]
+    parts = {"results": found, "configuration, where it differs": settings}
+    frame = pd.concat({k: part for k, part in parts.items() if part.shape[1]}, axis=1)
+    style = frame.style.format(escape="html").format_index(escape="html", axis=0)
+    style = style.format_index(escape="html", axis=1)
+    for column in frame["results"].select_dtypes("number"):
+        key = ("results", column)
+        shown = next(form for end, form in FORMATS.items() if column.endswith(end))
+        style = style.format(shown, subset=[key], na_rep="–")  # noqa: RUF001
+        if len(runs) > 1 and column.endswith(("acc", "samples/s")):
+            style = style.highlight_max(subset=[key], props=BEST)
+        elif len(runs) > 1 and column.endswith("loss"):
+            style = style.highlight_min(subset=[key], props=BEST)
+    swatch = dict(zip(names, colours(len(runs)), strict=True))
+    style = style.map_index(lambda name: f"border-left: 0.7em solid {swatch[name]}", axis=0)
+    return str(style.to_html())
+
+
+def _rank(column: str) -> tuple[int, bool]:
+    """Accuracies, then losses, then what they cost; validation and test before training."""
+    ends = ("acc", "loss", "epochs", "steps", "time [s]", "samples/s")
+    return next(i for i, end in enumerate(ends) if column.endswith(end)), "train/" in column
+
+
+def page(runs: Sequence[Run], lines: Sequence[Line]) -> str:
+    """The page, with all that it needs in it."""
+    longest = max(len(line.kept) for line in lines)
+    thinned = (
+        f" Long curves are drawn by up to {longest:,} points, the lowest and the highest value of"
+        " each stretch of steps; smoothing and the table use all of them."
+    )
+    figure = interactive(runs, lines).to_html(
+        full_html=False,
+        include_plotlyjs=True,
+        config={"displaylogo": False, "showSendToCloud": False, "responsive": True},
+    )
+    return PAGE.format(
+        title="1 run" if len(runs) == 1 else f"{len(runs)} runs",
+        thinned=thinned if any(len(line.kept) < len(line.curve.y) for line in lines) else "",
+        figure=figure,
+        table=table(runs),
+    )
+
+
+def write(runs: Sequence[Run], output: Path) -> list[Path]:
+    """The page, a picture of its curves, and one of each panel; returns their paths."""
+    lines = lines_of(runs)
+    if not lines:
+        raise UserError(f"no loss, acc or lr in {', '.join(run.name for run in runs)}")
+    pictures = {output.with_suffix(".png"): lines}
+    for panel in panels_of(lines):
+        path = output.with_name(f"{output.stem}-{panel}.png")
+        pictures[path] = [line for line in lines if line.panel == panel]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(page(runs, lines), encoding="utf-8")
+        for path, drawn in pictures.items():
+            still(runs, drawn).savefig(path, dpi=120)
+    except OSError as e:
+        raise UserError(f"can't write {e.filename or output}: {e.strerror}") from e
+    return [output, *pictures]
+
+
+@command
+def main(args: list[str] | None = None) -> int:
+    """Prints the paths of what it has written."""
+    parser = argparse.ArgumentParser(prog="python -m anneal.report.page", description=__doc__)
+    about = "a run's folder, its name in runs/, a folder of runs, or a pattern of these"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=about)
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page")
+    options = parser.parse_args(args)
+    for path in write(read(options.runs), options.output):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

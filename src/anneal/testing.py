@@ -1,0 +1,108 @@
+"""What the tests of a project use: a command run in an empty folder, and small photos.
+
+A pytest plugin, named in pyproject.toml: no account, no progress bars, one thread.
+"""
+
+import csv
+import gc
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before torch and numpy are imported, below.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ["WANDB_MODE"] = "disabled"  # tests that look at W&B say offline
+os.environ["OMP_NUM_THREADS"] = "1"  # pytest -n 2 on two cores
+os.environ.pop("WANDB_API_KEY", None)
+gc.disable()  # until all is imported
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+torch.set_num_threads(1)
+QUIET = ("--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
+COLORS = {"n01": (200, 40, 40), "n02": (40, 200, 40), "n03": (40, 40, 200)}
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there to stay out of the search for garbage: a sixth of the tests' time."""
+    gc.freeze()
+    gc.enable()
+
+
+def main(args: list[str]) -> Any:
+    """Run the words of a command line in this process, with the classes that train.py names."""
+    import train
+    from anneal.cli.main import main
+
+    return main(train.PACKAGES, args)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run a command in this process, in an empty folder, without bars and tables."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> Any:
+        quiet = QUIET if args[0] in ("fit", "validate", "test", "predict") else ()
+        return main([*args, *quiet])
+
+    return run
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    """Return the lines of a run's metrics.csv, without the time, which no two runs share."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    assert all(float(row.pop("time")) >= 0 for row in rows)
+    return rows
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Wait until a condition holds; after so many seconds the test fails."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def picture(
+    color: tuple[int, int, int] = (200, 40, 40), seed: int = 0, size: tuple[int, int] = (40, 32)
+) -> Image.Image:
+    """Return an image of one colour with noise, and a light bar along its top."""
+    noise = np.random.default_rng(seed).integers(-25, 26, (size[1], size[0], 3))
+    pixels = np.clip(np.array(color) + noise, 0, 255)
+    pixels[: size[1] // 5] = np.minimum(pixels[: size[1] // 5] + 50, 255)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def save(image: Image.Image, path: Path, **options: Any) -> Path:
+    """Save an image, as a JPEG if nothing else is said, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, options.pop("format", "JPEG"), **{"quality": 90, **options})
+    return path
+
+
+def encoded(image: Image.Image, image_format: str = "JPEG", **options: Any) -> bytes:
+    """Return the bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def image_folder(
+    root: Path, train: int = 8, val: int = 4, colors: dict[str, tuple[int, int, int]] = COLORS
+) -> Path:
+    """Write class folders in train and val, with so many small images in each class."""
+    for split, n in (("train", train), ("val", val)):
+        for number, (name, color) in enumerate(colors.items()):
+            for i in range(n):
+                image = picture(color, seed=1000 * number + i + 500 * (split == "val"))
+                save(image, root / split / name / f"{name}_{i:03d}.JPEG")
+    return root

@@ -1,0 +1,160 @@
+"""Makes LitData shards of a folder of pictures, for a data set past one machine's disk.
+
+    python -m anneal.vision.shards FOLDER OUT [--short_side=256] [--quality=90] [--num_workers=N]
+
+makes OUT/train and OUT/val of a folder of pictures: LitData's index.json and chunks, and
+pictures.npz with what is to be known of all pictures without reading them. They are trained on with
+--data.root=OUT or, after `aws s3 sync OUT s3://BUCKET/PREFIX`, --data.root=s3://BUCKET/PREFIX.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from anneal.data.seeding import make_generator
+from anneal.errors import UserError, command
+from anneal.system import cores
+from anneal.vision.decode import UnreadableImageError, decode
+from anneal.vision.index import ImageFolder
+from anneal.vision.streaming import TABLE, need_litdata
+
+CHUNK = 64 << 20  # bytes, LitData's own default
+
+
+class Encoded(Dataset[tuple[int, bytes | None, str]]):
+    """Pictures as they are to be stored.
+
+    Args:
+        pictures: Where they come from.
+        short_side: Larger ones are scaled down to this, in pixels; None: none is.
+        quality: Of the JPEG that is then made; with neither, a file stays as it is.
+    """
+
+    def __init__(self, pictures: ImageFolder, short_side: int | None, quality: int | None) -> None:
+        self.pictures = pictures
+        self.short_side = short_side
+        self.quality = quality
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[int, bytes | None, str]:
+        """The index, the bytes and an empty string, or None and what is wrong."""
+        try:
+            data = self.pictures.read(index)
+            pixels = decode(data)
+        except UnreadableImageError as e:
+            return index, None, str(e)
+        if self.short_side is None and self.quality is None:
+            return index, data, ""
+        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        if self.short_side and (short := min(image.size)) > self.short_side:
+            width, height = (max(1, round(s * self.short_side / short)) for s in image.size)
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        buffer = BytesIO()
+        image.save(buffer, "JPEG", quality=self.quality or 90)
+        return index, buffer.getvalue(), ""
+
+
+def convert(
+    encoded: Encoded, out: Path, order: list[int], num_workers: int
+) -> Iterator[tuple[str, str]]:
+    """Writes the shards of one split, and yields path and reason of each broken picture."""
+    from litdata.streaming import Cache
+
+    pictures = encoded.pictures
+    out.mkdir()
+    writer = Cache(str(out), chunk_bytes=CHUNK)
+    stored: list[int] = []
+    loader = DataLoader(encoded, None, sampler=order, num_workers=num_workers, collate_fn=_as_is)
+    for index, data, reason in tqdm(loader, out.name, len(order), unit=" pictures", disable=None):
+        if data is None:
+            yield pictures.path(index), reason
+            continue
+        writer[len(stored)] = data
+        stored.append(index)
+    if not stored:
+        raise UserError(f"{pictures.folder}: no picture can be read")
+    writer.done()
+    writer.merge()
+    names = [os.fsencode(os.path.relpath(pictures.path(i), pictures.folder)) for i in stored]
+    np.savez_compressed(
+        out / TABLE,
+        class_names=np.array(pictures.class_names),
+        labels=pictures.labels[stored],
+        names=np.frombuffer(b"".join(names), np.uint8),
+        ends=np.cumsum([len(name) for name in names], dtype=np.int64),
+    )
+
+
+def _as_is(sample: Any) -> Any:
+    return sample
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts all splits; the number of broken pictures."""
+    need_litdata()
+    if str(args.out).startswith("s3:"):
+        raise UserError(f"OUT={args.out}: a folder; aws s3 sync FOLDER {args.out} brings it there")
+    for name, value, least, most in (
+        ("short_side", args.short_side, 1, 1 << 16),
+        ("quality", args.quality, 1, 100),
+        ("num_workers", args.num_workers, 0, 1024),
+    ):
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name}={value}: must be {least} to {most}")
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder: name another, or remove it")
+    splits = ImageFolder.splits(Path(args.folder))
+    broken = 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as made:
+        whole = Path(made) / "whole"
+        whole.mkdir()
+        for split, pictures in splits.items():
+            # Neighbours in a chunk stay near each other, so they must not be of one class.
+            order = list(range(len(pictures)))
+            if split == "train":
+                order = pictures.order(make_generator(0)).tolist()
+            encoded = Encoded(pictures, args.short_side, args.quality)
+            for path, reason in convert(encoded, whole / split, order, args.num_workers):
+                tqdm.write(f"broken  {path}: {reason}", file=sys.stderr)
+                broken += 1
+        whole.replace(out)
+    count = sum(len(p) for p in splits.values()) - broken
+    print(f"{count} pictures in {out}, {broken} broken ones left out")
+    return broken
+
+
+@command
+def main(args: list[str] | None = None) -> int:
+    """The status is 1 if a picture was broken; all others are in OUT then."""
+    parser = argparse.ArgumentParser(
+        prog="python -m anneal.vision.shards",
+        description="Makes LitData shards of a folder of pictures.",
+    )
+    parser.add_argument("folder", help="with train/CLASS/... and val/CLASS/..., or ImageNet's own")
+    parser.add_argument("out", help="a new folder")
+    parser.add_argument("--short_side", type=int, help="scale larger pictures down to this")
+    parser.add_argument("--quality", type=int, help="of JPEGs made anew (90); else files stay")
+    parser.add_argument("--num_workers", type=int, default=cores())
+    options = parser.parse_args(args)
+    try:
+        return 1 if run(options) else 0
+    except OSError as e:
+        raise UserError(f"{e.filename or options.out}: {e.strerror or e}", status=1) from e
+
+
+if __name__ == "__main__":
+    sys.exit(main())

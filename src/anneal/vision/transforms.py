@@ -1,0 +1,120 @@
+"""What happens to one decoded picture (in a worker) and to a batch of them (on the device)."""
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from anneal.errors import UserError
+
+LONGEST = 4  # times the short side; more of a picture is never in its central crop
+
+
+class TrainTransform:
+    """A random part of a picture, resized, flipped and augmented; torch's random numbers.
+
+    Args:
+        scale: Least and greatest part of the picture's area.
+        interpolation: How it is resized, as torchvision names it: `bilinear`, `bicubic`.
+        antialias: Whether it is smoothed where it shrinks, as Pillow does.
+        flip: Probability of a mirror image.
+        augment: Any transform of uint8 images, such as v2.TrivialAugmentWide.
+        erasing: Probability that a rectangle is erased (Zhong et al. 2017, arXiv 1708.04896).
+        fill: The colour it then has, 0 to 255 for each channel.
+
+    Raises:
+        UserError: No such part of an area, or no probability.
+    """
+
+    def __init__(
+        self,
+        scale: tuple[float, float] = (0.08, 1.0),
+        interpolation: str = "bilinear",
+        antialias: bool = True,
+        flip: float = 0.5,
+        augment: torch.nn.Module | None = None,
+        erasing: float = 0.0,
+        fill: tuple[float, ...] = (124.0, 116.0, 104.0),
+    ) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise UserError(f"data.scale={list(scale)}: must be two parts of the area, up to 1")
+        if not (0 <= flip <= 1 and 0 <= erasing <= 1):
+            raise UserError("data: flip and erasing are probabilities, 0 to 1")
+        self.crop = v2.RandomResizedCrop(1, scale)
+        self.interpolation = interpolation
+        self.antialias = antialias
+        self.flip = flip
+        self.augment = augment
+        self.erase = v2.RandomErasing(erasing, value=fill) if erasing else None
+
+    def __call__(self, image: Tensor, size: int) -> Tensor:
+        """From (3, H, W) uint8 to (3, size, size) uint8."""
+        part = self.crop.make_params([image])
+        top, left = part["top"], part["left"]
+        image = image[:, top : top + part["height"], left : left + part["width"]]
+        image = resize(image, [size, size], self.interpolation, self.antialias)
+        if self.flip and torch.rand(()) < self.flip:
+            image = image.flip(-1)
+        if self.augment:
+            image = self.augment(image)
+        return self.erase(image) if self.erase else image
+
+
+class ValTransform:
+    """The centre of a picture, always the same.
+
+    Args:
+        resize: Short side that the whole picture is resized to, in pixels.
+        crop: Side of the square cut from its centre.
+        interpolation: As in `TrainTransform`.
+        antialias: As in `TrainTransform`.
+
+    Raises:
+        UserError: The square is larger than the picture.
+    """
+
+    def __init__(self, resize: int, crop: int, interpolation: str, antialias: bool) -> None:
+        if resize < crop:
+            raise UserError(f"data.val_resize={resize} is less than val_size={crop}")
+        self.resize = resize
+        self.crop = crop
+        self.interpolation = interpolation
+        self.antialias = antialias
+
+    def __call__(self, image: Tensor, size: int = 0) -> Tensor:
+        """From (3, H, W) uint8 to (3, crop, crop) uint8."""
+        height, width = image.shape[-2:]
+        most = LONGEST * min(height, width)
+        if max(height, width) > most:  # a line of pixels would be resized to gigabytes
+            image = F.center_crop(image, [min(height, most), min(width, most)])
+        image = resize(image, [self.resize], self.interpolation, self.antialias)
+        cropped: Tensor = F.center_crop(image, [self.crop, self.crop])
+        return cropped
+
+
+class MixUpCutMix:
+    """MixUp or CutMix, one of them for each batch, at random if both are asked for.
+
+    Args:
+        mixup: alpha of MixUp's Beta distribution (Zhang et al. 2018, arXiv 1710.09412); 0: none.
+        cutmix: The same of CutMix (Yun et al. 2019, arXiv 1905.04899).
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, mixup: float, cutmix: float, num_classes: int) -> None:
+        ways = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
+        self.ways = [way(alpha=alpha, num_classes=num_classes) for way, alpha in ways if alpha]
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) as float and the shares of all classes, (N, num_classes)."""
+        way = self.ways[int(torch.randint(len(self.ways), ()))]
+        mixed, shares = way(images.float(), labels)
+        return mixed, shares
+
+
+def resize(image: Tensor, size: list[int], interpolation: str, antialias: bool) -> Tensor:
+    """torchvision's resize; with the picture in one piece, channels last, it is half as long."""
+    image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    mode = v2.InterpolationMode(interpolation)
+    resized: Tensor = F.resize(image, size, interpolation=mode, antialias=antialias)
+    return resized

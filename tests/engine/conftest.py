@@ -1,0 +1,32 @@
+"""What all tests of the engine share: a small recipe, and pictures of a test left blank."""
+
+from pathlib import Path
+
+import pytest
+from helpers import SMALL
+from matplotlib.figure import Figure
+
+from anneal.testing import QUIET, main
+
+
+@pytest.fixture
+def run(run, tmp_path, monkeypatch):
+    """Runs a command in this process, in an empty folder, on a small and fast recipe.
+
+    Its pictures of a test are blank: to draw them takes longer than the training.
+    """
+    for what in ("confusion", "mistakes"):
+        monkeypatch.setattr(f"anneal.callbacks.test_report.draw_{what}", lambda *_: Figure())
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_runs(tmp_path_factory) -> Path:
+    """A folder of runs with `digits`, the last weights tested: to be copied, not changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "small.yaml").write_text(SMALL.replace("logger: false", "logger: null"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--config=small.yaml", "--run_name=digits", *QUIET])
+    return folder / "runs"

@@ -1,0 +1,153 @@
+"""Trainings in processes of their own, forked from one that has paid for the imports once."""
+
+import builtins
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import traceback
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+from helpers import SMALL
+
+from anneal.sweep.process import WARM
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+QUIET = ("--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(WARM)
+NEW_INTERPRETER = {"NEW_INTERPRETER": "1"}  # for the other processes of a training, as for users
+
+
+class Training:
+    """`python train.py ...` in `folder`, where small.yaml lies; what it prints goes to a file.
+
+    Args:
+        folder: Where it runs.
+        *args: Words of the command line.
+        **env: Environment variables; an empty one is taken away.
+    """
+
+    def __init__(self, folder: Path, *args: str, **env: str) -> None:
+        (folder / "small.yaml").write_text(SMALL.replace("logger: false", "logger: true"))
+        self.log = folder / f"log-{len(list(folder.glob('log-*')))}"
+        words = (*args, *QUIET)
+        self.process = FORKS.Process(target=_train, args=(folder, words, env, self.log))
+        self.process.start()
+
+    def send(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """It and all processes that it has started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+
+    def end(self) -> tuple[int, str]:
+        """Its exit status and what it has printed."""
+        self.process.join(timeout=120)
+        assert not self.process.is_alive(), self.log.read_text()
+        return self.process.exitcode, self.log.read_text()
+
+    def finish(self) -> str:
+        """What a training that succeeds has printed."""
+        status, output = self.end()
+        assert status == 0, output
+        return output
+
+
+def train(folder: Path, *args: str, **env: str) -> str:
+    """A training from start to end."""
+    return Training(folder, *args, **env).finish()
+
+
+def _train(folder: Path, words: tuple[str, ...], env: dict[str, str], log: Path) -> None:
+    from lightning.pytorch.strategies.launchers import subprocess_script
+
+    os.setsid()
+    os.chdir(folder)
+    os.environ |= {"HOME": str(folder), **env}
+    for name in [name for name, value in env.items() if not value]:
+        del os.environ[name]
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = [str(TRAIN), *words]  # what Lightning starts the other processes with
+    if not os.environ.keys() & NEW_INTERPRETER:
+        subprocess_script.subprocess = SimpleNamespace(Popen=_Fork)
+    _run(words)
+
+
+def _run(words: tuple[str, ...]) -> None:
+    from anneal.testing import main
+
+    try:
+        with warnings.catch_warnings():
+            as_pytest_does()
+            main(list(words))
+    except Exception:
+        traceback.print_exc()
+        raise
+    finally:
+        sys.stdout.flush()
+
+
+def as_pytest_does() -> None:
+    """Makes errors of the warnings that are errors in the tests' own process."""
+    settings = tomllib.loads((TRAIN.parent / "pyproject.toml").read_text())["tool"]["pytest"]
+    for line in settings["ini_options"]["filterwarnings"]:
+        action, message, category, module = (line.split(":") + [""] * 3)[:4]
+        kind = getattr(builtins, category or "Warning")
+        warnings.filterwarnings(action, message, kind, module)
+
+
+class _Fork:
+    """As much of a Popen as a launcher needs: the same training, in a copy of this process."""
+
+    def __init__(self, command: list[str], env: dict[str, str], cwd: str | None = None) -> None:
+        self.lock = threading.Lock()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        import torch
+
+        from anneal import launch as processes
+
+        status = 1
+        try:
+            # Torch renews its thread pool in the first call after a fork, which must be alone.
+            torch.set_num_threads(torch.get_num_threads())
+            processes._launcher = None
+            os.environ.clear()
+            os.environ.update(env)
+            _run(tuple(sys.argv[1:]))
+            status = 0
+        except SystemExit as e:
+            status = e.code or 0
+        finally:
+            os._exit(status)
+
+    def poll(self) -> int | None:
+        with self.lock:
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            return self.returncode
+
+    def wait(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("fork", timeout)
+            time.sleep(0.02)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)

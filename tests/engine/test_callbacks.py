@@ -1,0 +1,448 @@
+"""Callbacks on the smallest real trainings: random numbers, health, counts, pictures."""
+
+import copy
+import re
+from functools import partial
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from matplotlib import image
+from tiny import Tiny, fit, loader
+
+from anneal.callbacks.accumulation import RescaleLastAccumulation
+from anneal.callbacks.checkpoint import Checkpoint
+from anneal.callbacks.epoch_seed import SeedEveryEpoch
+from anneal.callbacks.health import NonFiniteGuard
+from anneal.callbacks.lr_monitor import LearningRateMonitor
+from anneal.callbacks.progress_bar import ProgressBar
+from anneal.callbacks.test_report import draw_confusion, draw_mistakes
+from anneal.errors import UserError
+from anneal.loggers.csv import CSVLogger
+from anneal.progress import SampleCounter
+from anneal.testing import logged
+
+
+def draw(epoch: int, rank: int) -> float:
+    trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+    SeedEveryEpoch().on_train_batch_start(trainer, None, None, 0)
+    return float(torch.rand(1))
+
+
+def test_random_numbers_differ_between_processes_and_epochs_and_repeat():
+    pl.seed_everything(0, verbose=False)
+    drawn = {(e, r): draw(e, r) for e in range(3) for r in range(3)}
+    assert len(set(drawn.values())) == 9
+    assert all(draw(*key) == value for key, value in drawn.items())
+    pl.seed_everything(1, verbose=False)
+    assert draw(0, 0) != drawn[0, 0]
+
+
+class Dropping(Tiny):
+    """Draws a random number in each training step."""
+
+    def training_step(self, batch, batch_idx):
+        self.drawn = [*getattr(self, "drawn", []), float(torch.rand(1))]
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_resumed_run_draws_what_it_would_have_drawn(tmp_path):
+    pl.seed_everything(0, verbose=False)
+    whole = Dropping()
+    fit(whole, max_epochs=3, callbacks=[SeedEveryEpoch()])
+    assert len(set(whole.drawn)) == 24
+    fit(Dropping(), max_epochs=1, callbacks=[SeedEveryEpoch()], save=tmp_path / "c.ckpt")
+    rest = Dropping()
+    fit(rest, max_epochs=3, callbacks=[SeedEveryEpoch()], ckpt_path=tmp_path / "c.ckpt")
+    assert rest.drawn == whole.drawn[8:]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("step", [0, 5, 7])
+def test_a_loss_that_is_no_number_is_named_with_its_step(step, value):
+    class Bad(Tiny):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * value if self.trainer.global_step == step else loss
+
+    module = Bad()
+    where = rf"optimizer step {step} \(epoch 0, batch {step}, lr 1\)"
+    with pytest.raises(UserError, match=where) as e:
+        fit(module, max_epochs=2, callbacks=[NonFiniteGuard()])
+    assert e.value.status == 1
+    assert all(p.isfinite().all() for p in module.parameters())  # the step was not taken
+
+
+class BadLoss(Tiny):
+    """Its loss is infinite at the sixth batch of an epoch, and its gradient never."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + (float("inf") if batch_idx == 5 else 0)
+
+
+def test_a_loss_that_is_no_number_is_named_with_the_batch_it_came_from():
+    where = r"optimizer step 1 \(epoch 0, batch 5, after 5 samples, lr 1\)"
+    with pytest.raises(UserError, match=where):
+        fit(
+            BadLoss(),
+            max_epochs=1,
+            accumulate_grad_batches=4,
+            callbacks=[NonFiniteGuard(), SampleCounter()],
+        )
+
+
+def test_on_a_gpu_the_batch_is_named_although_it_is_read_later_and_is_not_saved(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("anneal.callbacks.health.waits", lambda value: True)
+    module = BadGradient()
+    checkpoint = Checkpoint(dirpath=tmp_path, every_n_train_steps=4)
+    where = r"optimizer step 2 \(epoch 0, batch 2, lr 1\)"
+    with pytest.raises(UserError, match=where):
+        fit(
+            module,
+            max_epochs=1,
+            callbacks=[NonFiniteGuard(), checkpoint],
+            enable_checkpointing=True,
+        )
+    assert module.trainer.global_step == 4  # when the first checkpoint was due
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_an_error_does_not_stand_behind_the_progress_bar(capsys):
+    with pytest.raises(UserError):
+        fit(
+            BadLoss(),
+            max_epochs=1,
+            callbacks=[NonFiniteGuard(), ProgressBar()],
+            enable_progress_bar=True,
+        )
+    out = capsys.readouterr().out
+    assert "Epoch 0" in out
+    assert out.endswith("\n")
+
+
+class BadGradient(Tiny):
+    """Its gradient is infinite in three steps of eight; its loss never."""
+
+    def on_after_backward(self):
+        if self.trainer.global_step in (2, 3, 6):
+            next(self.parameters()).grad[:] = float("inf")
+
+
+def test_a_gradient_that_is_no_number_is_named_before_it_reaches_the_weights():
+    module = BadGradient()
+    with pytest.raises(UserError, match="optimizer step 2 "):
+        fit(module, max_epochs=1, callbacks=[NonFiniteGuard()])
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:left out, ")
+def test_so_many_bad_gradients_are_left_out_as_was_asked_for():
+    module = BadGradient(optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+    before = None
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            nonlocal before
+            after = [p.detach().clone() for p in pl_module.parameters()]
+            moved = before is None or not all(map(torch.equal, before, after))
+            assert moved == (trainer.global_step - 1 not in (2, 3, 6))
+            before = after
+
+    with pytest.warns(UserWarning, match="left out, 3 so far"):
+        fit(module, max_epochs=1, callbacks=[NonFiniteGuard(skip=3), Watch()])
+    with (
+        pytest.warns(UserWarning, match="left out, 2 so far"),
+        pytest.raises(UserError, match=r"optimizer step 6 .*health.skip=2 steps were left out"),
+    ):
+        fit(BadGradient(), max_epochs=1, callbacks=[NonFiniteGuard(skip=2)])
+
+
+def test_what_a_bad_batch_leaves_in_a_norm_is_named_as_leaving_out_does_not_undo_it():
+    class BadBatch(Tiny):
+        def training_step(self, batch, batch_idx):
+            bad = float("nan") if batch_idx == 5 else 1.0
+            return self.net(bad * batch[0].expand(4, 2)).square().mean()
+
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
+    with pytest.raises(UserError, match=r"net.0.running_mean is NaN .* optimizer step 5"):
+        fit(BadBatch(net=net), max_epochs=1, callbacks=[NonFiniteGuard(skip=3)])
+
+
+class NoLoss(Tiny):
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+class NoGradient(Tiny):
+    def on_after_backward(self):
+        next(self.parameters()).grad[:] = float("inf")
+
+
+@pytest.mark.filterwarnings("ignore:left out, ")
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None")
+@pytest.mark.parametrize(
+    ("module", "skip", "numbers"),
+    [(NoLoss(), 0, "of 8 batches none"), (NoGradient(), 8, "8 left out by health.skip=8")],
+)
+def test_an_epoch_without_an_optimizer_step_is_an_error(module, skip, numbers):
+    with pytest.raises(UserError, match=rf"epoch 0 took no optimizer step.*{numbers}") as e:
+        fit(module, max_epochs=2, callbacks=[NonFiniteGuard(skip)])
+    assert e.value.status == 1
+
+
+@pytest.mark.filterwarnings("ignore:Total length of .DataLoader")
+@pytest.mark.parametrize("sanity_steps", [0, 2])
+def test_a_validation_without_samples_is_an_error(sanity_steps):
+    settings = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        **settings,
+        max_epochs=1,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[NonFiniteGuard()],
+        num_sanity_val_steps=sanity_steps,
+    )
+    empty = torch.utils.data.DataLoader(range(3), batch_size=4, drop_last=True)
+    with pytest.raises(UserError, match="0 batches to validate on, of 8 to train on"):
+        trainer.fit(Tiny(), loader(), empty)
+
+
+def test_the_norm_of_the_gradient_is_logged(tmp_path):
+    from anneal.loggers.csv import CSVLogger
+
+    norms = {}
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            squares = sum(float(p.grad.square().sum()) for p in pl_module.parameters())
+            norms[trainer.global_step] = squares**0.5
+
+    logger = CSVLogger(tmp_path)
+    fit(
+        Tiny(),
+        max_epochs=1,
+        callbacks=[NonFiniteGuard(), Watch()],
+        logger=logger,
+        log_every_n_steps=3,
+    )
+    found = {
+        r["step"]: float(r["train/grad_norm"]) for r in logged(tmp_path) if r["train/grad_norm"]
+    }
+    assert found == {str(s): pytest.approx(norms[s]) for s in (2, 5)}
+
+
+class Dead(Tiny):
+    """Gives the same whatever the sample."""
+
+    def training_step(self, batch, batch_idx):
+        return 0 * super().training_step(batch, batch_idx) + 3
+
+
+class Exploding(Tiny):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * 1.15**self.trainer.global_step
+
+
+def sgd(lr: float) -> partial:
+    return partial(torch.optim.SGD, lr=lr)
+
+
+SIGNS = r"learning rate is 0|training loss is|gradient's norm was|weights have moved"
+
+
+@pytest.mark.parametrize(
+    ("module", "sign"),
+    [
+        (Tiny(sgd(0.0)), "the learning rate is 0 at step 10"),
+        (Tiny(sgd(1e-12)), "of their length in 100 steps: lr 1e-12 is far too small"),
+        (Dead(sgd(0.1)), "the training loss is 3 at step 100, as in the beginning"),
+        (Exploding(sgd(1e-7)), r"the gradient's norm was .* and is .*e\+0\d at step"),
+    ],
+    ids=["no rate", "tiny rate", "dead", "exploding"],
+)
+def test_a_training_that_learns_nothing_says_so_once(module, sign):
+    with pytest.warns(UserWarning, match=sign) as caught:
+        fit(module, max_epochs=15, callbacks=[NonFiniteGuard()], log_every_n_steps=10)
+    assert len([w for w in caught if re.search(SIGNS, str(w.message))]) == 1
+
+
+@pytest.mark.filterwarnings("error:.*(learning rate is 0|training loss is|weights have moved)")
+def test_a_rate_that_begins_at_0_and_a_resumed_run_are_no_bad_signs(tmp_path):
+    from test_schedule import POLYNOMIAL
+
+    from anneal.optim.schedule import Schedule
+
+    settings = {"callbacks": [NonFiniteGuard()], "log_every_n_steps": 1}
+    schedule = Schedule(POLYNOMIAL, warmup_steps=8, warmup_start_factor=0.0)
+    assert fit(Tiny(sgd(0.1), schedule), max_epochs=15, **settings)[0] == 0
+    fit(Tiny(sgd(0.1)), max_epochs=1, save=tmp_path / "d.ckpt")
+    settings["callbacks"] = [NonFiniteGuard()]
+    fit(Dead(sgd(0.1)), max_epochs=16, ckpt_path=tmp_path / "d.ckpt", **settings)
+
+
+@pytest.mark.parametrize("accumulate", [3, 5, 8])
+def test_the_last_update_of_an_epoch_is_divided_by_the_batches_it_is_made_of(accumulate):
+    """A step over k batches is that over the mean of their losses, also for the k that are left."""
+    found = Tiny(partial(torch.optim.SGD, lr=0.1))
+    net = copy.deepcopy(found.net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    batches = list(loader())
+    for _ in range(2):
+        for window in range(0, len(batches), accumulate):
+            part = batches[window : window + accumulate]
+            optimizer.zero_grad()
+            torch.stack([net(x).square().mean() for (x,) in part]).mean().backward()
+            optimizer.step()
+    fit(
+        found,
+        max_epochs=2,
+        accumulate_grad_batches=accumulate,
+        callbacks=[RescaleLastAccumulation()],
+    )
+    for a, b in zip(found.net.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_samples_are_counted_over_epochs_and_resumes(accumulate, tmp_path):
+    counter = SampleCounter()
+    settings = {"max_epochs": 2, "accumulate_grad_batches": accumulate}
+    fit(Tiny(), callbacks=[counter], save=tmp_path / "c.ckpt", **settings)
+    assert counter.samples == 16
+    assert counter.samples_per_second > 0
+    again = SampleCounter()
+    settings["max_epochs"] = 5
+    fit(Tiny(), callbacks=[again], ckpt_path=tmp_path / "c.ckpt", **settings)
+    assert again.samples == 40
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_no_checkpoint_is_best_with_a_metric_that_is_no_number(bad, tmp_path):
+    values = [0.5, bad, 0.4]
+    checkpoint = Checkpoint(dirpath=tmp_path)
+    fit(
+        Tiny(values=values),
+        max_epochs=3,
+        callbacks=[checkpoint],
+        enable_checkpointing=True,
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best-epoch=00-val_acc=0.5000.ckpt",
+        "last.ckpt",
+    ]
+
+
+def test_last_is_saved_within_an_epoch_when_asked_for(tmp_path):
+    seen = []
+
+    class Looks(pl.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            path = tmp_path / "last.ckpt"
+            seen.append(torch.load(path, weights_only=True)["global_step"] if path.exists() else 0)
+
+    fit(
+        Tiny(),
+        max_epochs=1,
+        callbacks=[Checkpoint(dirpath=tmp_path, every_n_train_steps=3), Looks()],
+        enable_checkpointing=True,
+    )
+    assert seen == [0, 0, 0, 3, 3, 3, 6, 6]
+
+
+def test_best_follows_several_validations_in_an_epoch(tmp_path):
+    checkpoint = Checkpoint(dirpath=tmp_path, save_top_k=2)
+    fit(
+        Tiny(values=[0.1, 0.9, 0.3, 0.5]),
+        max_epochs=1,
+        val_check_interval=0.25,
+        callbacks=[checkpoint],
+        enable_checkpointing=True,
+    )
+    assert float(checkpoint.best_model_score) == pytest.approx(0.9)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == [
+        "best-epoch=00-val_acc=0.5000.ckpt",
+        "best-epoch=00-val_acc=0.9000.ckpt",
+        "last.ckpt",
+    ]
+
+
+def test_plateau_in_the_checkpoint_knows_the_validation_before_it(tmp_path):
+    from test_schedule import PLATEAU
+
+    from anneal.optim.schedule import Schedule
+
+    fit(
+        Tiny(schedule=Schedule(PLATEAU), values=[0.5, 0.4]),
+        max_epochs=2,
+        callbacks=[Checkpoint(monitor="val/loss", dirpath=tmp_path)],
+        enable_checkpointing=True,
+    )
+    (state,) = torch.load(tmp_path / "last.ckpt", weights_only=True)["lr_schedulers"]
+    assert state["plateau"]["best"] == pytest.approx(0.4)
+
+
+class Rows(pl.loggers.logger.DummyLogger):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, metrics))
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+def test_the_csv_has_every_rate_and_other_loggers_what_draws_the_same_curve(tmp_path):
+    from anneal.optim.schedule import Schedule
+
+    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=200)
+    curves = []
+    for folder, *ends in (("whole", 200), ("early", 20, 200), ("late", 140, 200)):
+        other, checkpoint = Rows(), None
+        for end in ends:
+            fit(
+                Tiny(sgd(0.1), Schedule(cosine, warmup_steps=10)),
+                batches=50,
+                max_steps=end,
+                limit_val_batches=0,
+                callbacks=[LearningRateMonitor()],
+                logger=[CSVLogger(tmp_path / folder), other],
+                log_every_n_steps=50,
+                ckpt_path=checkpoint,
+                save=(checkpoint := tmp_path / f"{end}.ckpt"),
+            )
+        rows = logged(tmp_path / folder)
+        written = {int(row["step"]): float(row["lr"]) for row in rows if row["lr"]}
+        curves.append((written, {step: row["lr"] for step, row in other.rows if "lr" in row}))
+    written, sent = curves[0]
+    assert curves == [(written, sent)] * 3
+    assert list(written) == list(range(200))
+    assert sent.items() <= written.items()
+    assert {0, 50, 100, 150} <= sent.keys()
+    assert len(sent) < 150
+    last = sent[0]
+    for step, lr in written.items():
+        last = sent.get(step, last)
+        assert lr == pytest.approx(last, rel=0.02)
+
+
+def test_pictures_show_something(tmp_path):
+    matrix = torch.tensor([[50, 2], [1, 47]])
+    draw_confusion(matrix, ["cat", "dog"]).savefig(tmp_path / "a.png")
+    draw_confusion(torch.eye(100, dtype=torch.long), [str(i) for i in range(100)]).savefig(
+        tmp_path / "b.png"
+    )
+    pictures = [(2.0, 0, 1, torch.randint(256, (c, 28, 28))) for c in (1, 3)]
+    draw_mistakes(pictures, ["cat", "dog"]).savefig(tmp_path / "c.png")
+    for name in "abc":
+        pixels = image.imread(tmp_path / f"{name}.png")
+        assert pixels.std() > 0.05
+
+
+def test_loader_is_the_same_each_time():
+    assert torch.equal(next(iter(loader()))[0], next(iter(loader()))[0])

@@ -1,0 +1,623 @@
+"""Mistakes on the command line are answered in a line; valid input means what it did."""
+
+import copy
+import pickle
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from anneal.cli.mistakes import explain, in_words, wrong_file
+from anneal.cli.parser import Parser
+from anneal.cli.replaced import note
+from anneal.errors import UserError, nearest
+
+
+class TinyScheduler(ABC):
+    """The torch schedulers by their names."""
+
+    @staticmethod
+    def __subclasses__() -> list[type]:
+        return LRScheduler.__subclasses__()
+
+    @abstractmethod
+    def step(self) -> None: ...
+
+
+TinyScheduler.register(LRScheduler)
+
+
+@dataclass
+class TinySchedule:
+    """A schedule.
+
+    Args:
+        scheduler: Its class.
+        interval: Its unit.
+        warmup: Its warmup.
+        monitor: Its metric.
+    """
+
+    scheduler: Callable[[Optimizer], TinyScheduler] | None = None
+    interval: Literal["epoch", "step"] | None = None
+    warmup: float = 0.0
+    monitor: str = "val/loss"
+
+
+NO_SCHEDULE = TinySchedule()
+
+
+class TinyNet(LightningModule):
+    """A net.
+
+    Args:
+        width: How wide.
+        optimizer: How it learns.
+        schedule: How fast.
+    """
+
+    def __init__(
+        self,
+        width: int = 3,
+        optimizer: Callable[[Iterable], Optimizer] = AdamW,
+        schedule: TinySchedule = NO_SCHEDULE,
+        sizes: list[int] | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+
+
+class TinyDeepNet(LightningModule):
+    """Another net.
+
+    Args:
+        depth: How deep.
+        optimizer: How it learns.
+    """
+
+    def __init__(self, depth: int = 2, optimizer: Callable[[Iterable], Optimizer] = AdamW) -> None:
+        super().__init__()
+
+
+class TinyData(LightningDataModule):
+    """Data.
+
+    Args:
+        batch_size: How many at once.
+    """
+
+    def __init__(self, batch_size: int = 3) -> None:
+        super().__init__()
+
+
+class ParseOnly(LightningCLI):
+    """Everything up to the configuration, with two subcommands to be quick."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {k: v for k, v in LightningCLI.subcommands().items() if k in ("fit", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def parse(*args: str, parser_class: type = Parser, run: bool = True) -> Namespace:
+    """The configuration of `python train.py fit ARGS`."""
+    words = ["train.py", *(["fit"] if run else []), *args]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        cli = ParseOnly(
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            parser_class=parser_class,
+            run=run,
+        )
+    return cli.config[cli.subcommand] if run else cli.config
+
+
+@pytest.fixture
+def error(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The message that ends a command line; its form is the same for all of them."""
+
+    def run(*args: str, run: bool = True) -> str:
+        with pytest.raises(SystemExit) as stop:
+            parse(*args, run=run)
+        shown = capsys.readouterr()
+        assert stop.value.code == 2
+        assert shown.out == ""
+        assert shown.err.startswith("error: ")
+        assert shown.err.count("\n") == 1
+        assert len(shown.err) < 300
+        assert "\u2063" not in shown.err
+        return shown.err.removeprefix("error: ").strip()
+
+    return run
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with an empty configs folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    return tmp_path
+
+
+IMPORT_PATH = " (or give an import path such as my_package.MyClass)"
+QUOTES = " (YAML takes off, no, on and yes for booleans: put quotes around it)"
+
+# key as typed, value, what is said; where {} is the dashes of a flag, or nothing in a file
+NO_SUCH_KEY = [
+    ("trainer.max_epoch", 2, "", "trainer.max_epochs"),
+    ("trainr.max_epochs", 2, "", "trainer.max_epochs"),
+    ("model.widht", 3, " of TinyNet", "model.width"),
+    ("model.optimizer.lrr", 1, " of AdamW", "model.optimizer.lr"),
+    ("model.optimiser.lr", 1, " of TinyNet", "model.optimizer.lr"),
+    ("model.schedule.schedular", "StepLR", " of TinyNet", "model.schedule.scheduler"),
+    ("checkpoint.save_topk", 3, "", "checkpoint.save_top_k"),
+    ("max_epochs", 2, "", "trainer.max_epochs"),
+    ("data.batchsize", 2, " of TinyData", "data.batch_size"),
+]
+WRONG_VALUE = [
+    ("trainer.max_epochs", "abc", "expected an int, got 'abc'"),
+    # Not a union of int and float: releases of the parser differ in its order.
+    ("trainer.accumulate_grad_batches", "abc", "expected an int, got 'abc'"),
+    ("model.width", 0.5, "expected an int, got 0.5"),
+    ("model.optimizer.lr", "abc", "expected a float or a Tensor, got 'abc'"),
+    ("model.schedule.warmup", "abc", "expected a float, got 'abc'"),
+    (
+        "model.schedule.interval",
+        "epohc",
+        "expected epoch or step, got 'epohc'; did you mean epoch?",
+    ),
+    ("model.sizes", "abc", "expected a list of int, got 'abc'"),
+    ("model.bias", "maybe", "expected true or false, got 'maybe'"),
+    ("model", "TinyNett", f"'TinyNett' is no LightningModule; did you mean TinyNet?{IMPORT_PATH}"),
+    (
+        "data",
+        "TinyDta",
+        f"'TinyDta' is no LightningDataModule; did you mean TinyData?{IMPORT_PATH}",
+    ),
+    ("model.optimizer", "SGDD", f"'SGDD' is no Optimizer; did you mean SGD?{IMPORT_PATH}"),
+    (
+        "model.schedule.scheduler",
+        "steplr",
+        f"'steplr' is no TinyScheduler; did you mean StepLR?{IMPORT_PATH}",
+    ),
+    (
+        "trainer.callbacks",
+        "EarlyStoping",
+        f"'EarlyStoping' is no Callback; did you mean EarlyStopping?{IMPORT_PATH}",
+    ),
+    ("model.optimizer", "collections.OrderedDict", "'collections.OrderedDict' is no Optimizer"),
+    (
+        "model.optimizer",
+        "torch.optim.SGDD",
+        "can't import torch.optim.SGDD: module 'torch.optim' has no attribute 'SGDD'; "
+        "did you mean SGD?",
+    ),
+    ("model.optimizer", "nope.Other", "can't import nope.Other: No module named 'nope'"),
+]
+
+
+def as_tree(key: str, value: Any) -> dict[str, Any]:
+    """A configuration of TinyNet and TinyData with one key, given as typed, set."""
+    tree: dict[str, Any] = {
+        "model": {"class_path": "TinyNet", "init_args": {}},
+        "data": {"class_path": "TinyData", "init_args": {}},
+    }
+    if key in tree:
+        tree[key] = value
+        return tree
+    *parents, last = key.split(".")
+    node = tree
+    for part in parents:
+        node = node.setdefault(part, {"class_path": "AdamW"} if part == "optimizer" else {})
+        if "class_path" in node:
+            node = node.setdefault("init_args", {})
+    node[last] = value
+    return tree
+
+
+def write(key: str, value: Any) -> str:
+    Path("configs/my.yaml").write_text(yaml.safe_dump(as_tree(key, value)))
+    return "configs/my.yaml"
+
+
+FIRST = ("--model=TinyNet", "--data=TinyData")
+
+
+@pytest.mark.parametrize(("key", "value", "of", "right"), NO_SUCH_KEY)
+def test_an_unknown_option_is_named_with_the_nearest(error, key, value, of, right):
+    wanted = f"--{key}: no such option{of}; did you mean --{right}?"
+    assert error(*FIRST, f"--{key}={value}") == wanted
+    assert error(*FIRST, f"--{key}", str(value)) == wanted
+
+
+@pytest.mark.parametrize(("key", "value", "of", "right"), NO_SUCH_KEY)
+def test_an_unknown_key_is_named_with_its_file(error, in_tmp, key, value, of, right):
+    wanted = f"configs/my.yaml: {key}: no such key{of}; did you mean {right}?"
+    assert error(f"--config={write(key, value)}") == wanted
+
+
+@pytest.mark.parametrize(("key", "value", "wanted"), WRONG_VALUE)
+def test_a_wrong_value_of_an_option_is_explained(error, key, value, wanted):
+    assert error(*FIRST, f"--{key}={value}") == f"--{key}: {wanted}"
+
+
+@pytest.mark.parametrize(("key", "value", "wanted"), WRONG_VALUE)
+def test_a_wrong_value_in_a_file_is_explained(error, in_tmp, key, value, wanted):
+    assert error(f"--config={write(key, value)}") == f"configs/my.yaml: {key}: {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [
+        ("model.schedule.monitor", f"expected a str, got False{QUOTES}"),
+        ("model.schedule.interval", f"expected epoch or step, got False{QUOTES}"),
+        ("model.width", "expected an int, got False"),
+        ("model.schedule", "expected keys under it, got False"),
+        ("trainer", "expected keys under it, got False"),
+    ],
+)
+def test_a_yaml_boolean_where_something_else_is_wanted_is_explained(error, in_tmp, key, wanted):
+    assert error(f"--config={write(key, False)}") == f"configs/my.yaml: {key}: {wanted}"
+
+
+def test_off_is_a_text_where_a_text_is_wanted():
+    assert parse(*FIRST, "--model.schedule.monitor=off").model.init_args.schedule.monitor == "off"
+
+
+def test_a_missing_argument_of_a_class_is_named(error, in_tmp):
+    wanted = "model.schedule.scheduler.step_size is required by StepLR"
+    assert error(*FIRST, "--model.schedule.scheduler=StepLR") == f"--{wanted}"
+    file = write("model.schedule.scheduler", "StepLR")
+    assert error(f"--config={file}") == f"configs/my.yaml: {wanted}"
+    assert error() == "--model is required"
+
+
+def test_a_callback_in_a_list_is_explained(error, in_tmp):
+    file = write("trainer.callbacks", [{"class_path": "EarlyStopping", "init_args": {"mnitor": 1}}])
+    assert error(f"--config={file}") == (
+        "configs/my.yaml: trainer.callbacks.mnitor: no such key of EarlyStopping; "
+        "did you mean trainer.callbacks.monitor?"
+    )
+
+
+def test_an_option_of_a_class_that_only_the_files_know_is_offered(error, in_tmp):
+    file = write("model.optimizer.lr", 0.1)
+    wanted = "--lr: no such option; did you mean --model.optimizer.lr?"
+    assert error(f"--config={file}", "--lr=3") == wanted
+
+
+def test_the_flag_is_to_blame_and_not_the_file_with_the_right_key(error, in_tmp):
+    file = write("model.optimizer.lr", 0.1)
+    wanted = "--model.optimizer.lr: expected a float or a Tensor, got 'abc'"
+    assert error(f"--config={file}", "--model.optimizer.lr=abc") == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("", "is empty"),
+        ("- 2\n", "has no settings, such as 'seed_everything: 0'"),
+        ("abc\n", "has no settings, such as 'seed_everything: 0'"),
+        ("a: [2\nb: }\n", "is no YAML: line 2, column 2, "),
+        ("\tmodel: TinyNet\n", "is no YAML: line 1, column 1, found character"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(error, in_tmp, content, wanted):
+    Path("configs/my.yaml").write_text(content)
+    assert error("--config", "configs/my.yaml").startswith(f"configs/my.yaml {wanted}")
+
+
+@pytest.mark.parametrize("depth", [0, 9])
+def test_aliases_that_make_billions_of_a_few_lines_are_refused(in_tmp, depth):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]" if depth else "a0: &a0 [*a0]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, depth)]
+    Path("configs/my.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"^configs/my.yaml: its aliases make more than 100,000"):
+        parse("--config=configs/my.yaml")
+
+
+def test_a_missing_file_is_named_with_the_nearest(error, in_tmp):
+    file = write("seed_everything", 0)
+    wanted = f"--config: no such file: configs/mi.yaml; did you mean {file}?"
+    assert error("--config=configs/mi.yaml") == wanted
+    assert error("-c", "nowhere/x.yaml") == "--config: no such file: nowhere/x.yaml"
+    Path(".pre-commit-config.yaml").touch()
+    assert error("--config=nope.yaml") == "--config: no such file: nope.yaml"
+    assert error("--config=mi.yaml").endswith(f"; did you mean {file}?")
+    assert error("--config=configs") == "--config: a directory, no file: configs"
+    assert error("--model=nope.yaml") == "--model: no such file: nope.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["fit", "tset"], "'tset' is neither a command ({}) nor an option; did you mean test?"),
+        (["tset"], "'tset' is neither a command ({}) nor an option; did you mean test?"),
+        (["fit", "test"], "'test' is a command, and a command stands first"),
+        (
+            ["--trainer.max_epochs=3", "fit"],
+            "--trainer.max_epochs: options stand after the command",
+        ),
+        (
+            ["fit", "trainer.max_epochs=3"],
+            "'trainer.max_epochs=3': options begin with two dashes; "
+            "did you mean --trainer.max_epochs?",
+        ),
+        (
+            ["fit", "-trainer.max_epochs=3"],
+            "'-trainer.max_epochs=3': options begin with two dashes; "
+            "did you mean --trainer.max_epochs?",
+        ),
+        (["fit", "--trainer.max_epochs"], "--trainer.max_epochs needs a value"),
+        (["fit", "--model=TinyNet", "--model.width"], "--model.width needs a value"),
+        (["fit", "--print_confi"], "--print_confi: no such option; did you mean --print_config?"),
+    ],
+)
+def test_a_word_that_nothing_takes_is_explained(error, monkeypatch, words, wanted):
+    monkeypatch.setattr(sys.modules[__name__], "parse", lambda **_: as_typed(words))
+    assert error() == wanted.format("fit, test")
+
+
+def as_typed(words: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *words])
+        ParseOnly(auto_configure_optimizers=False, parser_class=Parser)
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("trainer:\nmodel: TinyNet", "trainer: expected keys under it, got None"),
+        (
+            "model: {class_path: TinyNet, init_args: }",
+            "model.init_args: expected keys under it, got None",
+        ),
+        (
+            "model: {class_path: TinyNet, init_args: [2]}",
+            "model.init_args: expected keys under it, got [2]",
+        ),
+        (
+            "model: {class_path: TinyNet, init_args: {optimizer: {class_path: SGD, lr: 3}}}",
+            "model.optimizer: arguments stand under init_args, not beside class_path",
+        ),
+        (
+            "model: {class_path: TinyNet, init_args: {optimizer: {class: SGD}}}",
+            "model.optimizer.class: no such key of AdamW; there are amsgrad, betas, capturable, "
+            "differentiable, eps, foreach, fused, lr, maximize, weight_decay",
+        ),
+        (
+            "model: [TinyNet]",
+            "model: expected the name of a class (LightningModule), got ['TinyNet']",
+        ),
+        ("1: 2", "Key must be a string, got: 1."),
+    ],
+)
+def test_a_class_written_the_wrong_way_is_explained(error, in_tmp, content, wanted):
+    Path("configs/my.yaml").write_text(content)
+    assert error("--config=configs/my.yaml") == f"configs/my.yaml: {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("flag", "wanted"),
+    [
+        (
+            "--model.optimizer=",
+            "--model.optimizer: expected the name of a class (Optimizer), got nothing",
+        ),
+        (
+            "--model.class_path=TinyNett",
+            f"--model: 'TinyNett' is no LightningModule; did you mean TinyNet?{IMPORT_PATH}",
+        ),
+        ("--config=", "--config is empty"),
+        ("--trainer=nope.yaml", "--trainer: no such file: nope.yaml"),
+        ("--trainer.max_epochs.deep=3", "--trainer.max_epochs.deep: no such option"),
+    ],
+)
+def test_odd_flags_are_explained(error, flag, wanted):
+    assert error(*FIRST, flag) == wanted
+
+
+def test_without_subcommands_the_messages_are_the_same(error):
+    wanted = "--trainer.max_epoch: no such option; did you mean --trainer.max_epochs?"
+    assert error("--trainer.max_epoch=2", run=False) == wanted
+    assert error("tset", run=False) == "'tset' is not an option"
+
+
+# ---- classes that replace others
+
+
+RECIPE = """
+model:
+  class_path: TinyNet
+  init_args:
+    width: 5
+    optimizer: {class_path: AdamW, init_args: {lr: 0.01, weight_decay: 0.2}}
+    schedule: {scheduler: {class_path: StepLR, init_args: {step_size: 3, gamma: 0.5}}}
+"""
+
+
+@pytest.fixture
+def recipe(in_tmp: Path) -> str:
+    Path("recipe.yaml").write_text(RECIPE)
+    return "--config=recipe.yaml"
+
+
+def later(text: str) -> str:
+    Path("later.yaml").write_text(text)
+    return "--config=later.yaml"
+
+
+SGD_IN_FILE = "model: {init_args: {optimizer: {class_path: SGD, init_args: {lr: 0.3}}}}"
+
+
+@pytest.mark.parametrize(
+    ("change", "lr", "dropped"),
+    [
+        (["--model.optimizer=SGD"], 0.001, "lr=0.01, weight_decay=0.2"),
+        (["--model.optimizer=torch.optim.SGD"], 0.001, "lr=0.01, weight_decay=0.2"),
+        (["--model.optimizer=SGD", "--model.optimizer.lr=0.1"], 0.1, "weight_decay=0.2"),
+        (["--model.optimizer.lr=0.1", "--model.optimizer=SGD"], 0.001, "lr=0.1, weight_decay=0.2"),
+        (["--model.optimizer={class_path: SGD, init_args: {lr: 1.0}}"], 1.0, "weight_decay=0.2"),
+        ([SGD_IN_FILE], 0.3, "weight_decay=0.2"),
+        (["model: {init_args: {optimizer: SGD}}"], 0.001, "lr=0.01, weight_decay=0.2"),
+    ],
+)
+def test_another_optimizer_starts_from_its_own_defaults(recipe, capsys, change, lr, dropped):
+    change = [word if word.startswith("--") else later(word) for word in change]
+    model = parse(recipe, *change).model.init_args
+    assert model.optimizer.class_path == "torch.optim.SGD"
+    assert model.optimizer.init_args.lr == lr
+    assert model.optimizer.init_args.weight_decay == 0
+    assert model.optimizer.init_args.momentum == 0
+    assert "betas" not in model.optimizer.init_args
+    assert (model.width, model.schedule.scheduler.init_args.gamma) == (5, 0.5)
+    assert capsys.readouterr().err == f"note: model.optimizer: AdamW -> SGD drops {dropped}\n"
+
+
+@pytest.mark.parametrize("name", ["AdamW", "torch.optim.AdamW", "torch.optim.adamw.AdamW"])
+def test_the_same_class_named_again_keeps_its_arguments(recipe, capsys, name):
+    in_file = later(f"model: {{init_args: {{optimizer: {{class_path: {name}}}}}}}")
+    for change in (f"--model.optimizer={name}", in_file):
+        args = parse(recipe, change).model.init_args.optimizer.init_args
+        assert (args.lr, args.weight_decay) == (0.01, 0.2)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_required_argument_is_not_taken_from_the_class_before(error, recipe):
+    wanted = "--model.schedule.scheduler.gamma is required by ExponentialLR"
+    assert error(recipe, "--model.schedule.scheduler=ExponentialLR") == wanted
+
+
+def test_a_schedule_can_be_taken_away(recipe, capsys):
+    assert (
+        parse(recipe, "--model.schedule.scheduler=null").model.init_args.schedule.scheduler is None
+    )
+
+
+def test_another_model_keeps_what_both_take_and_says_so(recipe, capsys):
+    for change in ("--model=TinyDeepNet", later("model: {class_path: TinyDeepNet}")):
+        model = parse(recipe, change).model
+        assert model.init_args.depth == 2
+        assert model.init_args.optimizer.init_args.lr == 0.01
+        assert "width" not in model.init_args
+        assert capsys.readouterr().err == (
+            "note: model: TinyNet -> TinyDeepNet keeps optimizer and drops width=5, schedule\n"
+        )
+
+
+# ---- what must not change
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--model=TinyNet"],
+        [*FIRST, "--trainer.max_epochs=3", "--model.optimizer.lr=1e-3", "--model.sizes=[1,2]"],
+        [*FIRST, "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/acc"],
+        [*FIRST, "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/acc"],
+        [*FIRST, "--model.schedule.scheduler=StepLR", "--model.schedule.scheduler.step_size=3"],
+        ["--config=recipe.yaml", "--trainer.logger=false"],
+    ],
+)
+def test_valid_input_means_what_it_means_to_lightning(recipe, capsys, args):
+    assert parse(*args) == parse(*args, parser_class=LightningArgumentParser)
+    assert capsys.readouterr().err == ""
+
+
+def test_print_config_prints_a_configuration_that_parses_to_the_same(recipe, capsys):
+    change = [recipe, "--model.optimizer=SGD", "--model.optimizer.lr=0.5"]
+    with pytest.raises(SystemExit) as stop:
+        parse(*change, "--print_config")
+    assert not stop.value.code
+    Path("printed.yaml").write_text(capsys.readouterr().out)
+    printed, direct = parse("--config=printed.yaml"), parse(*change)
+    assert printed.model == direct.model
+    assert printed.trainer == direct.trainer
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (["--help"], ["--trainer.max_epochs", "model, a class chosen by name:", "[--key=value"]),
+        (["--model.help=TinyNet"], ["How wide."]),
+        (["--model=TinyNet", "--model.optimizer.help=SGD"], ["momentum"]),
+    ],
+)
+def test_help_shows_docstrings_and_no_wall_of_usage(capsys, args, wanted):
+    with pytest.raises(SystemExit) as stop:
+        parse(*args)
+    shown = capsys.readouterr().out
+    assert not stop.value.code
+    assert all(text in shown for text in wanted)
+    assert "[--trainer.max_epochs" not in shown
+
+
+def test_an_unknown_class_asked_for_help_is_explained(error):
+    wanted = f"--model.help: 'TinyNett' is no LightningModule; did you mean TinyNet?{IMPORT_PATH}"
+    assert error("--model.help=TinyNett") == wanted
+
+
+def test_the_parser_can_be_copied_and_sent_to_another_process():
+    parser = Parser()
+    parser.add_lightning_class_args(TinyNet, "model")
+    for same in (copy.deepcopy(parser), pickle.loads(pickle.dumps(parser))):
+        assert same.parse_args(["--model.width=4"]).model.width == 4
+
+
+# ---- the pure functions
+
+
+def test_a_message_of_unknown_wording_is_not_hidden():
+    text = "Something new went wrong in the next release"
+    assert explain(text, Parser()).text == text
+    assert explain(f'Parser key "a.b":\n  {text}', Parser()) == ("a.b", text, "")
+
+
+def test_nearest_prefers_the_whole_key_to_its_last_part():
+    names = ["trainer.max_epochs", "trainer.min_epochs", "data.batch_size"]
+    assert nearest("trainer.min_epoch", names) == "trainer.min_epochs"
+    assert nearest("batch_size", names) == "data.batch_size"
+    assert nearest("sgd", ["SGD", "Adam"]) == "SGD"
+    assert nearest("zzz", names) == ""
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int, "an int"),
+        (int | None, "an int"),
+        (float | list[int], "a float or a list of int"),
+        (Literal["a", "b"] | Literal[3] | None, "a, b or 3"),
+        (bool | int, "true, false or an int"),
+    ],
+)
+def test_a_type_is_put_in_words(hint, words):
+    assert in_words(hint) == words
+
+
+def test_a_note_says_only_what_there_is():
+    assert note("model", "A -> B", {}) == ""
+    assert note("model", "A -> B", {"lr": 1}) == "note: model: A -> B drops lr=1\n"
+    assert note("model", "A -> B", {}, ["lr"]) == "note: model: A -> B keeps lr\n"
+
+
+def test_an_unreadable_yaml_message_is_still_told():
+    assert wrong_file("Problems parsing config: oh no") == "is no YAML: oh no"

@@ -1,0 +1,310 @@
+"""A training that is stopped, killed or starved loses nothing and says what happened."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from launch import Training, train
+from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
+from test_schedule import PLATEAU
+from tiny import Tiny, loader
+
+from anneal.callbacks import interrupt
+from anneal.callbacks.checkpoint import Checkpoint
+from anneal.callbacks.epoch_seed import SeedEveryEpoch
+from anneal.data.in_memory import InMemoryBatches
+from anneal.errors import UserError
+from anneal.optim.schedule import Schedule
+from anneal.progress import SampleCounter, resume_position
+from anneal.runs.checkpoint_io import AtomicCheckpointIO
+from anneal.testing import logged, wait_for
+
+LONG = ("fit", "--config=small.yaml", "--trainer.max_epochs=12", "--trainer.limit_train_batches=30")
+
+
+def last(folder: Path, run: str) -> dict:
+    return torch.load(folder / "runs" / run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def wait_for_steps(folder: Path, run: str, steps: int) -> None:
+    """Until the run has logged so many optimizer steps."""
+    file = folder / "runs" / run / "metrics.csv"
+    wait_for(lambda: file.exists() and file.read_text().count("\n") > steps)
+
+
+def assert_same_run(folder: Path, found: str, expected: str) -> None:
+    a, b = last(folder, found), last(folder, expected)
+    assert all(torch.equal(t, b["state_dict"][k]) for k, t in a["state_dict"].items())
+    assert repr(a["optimizer_states"]) == repr(b["optimizer_states"])
+    assert logged(folder / "runs" / found) == logged(folder / "runs" / expected)
+
+
+# ---- signals
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trust")
+    train(folder, *LONG, "--run_name=whole")
+    return folder
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_told_to_stop_saves_that_moment_and_goes_on_bit_for_bit(
+    undisturbed, number, status
+):
+    name = f"stopped-{number}"
+    run = Training(undisturbed, *LONG, f"--run_name={name}")
+    wait_for_steps(undisturbed, name, 20)
+    run.send(number)
+    told = time.monotonic()
+    code, output = run.end()
+    assert code == status
+    assert time.monotonic() - told < 10
+    step = last(undisturbed, name)["global_step"]
+    assert 0 < step < 360
+    assert f"stopped by {number.name}: saved" in output.splitlines()[-1]
+    assert f"at step {step}" in output.splitlines()[-1]
+    assert "Traceback" not in output
+    train(undisturbed, *LONG, f"--run_name={name}", "--resume=auto")
+    assert_same_run(undisturbed, name, "whole")
+
+
+def test_a_second_signal_ends_at_once_and_leaves_whole_files(undisturbed):
+    save = ("--run_name=twice", "--checkpoint.every_n_train_steps=1")
+    run = Training(undisturbed, *LONG, *save, "--trainer.callbacks=ranks.Sleep")
+    wait_for((undisturbed / "asleep").exists)
+    run.send(signal.SIGTERM)
+    time.sleep(0.05)
+    run.send(signal.SIGTERM)
+    told = time.monotonic()
+    assert run.end()[0] == 143
+    assert time.monotonic() - told < 5
+    assert last(undisturbed, "twice")["global_step"] == 3
+    for path in (undisturbed / "runs" / "twice" / "checkpoints").glob("*.ckpt"):
+        assert "state_dict" in torch.load(path, weights_only=True)
+
+
+def test_a_long_validation_is_not_waited_for(run, monkeypatch, capsys):
+    monkeypatch.setattr(interrupt, "PATIENCE", 0.1)
+    validated = []
+
+    class Signal(pl.Callback):
+        def on_validation_batch_start(self, trainer, *args) -> None:
+            if trainer.sanity_checking:
+                return
+            if not validated:
+                os.kill(os.getpid(), signal.SIGTERM)
+            validated.append(trainer.global_step)
+            time.sleep(0.15)
+
+    monkeypatch.setattr("anneal.cli.attached.SeedEveryEpoch", Signal)
+    with pytest.raises(SystemExit) as e:
+        run("fit", "--config=small.yaml", "--trainer.limit_val_batches=8")
+    assert e.value.code == 143
+    assert validated == [4]
+    assert "the validation at hand is not in the last checkpoint" in capsys.readouterr().err
+
+
+def test_two_processes_stop_at_the_same_step_when_one_is_told_to(undisturbed):
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--run_name=two")
+    run = Training(undisturbed, *LONG, *two)
+    wait_for_steps(undisturbed, "two", 20)
+    run.send(signal.SIGTERM)
+    code, output = run.end()
+    assert code == 143
+    assert output.count("stopped by SIGTERM: saved") == 1
+    assert not _processes_in_group(run.process.pid)
+
+
+def _processes_in_group(group: int) -> list[str]:
+    deadline = time.monotonic() + 30
+    while True:
+        listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True)
+        left = [
+            line
+            for line in listed.stdout.splitlines()
+            if line.split()[0] == str(group) and not line.split()[1].startswith("Z")
+        ]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+
+
+# ---- kills
+
+
+def test_kills_at_random_moments_and_in_a_save_lose_nothing():
+    script = Path(__file__).parents[2] / "benchmarks" / "kills.py"
+    command = [sys.executable, str(script), "--kills=4", "--only=plateau"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing differs" in done.stdout
+
+
+class Draws(Tiny):
+    """Its loss depends on random numbers, and its validation on the weights."""
+
+    def training_step(self, batch, batch_idx):
+        return (self.net(batch[0]) + torch.rand(1)).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        loss = self.net(batch[0]).square().mean()
+        self.log_dict({"val/loss": loss, "val/acc": -loss}, batch_size=1)
+
+
+class Die(pl.Callback):
+    """Ends the training without warning when a hook is called for the n-th time, from 0."""
+
+    def __init__(self, hook: str, n: int) -> None:
+        self.n = n
+        setattr(self, hook, self._count)
+
+    def _count(self, trainer, *args) -> None:
+        self.n -= not trainer.sanity_checking
+        if self.n < 0:
+            raise OSError("crash")
+
+
+def train_three_epochs(folder, *callbacks, ckpt_path=None, batch_size=2) -> Draws:
+    pl.seed_everything(0, verbose=False)
+    module = Draws(partial(torch.optim.SGD, lr=0.1, momentum=0.9), Schedule(PLATEAU))
+    checkpoint = Checkpoint("val/loss", dirpath=folder, every_n_train_steps=1)
+    trainer = pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[*callbacks, SeedEveryEpoch(), SampleCounter(), checkpoint],
+    )
+    x = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
+    data = InMemoryBatches(
+        x, x[:, 0], batch_size, seed=0, position=partial(resume_position, trainer)
+    )
+    trainer.fit(module, data, loader(2), ckpt_path=ckpt_path, weights_only=True)
+    return module
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory) -> list[torch.Tensor]:
+    return list(train_three_epochs(tmp_path_factory.mktemp("whole")).parameters())
+
+
+@pytest.mark.parametrize(
+    ("hook", "n"),
+    [
+        *(("on_train_batch_start", n) for n in range(1, 24)),
+        *(("on_validation_start", n) for n in range(3)),
+        *(("on_validation_end", n) for n in range(3)),
+        *(("on_train_epoch_end", n) for n in range(3)),
+    ],
+)
+def test_a_run_that_dies_anywhere_goes_on_bit_for_bit(tmp_path, never_stopped, hook, n):
+    with pytest.raises(OSError, match="crash"):
+        train_three_epochs(tmp_path, Die(hook, n))
+    found = train_three_epochs(tmp_path, ckpt_path=tmp_path / "last.ckpt").parameters()
+    assert all(torch.equal(a, b) for a, b in zip(found, never_stopped, strict=True))
+
+
+@pytest.mark.parametrize(("of", "every", "last"), [("step", 1, 3), ("step", 0, 6), ("epoch", 0, 4)])
+def test_what_was_saved_but_not_logged_is_logged_when_the_run_goes_on(
+    run, monkeypatch, of, every, last
+):
+    often = ("--trainer.log_every_n_steps=1", f"--checkpoint.every_n_train_steps={every}")
+    fit = ("fit", "--config=small.yaml", "--trainer.logger=true", *often)
+    run(*fit, "--run_name=whole")
+    name = f"update_train_{of}_metrics"
+    update = getattr(_LoggerConnector, name)
+
+    def die(connector):
+        if connector.trainer.global_step == last:
+            raise OSError("crash")
+        update(connector)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_LoggerConnector, name, die)
+        with pytest.raises(OSError, match="crash"):
+            run(*fit, "--run_name=died")
+    run("fit", "--ckpt_path=last", "--run=died")
+    assert logged(Path("runs/died")) == logged(Path("runs/whole"))
+
+
+# ---- other batches than before
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 16])
+def test_a_run_that_goes_on_with_other_batches_sees_each_sample_once(tmp_path, batch_size):
+    """It stops after 6 of 16 samples of the second epoch."""
+    seen: list[list[float]] = [[], [], []]
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen[trainer.current_epoch] += batch[0][:, 0].tolist()
+
+    with pytest.raises(OSError, match="crash"):
+        train_three_epochs(tmp_path, Watch(), Die("on_train_batch_start", 11))
+    last = tmp_path / "last.ckpt"
+    module = train_three_epochs(tmp_path, Watch(), ckpt_path=last, batch_size=batch_size)
+    assert [len(set(epoch)) for epoch in seen] == [16, 16, 16]
+    assert [len(epoch) for epoch in seen] == [16, 16, 16]
+    assert module.validations == 3
+
+
+# ---- files
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    saver = AtomicCheckpointIO()
+    saver.save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, path)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("anneal.runs.checkpoint_io.os.fsync", full)
+    with pytest.raises(UserError, match=r"can't save .*last.ckpt: No space left on device"):
+        saver.save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+    assert float(torch.load(path, weights_only=True)["state_dict"]["w"].sum()) == 0
+
+
+def test_damaged_files_of_all_kinds_end_in_a_line():
+    script = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
+    command = [sys.executable, str(script), "--files=15"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" 0 wrong") == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
+def test_a_full_disk_ends_the_run_in_a_line_and_every_checkpoint_loads(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        run = Training(
+            tmp_path,
+            *("fit", "--config=small.yaml", "--trainer.max_epochs=60", "--model.width=32"),
+            *("--checkpoint.save_top_k=-1", f"--trainer.default_root_dir={disk}"),
+        )
+        status, output = run.end()
+        checkpoints = list(disk.rglob("*.ckpt"))
+        assert len(checkpoints) > 1
+        for path in checkpoints:
+            assert "state_dict" in torch.load(path, weights_only=True)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert status == 1
+    assert "No space left on device" in output.splitlines()[-1]
+    assert "Traceback" not in output

@@ -1,0 +1,118 @@
+"""The smallest module and data that go through the real optimizer, schedule and Trainer."""
+
+import os
+import signal
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from anneal.optim.configure import Schedule, configure_optimizers
+from project.data.digits import MNISTDataModule
+
+
+class Tiny(pl.LightningModule):
+    """A linear fit whose `val/loss` and `val/acc` follow a list, one value for each validation."""
+
+    def __init__(
+        self, optimizer=None, schedule=None, decay_norm=True, decay_bias=True, values=(), net=None
+    ):
+        super().__init__()
+        self.net = net or nn.Linear(2, 1)
+        self.optimizer = optimizer or partial(torch.optim.SGD, lr=1.0)
+        self.schedule = schedule or Schedule()
+        self.decay_norm, self.decay_bias = decay_norm, decay_bias
+        self.values = list(values)
+        self.validations = 0
+        self.lrs: list[list[float]] = []
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch[0]).square().mean()
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        self.lrs.append([g["lr"] for g in optimizer.param_groups])
+
+    def validation_step(self, batch, batch_idx) -> None:
+        value = self.values[self.validations] if self.validations < len(self.values) else 1.0
+        self.log_dict({"val/loss": value, "val/acc": value}, batch_size=1)
+
+    def on_validation_epoch_end(self) -> None:
+        self.validations += not self.trainer.sanity_checking
+
+    def on_save_checkpoint(self, checkpoint) -> None:
+        checkpoint["validations"] = self.validations
+
+    def on_load_checkpoint(self, checkpoint) -> None:
+        self.validations = checkpoint["validations"]
+
+    def configure_optimizers(self) -> Any:
+        return configure_optimizers(
+            self, self.optimizer, self.schedule, self.decay_norm, self.decay_bias
+        )
+
+
+def loader(batches: int = 8) -> DataLoader:
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(TensorDataset(torch.randn(batches, 2, generator=generator)), batch_size=1)
+
+
+def fit(module: Tiny, batches: int = 8, ckpt_path: Any = None, save: Any = None, **kwargs: Any):
+    """Trains `module` and returns the learning rate of its first group at each optimizer step."""
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(**settings | kwargs)
+    trainer.fit(module, loader(batches), loader(2), ckpt_path=ckpt_path, weights_only=True)
+    if save:
+        trainer.save_checkpoint(save)
+    return [lrs[0] for lrs in module.lrs]
+
+
+class Few(pl.LightningDataModule):
+    """Fewer samples than a batch, in a loader that drops what does not fill one."""
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.zeros(3, 2)), batch_size=4, drop_last=True)
+
+
+class Mirrored(MNISTDataModule):
+    """MNIST from the server at MIRROR, whatever its files hold."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("MNIST", **kwargs)
+
+    def prepare_data(self) -> None:
+        datasets.MNIST.mirrors = [os.environ["MIRROR"]]
+        datasets.MNIST.resources = [(name, None) for name, _ in datasets.MNIST.resources]
+        super().prepare_data()
+
+
+class Crash(pl.Callback):
+    """Ends a training without warning.
+
+    Args:
+        step: Optimizer steps that are still taken.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise OSError("crash")
+
+
+class BusError(v2.Transform):
+    """An augmentation that ends the worker as a full /dev/shm does."""
+
+    def forward(self, image):
+        os.kill(os.getpid(), signal.SIGBUS)

@@ -1,0 +1,310 @@
+import csv
+
+import pytest
+import torch
+import torchvision
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.optim import SGD
+
+from anneal import testing as photos
+from anneal.errors import UserError
+from project.models.resnet import ImageClassifier, NarrowResNet
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+SMALL = """
+trainer: {max_epochs: 2, accelerator: cpu, logger: false, log_every_n_steps: 1}
+model:
+  class_path: ImageClassifier
+  init_args:
+    arch: resnet18
+    width: 4
+    small_stem: true
+    optimizer: {class_path: SGD, init_args: {lr: 0.05, momentum: 0.9}}
+    schedule: {scheduler: CosineAnnealingLR}
+data:
+  class_path: ImageFolderDataModule
+  init_args:
+    {root: data, batch_size: 8, num_workers: 0, train_size: 24, val_resize: 28, val_size: 24}
+"""
+
+
+@pytest.fixture
+def fit(run, tmp_path):
+    """Trains on small photos in `data`, in the folder that the test runs in."""
+    photos.image_folder(tmp_path / "data")
+    (tmp_path / "photos.yaml").write_text(SMALL)
+    return lambda *args: run("fit", "--config=photos.yaml", "--run_name=photos", *args)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "mobilenet_v3_small", "vit_b_16"])
+def test_networks_of_torchvision_go_by_name_and_have_its_weights_names(arch):
+    with torch.device("meta"):
+        ours = ImageClassifier(arch, num_classes=7).net.state_dict()
+        theirs = torchvision.models.get_model(arch, num_classes=7).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_a_narrow_resnet_of_the_papers_width_is_torchvisions():
+    torch.manual_seed(0)
+    ours = NarrowResNet((2, 2, 2, 2), 64, False, 10).eval()
+    theirs = torchvision.models.resnet18(num_classes=10).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs(images))
+
+
+@pytest.mark.parametrize(("width", "parameters"), [(16, 703_386), (32, 2_801_450)])
+def test_width_scales_every_stage(width, parameters):
+    net = ImageClassifier("resnet18", num_classes=10, width=width).net
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert [net.conv1.out_channels, net.layer4[0].conv1.out_channels] == [width, 8 * width]
+
+
+def test_zero_init_makes_every_residual_branch_start_at_zero():
+    net = ImageClassifier("resnet50", num_classes=3, zero_init_residual=True).net
+    last = [m.bn3.weight for m in net.modules() if hasattr(m, "bn3")]
+    assert len(last) == 16
+    assert all((w == 0).all() for w in last)
+
+
+def test_blurpool_blurs_before_a_convolution_that_skips():
+    net = ImageClassifier("resnet18", num_classes=3, blurpool=True).net
+    blurred = [m for m in net.modules() if type(m).__name__ == "BlurConv2d"]
+    assert len(blurred) == 6  # the first and the shortcut of three stages, not the stem
+    assert net.conv1.stride == (2, 2)
+    flat = blurred[0](torch.ones(1, 64, 8, 8))[..., 1:-1, 1:-1]
+    plain = blurred[0].conv(torch.ones(1, 64, 8, 8))[..., 1:-1, 1:-1]
+    torch.testing.assert_close(flat, plain, atol=1e-5, rtol=1e-4)  # a constant stays as it is
+    checker = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
+    inner = blurred[0](checker.expand(1, 64, 8, 8))[..., 1:-1, 1:-1]
+    assert inner.abs().max() < 1e-5  # and the finest pattern vanishes
+
+
+def test_flip_tta_does_not_see_left_and_right():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 32, 32))
+    plain = ImageClassifier("resnet18", num_classes=3, width=8).eval()
+    assert not torch.allclose(plain.evaluate(images), plain.evaluate(images.flip(-1)))
+    both = ImageClassifier("resnet18", num_classes=3, width=8, flip_tta=True).eval()
+    torch.testing.assert_close(both.evaluate(images), both.evaluate(images.flip(-1)))
+
+
+@pytest.mark.parametrize("flip_tta", [False, True])
+def test_zoom_tta_is_the_mean_of_the_whole_and_its_middle(flip_tta):
+    torch.manual_seed(0)
+    settings = {"arch": "resnet18", "num_classes": 3, "width": 8, "flip_tta": flip_tta}
+    plain = ImageClassifier(**settings).eval()
+    zoomed = ImageClassifier(**settings, zoom_tta=2).eval()
+    zoomed.load_state_dict(plain.state_dict())
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    whole = images.float().unflatten(-1, (32, 2)).unflatten(-3, (32, 2)).mean((-1, -3))
+    views = plain.evaluate(whole), plain.evaluate(images[..., 16:48, 16:48])
+    torch.testing.assert_close(zoomed.evaluate(images), (views[0] + views[1]) / 2)
+    with pytest.raises(UserError, match="zoom_tta=1: must be more than 1"):
+        ImageClassifier(zoom_tta=1)
+
+
+def test_classes_come_from_the_data_and_are_in_the_checkpoint(fit, run, tmp_path, capsys):
+    cli = fit()
+    assert cli.model.num_classes == 3
+    path = tmp_path / "runs/photos/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["class_names"] == ["n01", "n02", "n03"]
+    alone = ImageClassifier.load_from_checkpoint(path, map_location="cpu")
+    assert alone.net.fc.out_features == 3
+    assert run("validate", "--ckpt_path=last").model.num_classes == 3
+    photos.image_folder(
+        tmp_path / "other", colors={"n01": (0, 0, 0), "n02": (9, 9, 9), "cat": (0, 9, 0)}
+    )
+    with pytest.raises(SystemExit):
+        run("validate", "--ckpt_path=last", "--data.root=other")
+    assert "class 0 is 'n01' in the checkpoint and 'cat' in the data" in capsys.readouterr().err
+
+
+def test_a_wrong_number_of_classes_is_refused_before_training(fit, capsys):
+    with pytest.raises(SystemExit):
+        fit("--model.num_classes=2")
+    assert "3 classes in the data, 2 in the model" in capsys.readouterr().err
+
+
+def test_it_learns_colours_and_validates_exactly_all_pictures(fit, run, tmp_path):
+    cli = fit("--trainer.max_epochs=15")
+    assert cli.trainer.callback_metrics["val/acc"] > 0.9
+    for size in (1, 5, 12):
+        again = run("validate", "--ckpt_path=last", f"--data.batch_size={size}")
+        for name in ("val/acc", "val/loss"):
+            expected = cli.trainer.callback_metrics[name]
+            torch.testing.assert_close(again.trainer.callback_metrics[name], expected)
+
+
+@pytest.mark.filterwarnings("ignore:left out, ")
+def test_a_validation_that_can_read_no_picture_is_one_line(fit, tmp_path, capsys):
+    for path in (tmp_path / "data" / "val").rglob("*.JPEG"):
+        path.write_bytes(b"")
+    with pytest.raises(SystemExit) as e:
+        fit("--data.broken=skip")
+    assert e.value.code == 1
+    assert "error: no val sample could be read" in capsys.readouterr().err
+
+
+def test_too_few_pictures_for_a_batch_are_refused_with_the_numbers(fit, capsys):
+    with pytest.raises(SystemExit):
+        fit("--data.batch_size=25")
+    assert "data has 24 train images, fewer than a batch of 25" in capsys.readouterr().err
+
+
+def test_without_a_test_folder_there_is_no_test(fit, run, tmp_path, capsys):
+    cli = fit()
+    assert not any(name.startswith("test/") for name in cli.trainer.callback_metrics)
+    with pytest.raises(SystemExit):
+        run("test", "--ckpt_path=last")
+    assert "has no folder test: use validate" in capsys.readouterr().err
+
+
+def test_predict_writes_paths_and_a_sheet_and_leaves_out_what_is_broken(fit, run, tmp_path, capsys):
+    fit("--trainer.max_epochs=15")
+    new = tmp_path / "new"
+    for name, color in photos.COLORS.items():
+        photos.save(photos.picture(color, seed=77), new / f"{name} new.jpg")
+    (new / "broken.jpg").write_bytes(b"nothing")
+    (new / "notes.txt").write_text("no picture")
+    run("predict", "--ckpt_path=last", "--data.predict_path=new", "--data.root=gone")
+    with (tmp_path / "runs/photos/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"new/{name} new.jpg" for name in photos.COLORS]
+    assert [row["class_1"] for row in rows] == list(photos.COLORS)
+    assert list(rows[0]) == [
+        "path",
+        *(f"{w}_{r}" for r in (1, 2, 3) for w in ("class", "probability")),
+    ]
+    assert sum(float(rows[0][f"probability_{r}"]) for r in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
+    assert (tmp_path / "runs/photos/predictions.png").stat().st_size > 5000
+    said = capsys.readouterr()
+    assert "new/broken.jpg: cannot identify image file" in said.err
+    one = run("predict", "--ckpt_path=last", "--data.predict_path=new/n02 new.jpg")
+    assert len(one.datamodule.predicted) == 1
+    run("predict", "--ckpt_path=last", "--data.predict_path=new/*new.jpg")
+    with (tmp_path / "runs/photos/predictions-3.csv").open() as file:
+        assert list(csv.DictReader(file)) == rows
+    with pytest.raises(SystemExit):
+        run("predict", "--ckpt_path=last", "--data.predict_path=new/*.png")
+    assert "new/*.png: there is no picture" in capsys.readouterr().err
+
+
+def test_predictions_of_validation_pictures_count_to_the_logged_accuracy(fit, run, tmp_path):
+    cli = fit()
+    run("predict", "--ckpt_path=last")
+    with (tmp_path / "runs/photos/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    right = [f"/{row['class_1']}/" in row["path"] for row in rows]
+    assert len(right) == 12
+    assert sum(right) / 12 == pytest.approx(float(cli.trainer.callback_metrics["val/acc"]))
+
+
+@pytest.mark.filterwarnings("ignore:Found 68 module.s. in eval mode")
+def test_fine_tuning_takes_the_body_and_starts_a_new_head(fit, run, tmp_path, capsys):
+    fit()
+    weights = "runs/photos/checkpoints/last.ckpt"
+    trained = torch.load(weights, weights_only=True)["state_dict"]
+    two = {"cat": (200, 40, 40), "dog": (40, 200, 40)}
+    photos.image_folder(tmp_path / "pets", colors=two)
+    words = ["fit", "--config=photos.yaml", f"--model.weights={weights}", "--data.root=pets"]
+    cli = run(*words, "--model.freeze_body=true", "--run_name=frozen")
+    assert cli.model.net.fc.out_features == 2
+    for name, value in cli.model.state_dict().items():
+        assert torch.equal(value, trained[name]) != name.startswith("net.fc"), name
+    constant = "--model.schedule.scheduler=null"
+    cli = run(*words, "--model.body_lr_factor=0.1", "--run_name=slow", constant)
+    groups = {g["name"]: g["lr"] for g in cli.trainer.optimizers[0].param_groups}
+    assert groups == {"body": pytest.approx(0.005), "head": 0.05}
+    with pytest.raises(SystemExit):
+        run(*words, "--model.width=8")
+    assert "tensors don't fit resnet18, such as conv1.weight" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(
+            *words[:2], "--model.weights=IMAGENET1K_V9", "--model.arch=resnet18", "--model.width=64"
+        )
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_lr_is_scaled_to_the_samples_of_a_step_and_says_so(fit, capsys, caplog):
+    with caplog.at_level("INFO"):
+        constant = "--model.schedule.scheduler=null"
+        cli = fit("--model.lr_batch_size=256", "--trainer.accumulate_grad_batches=2", constant)
+    lr = cli.trainer.optimizers[0].param_groups[0]["lr"]
+    assert lr == 0.05 * 16 / 256
+    assert "1 device x batch_size 8 x accumulate 2 = 16 samples a step" in caplog.text
+    assert "lr 0.05 is for 256: lr 0.003125" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+def test_averaged_weights_are_validated_saved_and_go_on(fit, run, tmp_path):
+    ema = ["--trainer.callbacks=EMA", "--trainer.callbacks.decay=0.5"]
+    cli = fit(*ema, "--checkpoint.every_n_train_steps=1")
+    path = tmp_path / "runs/photos/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    average, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+    assert not torch.equal(average["net.fc.weight"], current["net.fc.weight"])
+    torch.testing.assert_close(cli.model.net.fc.weight.detach(), average["net.fc.weight"])
+    again = run("validate", "--ckpt_path=last")
+    expected = cli.trainer.callback_metrics["val/loss"]
+    torch.testing.assert_close(again.trainer.callback_metrics["val/loss"], expected)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+def test_the_average_is_the_geometric_sum_of_the_weights(fit):
+    from lightning.pytorch.callbacks import Callback
+
+    from anneal.callbacks.ema import EMA
+
+    seen = []
+
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            seen.append(pl_module.net.weight.detach().clone())
+
+    class Line(ImageClassifier):
+        def __init__(self):
+            super().__init__("resnet18", num_classes=2, optimizer=lambda p: SGD(p, lr=1.0))
+            self.net = nn.Linear(1, 2, bias=False)
+
+        def training_step(self, batch, batch_idx):
+            return self.net.weight.sum() * (batch_idx + 1)
+
+    loader = torch.utils.data.DataLoader(torch.zeros(4, 1))
+    ema = EMA(decay=0.9, copy_epochs=1)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(max_epochs=2, callbacks=[Keep(), ema], accelerator="cpu", **quiet)
+    module = Line()
+    module.on_train_epoch_end = lambda: None
+    trainer.fit(module, loader)
+    average = seen[3]  # copied in the first epoch
+    for weight in seen[4:]:
+        average = 0.9 * average + 0.1 * weight
+    torch.testing.assert_close(module.net.weight.detach(), average)
+
+
+def test_compiled_and_plain_checkpoints_have_the_same_names():
+    plain = ImageClassifier("resnet18", num_classes=3, width=4)
+    compiled = ImageClassifier("resnet18", num_classes=3, width=4)
+    compiled.net.compile()
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"arch": "resnet19"}, "model.arch=resnet19"),
+        ({"arch": "resnet50", "width": 32}, "width and small_stem are for"),
+        ({"arch": "alexnet", "zero_init_residual": True}, "for ResNets"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        ImageClassifier(num_classes=3, **options)
