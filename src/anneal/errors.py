@@ -57,3 +57,8 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     """The end of a message that offers the nearest name, or nothing."""
     near = nearest(word, list(names))
     return f"; did you mean {near}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception says, or its type's name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

@@ -39,9 +39,9 @@ def pytest_collection_finish() -> None:
 def main(args: list[str]) -> Any:
     """Run the words of a command line in this process, with the classes that train.py names."""
     import train
-    from anneal.cli.main import main
+    from anneal.cli.entry import main as run
 
-    return main(train.PACKAGES, args)
+    return run(train.fit, train.PACKAGES, args)
 
 
 @pytest.fixture

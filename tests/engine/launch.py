@@ -70,6 +70,9 @@ def train(folder: Path, *args: str, **env: str) -> str:
 def _train(folder: Path, words: tuple[str, ...], env: dict[str, str], log: Path) -> None:
     from lightning.pytorch.strategies.launchers import subprocess_script
 
+    # It sets variables, which are not to win over `env`.
+    import anneal.testing  # noqa: F401
+
     os.setsid()
     os.chdir(folder)
     os.environ |= {"HOME": str(folder), **env}
@@ -85,12 +88,13 @@ def _train(folder: Path, words: tuple[str, ...], env: dict[str, str], log: Path)
 
 
 def _run(words: tuple[str, ...]) -> None:
-    from anneal.testing import main
+    import anneal
+    import train
 
     try:
         with warnings.catch_warnings():
             as_pytest_does()
-            main(list(words))
+            anneal.main(train.fit, train.PACKAGES, list(words))
     except Exception:
         traceback.print_exc()
         raise

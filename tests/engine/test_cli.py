@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping
+from yours import MLP
 
 from anneal.testing import logged
-from project.models.digits import MLP
 
 FIT = ("fit", "--config=small.yaml")
 
@@ -182,23 +182,23 @@ def test_checkpoints_are_found_by_name_for_the_newest_run(run, command, which):
     path = str(only_run() / "checkpoints" / "last.ckpt") if which == "path" else which
     cli = run(command, f"--ckpt_path={path}")
     assert before.items() <= content(Path("runs")).items()
-    stem = Path(cli.config[command].ckpt_path).name
+    stem = Path(cli.config.ckpt_path).name
     assert stem.startswith("best-" if which == "best" else "last")
     assert cli.model.net is not None
-    assert cli.config[command].model.init_args.width == 8
+    assert cli.config.model.init_args.width == 8
 
 
 def test_run_picks_an_older_run_by_name(run):
     run(*FIT, "--run_name=old", "--model.width=5")
     run(*FIT)
     cli = run("validate", "--ckpt_path=last", "--run=old")
-    assert cli.config.validate.model.init_args.width == 5
+    assert cli.config.model.init_args.width == 5
 
 
 def test_best_is_found_among_several(run):
     cli = run(*FIT, "--trainer.max_epochs=4", "--checkpoint.save_top_k=-1")
     best = cli.trainer.checkpoint_callback.best_model_path
-    assert Path(run("validate", "--ckpt_path=best").config.validate.ckpt_path).samefile(best)
+    assert Path(run("validate", "--ckpt_path=best").config.ckpt_path).samefile(best)
 
 
 def test_validation_of_the_last_checkpoint_repeats_the_last_validation(run):
@@ -219,7 +219,7 @@ def test_test_accuracy_is_a_hand_count_of_the_predictions(run):
     cli = run("predict", "--ckpt_path=last", "--data.batch_size=33")
     with (only_run() / "predictions.csv").open() as file:
         predictions = [int(r["class_1"]) for r in csv.DictReader(file)]
-    labels = [int(y) for _, ys in cli.datamodule.predict_dataloader() for y in ys]
+    labels = [int(y) for _, ys in cli.data.predict_dataloader() for y in ys]
     right = sum(p == y for p, y in zip(predictions, labels, strict=True))
     assert float(tested.trainer.callback_metrics["test/acc"]) == pytest.approx(right / len(labels))
 

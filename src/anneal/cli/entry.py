@@ -6,33 +6,41 @@ help of one command, a command line that got further has left what there is to s
 """
 
 import argparse
+import gc
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import shorten
+from types import ModuleType
 from typing import Any
 
-from anneal.cli.mistakes import NO_OPTION, no_command, no_file, stands_beside, typed_key
-from anneal.errors import nearest
+from anneal.cli.words import HELP, OPTIONS, PROG, Words, no_command, no_option, read_words
+from anneal.errors import UserError
 from anneal.system import cache_folder, key_of
 
-PROG = "python train.py"
-OPTIONS = "[--config FILE ...] [--key=value ...]"
-COMMANDS = {
+RUN_COMMANDS = {
     "fit": "Train (without a command, this one), then test the last weights and sum up.",
     "validate": "Evaluate a checkpoint on the validation data.",
-    "test": "Evaluate a checkpoint on the test data, with pictures of its mistakes.",
+    "test": "Evaluate a checkpoint on the test data, with figures of its mistakes.",
     "predict": "Write what a checkpoint predicts, for test data or your own files, to a CSV file.",
     "export": "Write a checkpoint's classifier to a file of ONNX or torch.export, and check it.",
     "schedule": "Show the learning rate of every step before a run, without its data.",
     "lr_find": "Raise the learning rate step by step, and suggest the one to start with.",
+}
+TOOLS = {  # what works on files and finished runs: module and function, and what it does
+    "report": ("anneal.report.page:main", "Compare finished runs, as a page and as figures."),
+    "card": ("anneal.report.card:main", "Write a model card for a finished run."),
+    "sweep": ("anneal.sweep.main:main", "Run a W&B sweep file on this machine."),
+    "check": ("anneal.vision.check:main", "Look for what is wrong with a folder of photos."),
+    "shards": ("anneal.vision.shards:main", "Write a folder of photos as shards for streaming."),
 }
 EXAMPLES = """\
 examples:
@@ -44,40 +52,53 @@ examples:
   %(prog)s --print_config                       the whole configuration, nothing run
   %(prog)s fit --help                           all options of a command
 """
-SOURCE = Path(__file__).parent
-CONFIGS = SOURCE.parents[2] / "configs"
+SOURCE = Path(__file__).parents[1]
+CONFIGS = SOURCE.parents[1] / "configs"
 DEFAULT_CONFIG = CONFIGS / "mnist.yaml"
-HELP = ("-h", "--help")
 LIBRARIES = ("jsonargparse", "lightning", "torch", "wandb")  # whose releases change the options
 
 
-def main(packages: Iterable[str], args: list[str] | None = None) -> None:
-    """Runs one command.
+def main(fit: Callable[[Any], None], packages: Sequence[str], args: list[str] | None = None) -> Any:
+    """Run one command of a project.
 
     Args:
-        packages: Where classes are looked up by their short names, beside the engine's.
+        fit: Trains; it is given the `anneal.Run`.
+        packages: Where classes are looked up by their short names, beside the engine's. What such a
+            package has in a dictionary `COMMANDS` are commands, too: by name "module:function",
+            which takes the words behind, and what it does in a line.
         args: Words of the command line; None: those the program was started with.
 
+    Returns:
+        The `Run`, of a command that is about one.
+
     Raises:
-        SystemExit: With status 2 after a mistake; what `anneal.cli.main.main` raises.
+        SystemExit: With status 2 after a mistake, 0 after help, the status of a tool.
     """
-    words = sys.argv[1:] if args is None else args
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        tools = TOOLS | {k: v for p in packages for k, v in _commands_of(p).items()}
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    known = [*RUN_COMMANDS, *tools]
     if words and words[0] in HELP:
-        print(overview())
+        print(overview(tools))
         sys.exit(0)
-    if asks_for_help(words) and (text := known_help(words[0])):
+    if words and words[0] in tools:
+        module, _, function = tools[words[0]][0].partition(":")
+        sys.exit(getattr(import_module(module), function)(words[1:]))
+    typed = read_words(words)
+    if typed.flags == [("help", None)] and not typed.files and (text := known_help(typed.command)):
         print(text)
         sys.exit(0)
-    if line := mistake(words):
-        print(f"error: {line}", file=sys.stderr)
+    if lines := mistakes(typed, known):
+        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
         sys.exit(2)
-    from anneal.cli.imports import cli
-
-    cli.main(packages, words)
+    return import_main().run_command(fit, packages, typed, DEFAULT_CONFIG, known)
 
 
-def overview() -> str:
-    """The help of the whole: commands, recipes, examples."""
+def overview(tools: dict[str, tuple[str, str]]) -> str:
+    """Return the help of the whole: commands, recipes, examples."""
     recipes = [f"  {path.stem:26} {about(path)}" for path in sorted(CONFIGS.glob("*.yaml"))]
     listed = "\n".join(["recipes (--config=configs/NAME.yaml):", *recipes]).replace("%", "%%")
     parser = argparse.ArgumentParser(
@@ -88,104 +109,115 @@ def overview() -> str:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="")
-    for name, text in COMMANDS.items():
+    for name, text in {**RUN_COMMANDS, **{k: v[1] for k, v in tools.items()}}.items():
         commands.add_parser(name, help=text)
     return parser.format_help()
 
 
 def about(recipe: Path) -> str:
-    """How the comment in front of a recipe begins."""
+    """Return how the comment in front of a recipe begins."""
     lines = takewhile(lambda line: line.startswith("# "), recipe.read_text().splitlines())
     sentence = re.split(r"[:.](?: |$)", " ".join(line[2:] for line in lines))[0]
     return shorten(sentence, 70, placeholder=" ...")
 
 
-def mistake(words: list[str]) -> str:
-    """What is wrong with a command line as far as can be told so far, or an empty string."""
-    command = words[0] if words and not words[0].startswith("-") else "fit"
-    if command not in COMMANDS:
-        return no_command(command, COMMANDS)
-    options = known_options().get(command, [])
-    for word, follows in pairwise([*words, ""]):
-        name, equals, value = word.partition("=")
-        if name in ("-c", "--config"):
-            file = Path(value if equals else follows)
-            if file.is_dir() or (file.suffix in (".yaml", ".yml") and not file.is_file()):
-                return f"--config: {no_file(file)}"
-        if name.startswith("--") and (near := unknown(typed_key(name), options)):
-            return f"--{typed_key(name)}: {NO_OPTION}; did you mean --{near}?"
-    return ""
+def mistakes(typed: Words, commands: Iterable[str]) -> list[str]:
+    """Return what is wrong with a command line as far as can be told without torch."""
+    from anneal.cli.files import no_file
+
+    if typed.command not in commands:
+        return [no_command(typed.command, list(commands))]
+    options = kept("options").get(typed.command, [])
+    files = [Path(text) for text in typed.files if text]
+    found = [f"--config: {no_file(file)}" for file in files if not file.is_file()]
+    for key, _ in typed.flags:
+        if options and not _may_be(key, options):
+            found.append(f"--{key}: {no_option(key, options)}")
+    return found
 
 
-def unknown(key: str, options: Iterable[str]) -> str:
-    """The option that was meant by one that does not exist; "" if none, or if it may exist."""
-    names = set(options)
-    parts = key.split(".")
-    if not names or stands_beside(key):
-        return ""
+def _may_be(key: str, options: Iterable[str]) -> bool:
+    """Whether a key may exist: it does, or is of a class or a dictionary, or beside an option."""
+    parts = key.rstrip("+").split(".")
+    if key == "print_config" or parts[-1] == "help":
+        return True
     for i in range(len(parts), 0, -1):
-        if (start := ".".join(parts[:i])) in names:
-            # A class or a dictionary, the parser of which knows what may follow.
-            is_group = any(name.startswith(f"{start}.") for name in names)
-            return nearest(key, names) if is_group and i < len(parts) else ""
-    return nearest(key, names)
+        if (start := ".".join(parts[:i])) in options:
+            return True
+        if any(name.startswith(f"{start}.") for name in options):
+            return i < 1
+    return False
+
+
+def _commands_of(package: str) -> dict[str, tuple[str, str]]:
+    try:
+        return getattr(import_module(package), "COMMANDS", {})
+    except ModuleNotFoundError as e:
+        if not package.startswith(str(e.name)):
+            raise
+        raise UserError(f"train.py names the package {package}, and there is no {e.name}") from e
+
+
+def import_main() -> ModuleType:
+    """Import what every command needs, in little more than half the time.
+
+    Of a plain import a quarter goes into the search for garbage among hundreds of thousands of
+    objects that are there to stay, and a fifth into scipy.signal, which torchmetrics imports only
+    to put a name back, for another package, that newer releases lack. Here it finds that name in a
+    stand-in.
+    """
+    gc.disable()
+    if "scipy.signal" not in sys.modules:
+        stand_in: Any = ModuleType("scipy.signal")
+        stand_in.hamming = None
+        sys.modules["scipy.signal"] = stand_in
+        try:
+            import_module("torchmetrics")
+        finally:
+            del sys.modules["scipy.signal"]
+    main = import_module("anneal.cli.main")
+    gc.freeze()
+    gc.enable()
+    return main
 
 
 # ---- what a command line has found out, kept for the next one
 
 
-def known_options() -> Mapping[str, list[str]]:
-    """The options of each command that was typed since the code has changed."""
-    return _kept()["options"]
-
-
 def known_help(command: str) -> str:
-    """A command's own help, if it was asked for in a terminal of this width; else ""."""
-    return "\n".join(_kept()["help"].get(_at_width(command), []))
+    """Return a command's own help, if it was asked for in a terminal of this width; else ""."""
+    return "\n".join(kept("help").get(_at_width(command), []))
 
 
-def keep_options(command: str, options: list[str]) -> None:
-    """Keeps those of a command, where that is possible and not done yet."""
-    _keep("options", command, options)
-
-
-def keep_help(words: list[str], text: str) -> None:
-    """Keeps what a command's own help says, if `words` ask for that."""
-    if asks_for_help(words):
-        _keep("help", _at_width(words[0]), text.splitlines())
-
-
-def asks_for_help(words: list[str]) -> bool:
-    """Whether all that is asked for is a command's own help, over the default recipe."""
-    if not words or words[0] not in COMMANDS or words[-1] not in HELP:
-        return False
-    return words[1:-1] in ([], [f"--config={DEFAULT_CONFIG}"])
+def keep_help(command: str, text: str) -> None:
+    """Keep what a command's own help says."""
+    keep("help", _at_width(command), text.rstrip("\n").splitlines())
 
 
 def _at_width(command: str) -> str:
     return f"{command} {get_terminal_size().columns}"
 
 
-def _kept() -> dict[str, dict[str, list[str]]]:
-    """Options by command, and the lines of a command's help by its name and width."""
+def kept(kind: str) -> dict[str, list[str]]:
+    """Return what earlier commands left since the code has changed: `options` or `help`."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        kept = json.loads(_file().read_text())
-        if kept["of"] == _state():
-            return {"options": kept["options"], "help": kept["help"]}
-    return {"options": {}, "help": {}}
+        left = json.loads(_file().read_text())
+        if left["of"] == _state():
+            return dict(left[kind])
+    return {}
 
 
-def _keep(kind: str, name: str, lines: list[str]) -> None:
-    kept = _kept()
-    if kept[kind].get(name) == lines:
+def keep(kind: str, name: str, lines: list[str]) -> None:
+    """Leave something for later commands, where that is possible and not done yet."""
+    left = {k: kept(k) for k in ("options", "help")}
+    if left[kind].get(name) == lines:
         return
-    kept[kind][name] = lines
-    file = _file()
+    left[kind][name] = lines
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps({"of": _state(), **kept}))
-        unfinished.replace(file)
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        unfinished = _file().with_suffix(".part")
+        unfinished.write_text(json.dumps({"of": _state(), **left}))
+        unfinished.replace(_file())
 
 
 def _file() -> Path:
@@ -194,7 +226,6 @@ def _file() -> Path:
 
 @cache
 def _state() -> dict[str, Any]:
-    """What all that follows from: the code, the default recipe, the releases of the libraries."""
-    files = [DEFAULT_CONFIG, *SOURCE.rglob("*.py")]
-    newest = max(path.stat().st_mtime_ns for path in files if path.exists())
+    """What all that follows from: the code, the releases of the libraries."""
+    newest = max(path.stat().st_mtime_ns for path in SOURCE.rglob("*.py"))
     return {"code": newest, **{name: version(name) for name in LIBRARIES}}

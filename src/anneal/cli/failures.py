@@ -11,7 +11,7 @@ from anneal import launch as processes
 from anneal.errors import UserError
 
 
-def describe_failure(e: Exception) -> processes.Shown | None:
+def describe_failure(e: Exception) -> processes.Failure | None:
     """What a person reads of a mistake of theirs, and the exit status; None: it is a bug."""
     if isinstance(e, UserError):
         return f"error: {e}", e.status

@@ -1,0 +1,129 @@
+"""The commands on a run: each takes the run, and its other arguments are its options."""
+
+from pathlib import Path
+from typing import Literal
+
+from anneal.cli.run import Run
+from anneal.commands.export import export as write_export
+from anneal.commands.lr_find import report, search
+from anneal.commands.predict import check_predicts, save_predictions
+from anneal.commands.schedule import preview
+from anneal.lightning_internals import set_logged_step
+from anneal.runs.exported import ENDINGS, ExportedClassifier, is_exported, read
+from anneal.runs.folder import next_free_path
+
+
+def validate(run: Run, verbose: bool = True) -> None:
+    """Evaluate a checkpoint on the validation data.
+
+    Args:
+        verbose: Whether to print the metrics.
+    """
+    run.trainer.validate(run.model, run.data, run.ckpt_path, verbose, weights_only=True)
+
+
+def test(run: Run, verbose: bool = True) -> None:  # noqa: PT028
+    """Evaluate a checkpoint on the test data, with figures of its mistakes.
+
+    Args:
+        verbose: Whether to print the metrics.
+    """
+    step = max(0, run.checkpoint["global_step"] - 1)
+    set_logged_step(run.trainer, step, run.checkpoint["epoch"])
+    run.trainer.test(run.model, run.data, run.ckpt_path, verbose, weights_only=True)
+
+
+def predict(run: Run, return_predictions: bool | None = None) -> None:
+    """Write what a checkpoint predicts, for test data or your own files, to a CSV file.
+
+    Args:
+        return_predictions: Without effect: predictions are written.
+    """
+    check_predicts(run.model, run.trainer)
+    assert run.ckpt_path is not None
+    model, path = run.model, run.ckpt_path
+    if is_exported(path):
+        top_k: int = run.model.top_k  # type: ignore[assignment]
+        model, path = ExportedClassifier(read(path), top_k), None  # type: ignore[assignment]
+    batches = run.trainer.predict(model, run.data, None, True, path, weights_only=True)
+    save_predictions(run.folder, batches, model, run.data)  # type: ignore[arg-type]
+
+
+def export(
+    run: Run, format: Literal["onnx", "torch_export"] = "onnx", output: Path | None = None
+) -> None:
+    """Write a checkpoint's classifier to a file of ONNX or torch.export, and check it.
+
+    The file makes probabilities of plain pixels and holds the class names. It takes uint8 pixels,
+    (batch, C, H, W) from 0 to 255, with any number of images in a batch. H and W are those that the
+    data module validates with: of photos, the square that is cut from the resized image. All that
+    comes after is in the file. It computes in float32.
+
+    Args:
+        format: `onnx`, for ONNX Runtime and others, or `torch_export`, for torch.export.load.
+        output: The file. None: model.onnx or model.pt2 in the run's folder.
+    """
+    assert run.ckpt_path is not None
+    path = output or next_free_path(run.folder / f"model{ENDINGS[format]}")
+    print(write_export(run.model, run.data, run.ckpt_path, format, path))
+
+
+def schedule(
+    run: Run,
+    compare: str | None = None,
+    steps_per_epoch: int | None = None,
+    samples: int | None = None,
+    metric_from: str | None = None,
+    output: Path | None = None,
+) -> None:
+    """Show the learning rate of every step before a run, without its data.
+
+    Args:
+        compare: Another configuration for the same figure: files and overrides in quotes, such as
+            --compare='configs/mnist_step.yaml --model.optimizer.lr=0.2', which override what else
+            is typed. Without a file, the overrides alone. Can be repeated.
+        steps_per_epoch: Optimizer steps in an epoch. None: as many as the data makes.
+        samples: Training samples, where the data is not at hand: ImageNet has 1281167.
+        metric_from: What a plateau is to look at: a run's name or folder, or a CSV file with a
+            column for the metric. Without --config, the run's configuration is the one to start
+            from.
+        output: The figure's file. None: schedule.png in the folder of runs.
+    """
+    run.preview = preview(run.trainer, run.model, run.data, steps_per_epoch, samples, metric_from)
+
+
+def lr_find(
+    run: Run,
+    min_lr: float = 1e-6,
+    max_lr: float = 10.0,
+    num_training: int = 100,
+    mode: Literal["exponential", "linear"] = "exponential",
+    early_stop_threshold: float | None = 4.0,
+    output: Path | None = None,
+) -> None:
+    """Raise the learning rate step by step, and suggest the one to start with.
+
+    Args:
+        min_lr: Learning rate of the first step.
+        max_lr: Learning rate of the last.
+        num_training: Steps between them.
+        mode: Whether each step multiplies the learning rate or adds to it.
+        early_stop_threshold: Ends the search when the loss is so many times its lowest. None: goes
+            on to the end.
+        output: The figure's file. None: lr_find.png in the folder of runs.
+    """
+    found = search(
+        run.trainer,
+        run.model,
+        run.data,
+        min_lr,
+        max_lr,
+        num_training,
+        mode,
+        early_stop_threshold,
+    )
+    if run.trainer.is_global_zero:
+        report(found, output or run.folder / "lr_find.png")
+
+
+COMMANDS = {f.__name__: f for f in (validate, test, predict, export, schedule, lr_find)}

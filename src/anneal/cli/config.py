@@ -1,0 +1,401 @@
+"""A run's configuration: files and flags merged in order, each name and value checked.
+
+A source is a file or a flag, as a tree of nested dictionaries. Later sources win. Names are looked
+up in signatures (`schema`); of a value jsonargparse says whether it fits its type; the messages are
+made here, from value and type. All mistakes are collected, a line each.
+"""
+
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from anneal.cli.files import Tree, no_file, read_file, typed_key
+from anneal.cli.schema import (
+    REQUIRED,
+    Parameter,
+    Schema,
+    arguments,
+    base_classes,
+    fields_of,
+    group_of,
+    in_words,
+    members,
+    option_names,
+    resolve,
+    takes_class,
+    takes_list,
+)
+from anneal.cli.words import BESIDE, no_option
+from anneal.errors import UserError, did_you_mean, nearest
+from anneal.runs.config import FORMAT, check_format, flatten, with_current_names
+
+QUOTES = " (YAML takes off, no, on and yes for booleans: put quotes around it)"
+NO_OPTION = "no such option"
+NO_KEYS = "expected keys under it, got "
+LONGEST = 2000  # characters of an error
+
+
+class Text(str):
+    """The value of a flag, as typed."""
+
+
+class Scope(NamedTuple):
+    """Where names are looked up: the whole configuration, or a class's arguments."""
+
+    owner: str  # the class, or ""
+    prefix: str
+    schema: Schema
+
+
+class Help(Exception):
+    """A class whose help is asked for, with the type that takes it and its key."""
+
+
+class Config:
+    """A configuration that is being put together.
+
+    Args:
+        schema: The options there are.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.tree: Tree = {}
+        self.errors: list[str] = []
+        # Key, change, what it kept and dropped, and when.
+        self.notes: list[tuple[str, str, list[str], Tree, int]] = []
+        self._file = ""  # the source at hand; "": a flag
+        self._keys: set[str] = set()  # of all files
+        self._chosen: dict[str, str] = {}  # the source in which a class was named, by its key
+        self._set: dict[str, int] = {}  # when a key was set last
+        self._clock = itertools.count()
+
+    # ---- sources
+
+    def add_file(self, path: Path) -> None:
+        """Override what there is by a file."""
+        try:
+            self.add_tree(read_file(path), str(path))
+        except UserError as e:
+            self.errors.append(str(e))
+
+    def add_tree(self, tree: Tree, label: str) -> None:
+        """Override what there is by a tree; the label says in messages where it is from."""
+        check_format(tree.pop("format", FORMAT), label)
+        tree = with_current_names(tree)
+        self._file = label
+        self._keys |= {typed_key(key) for key, _ in flatten(tree)}
+        self._merge(self.tree, tree, self._whole)
+        self._file = ""
+
+    def add_flag(self, key: str, text: str | None) -> None:
+        """Override what there is by --key=text; None: no value was typed."""
+        before = len(self.errors)
+        value: Any = Text(text or "")
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        self._merge(self.tree, value, self._whole)
+        if text is None and not any(NO_OPTION in e for e in self.errors[before:]):
+            self.errors[before:] = [f"--{key} needs a value{self._values_of(key)}"]
+
+    def finish(self) -> Tree:
+        """Return the tree, with the defaults of classes that stand in another one's place.
+
+        Raises:
+            UserError: With all mistakes, a line each.
+        """
+        if not self.errors:
+            self._complete(self.tree, self._whole, "")
+        if self.errors:
+            lines = [e if len(e) <= LONGEST else f"{e[:LONGEST]}…" for e in self.errors]
+            raise UserError("\nerror: ".join(dict.fromkeys(lines)))
+        return self.tree
+
+    def notes_in_words(self) -> Iterator[str]:
+        """Return a line for each class that replaced another, but for what was set anew."""
+        for key, change, kept, dropped, when in self.notes:
+            kept = [k for k in kept if self._set.get(f"{key}.{k}", -1) < when]
+            gone = {k: v for k, v in dropped.items() if self._set.get(f"{key}.{k}", -1) < when}
+            values = [k if isinstance(v, dict) else f"{k}={v}" for k, v in gone.items()]
+            parts = [f"keeps {', '.join(kept)}"] if kept else []
+            parts += [f"drops {', '.join(values)}"] if values else []
+            if parts:
+                yield f"note: {key}: {change} {' and '.join(parts)}"
+
+    @property
+    def _whole(self) -> Scope:
+        return Scope("", "", self.schema)
+
+    def _values_of(self, key: str) -> str:
+        of = self.schema.get(key)
+        kinds = members(of.hint) if isinstance(of, Parameter) else []
+        values = [str(v) for k in kinds if get_origin(k) is Literal for v in get_args(k)]
+        return f": {' or '.join(values)}" if values else ""
+
+    # ---- merging
+
+    def _error(self, key: str, text: str, colon: str = ":") -> None:
+        place = f"{self._file}: {key}" if self._file else f"--{key}"
+        self.errors.append(f"{place}{colon} {text}")
+
+    def _merge(
+        self, into: Tree, given: Tree, scope: Scope, schema: Schema | None = None, prefix: str = ""
+    ) -> None:
+        """Override `into` by what is given for the names of a schema, by default the scope's."""
+        schema, prefix = schema or scope.schema, prefix or scope.prefix
+        for name, value in given.items():
+            if not isinstance(name, str):
+                self.errors.append(f"{self._file}: Key must be a string, got: {name}.")
+                continue
+            plain = name.rstrip("+")
+            if (of := schema.get(plain)) is None:
+                self._unknown(name, value, scope, schema, prefix)
+                continue
+            try:
+                self._put(into, name, value, of, scope, prefix + plain)
+                self._set[prefix + plain] = next(self._clock)
+            except UserError as e:
+                self._error(prefix + plain, str(e))
+
+    def _unknown(self, name: str, value: Any, scope: Scope, schema: Schema, prefix: str) -> None:
+        """Say that there is no such name, and which one was meant."""
+        if name == "class_path":
+            return self._error(prefix[:-1], "takes no class")
+        while isinstance(value, dict) and len(value) == 1:
+            inner, value = next(iter(value.items()))
+            name = f"{name}.{inner}"
+        key = typed_key(prefix + name)
+        names = set(option_names(scope.schema))
+        near = nearest(key.removeprefix(scope.prefix), names)
+        near = scope.prefix + near if near else nearest(key, () if scope.owner else self._keys)
+        if scope.owner or self._file:
+            few = sorted(names) if not near and 0 < len(names) < 16 else []
+            of = f" of {scope.owner}" if scope.owner else ""
+            meant = f"; did you mean {'' if self._file else '--'}{near}?" if near else ""
+            there = f"; there are {', '.join(few)}" if few else ""
+            self._error(key, f"no such {'key' if self._file else 'option'}{of}{meant}{there}")
+        else:
+            self._error(key, no_option(key, names | self._keys | BESIDE))
+
+    def _put(self, into: Tree, name: str, value: Any, of: Any, scope: Scope, key: str) -> None:
+        """Set one name: a group, a class with its arguments, or a value."""
+        plain = name.rstrip("+")
+        fields = fields_of(of)
+        if isinstance(value, Text) and (fields or takes_class(of.hint)):
+            value = self._of_text(value)
+        if fields:
+            optional = isinstance(of, Parameter) and type(None) in get_args(of.hint)
+            if value is None and optional:
+                into[plain] = None
+            elif not isinstance(value, dict):
+                near = f"{key}.{next(iter(fields))}" if isinstance(value, str) else ""
+                meant = f"; did you mean {'' if self._file else '--'}{near}?" if near else ""
+                raise UserError(f"{NO_KEYS}{shown(value)}{meant}")
+            else:
+                into[plain] = into.get(plain) or {}
+                self._merge(into[plain], value, scope, fields, f"{key}.")
+        elif takes_class(of.hint) or (isinstance(value, dict) and "class_path" in value):
+            self._put_class(into, name, value, of, key)
+        elif isinstance(value, dict) and not takes_dict(of.hint):
+            if self._file:
+                raise UserError(wrong_value(value, of.hint))
+            self._unknown(plain, value, Scope("", "", {}), {}, key.removesuffix(plain))
+        elif isinstance(value, dict):
+            into[plain] = {**(into.get(plain) or {}), **{k: untyped(v) for k, v in value.items()}}
+        else:
+            into[plain] = checked(value, of.hint)
+
+    def _of_text(self, text: Text) -> Any:
+        """Return what a flag holds where a class or a group is wanted: a tree, or a name."""
+        if text.endswith((".yaml", ".yml")):
+            if not Path(text).is_file():
+                raise UserError(no_file(Path(text)))
+            return read_file(Path(text))
+        if text[:1] in ("{", "[") or text in ("null", "true", "false"):
+            with suppress(yaml.YAMLError):
+                return yaml.safe_load(text)
+        return str(text)
+
+    def _put_class(self, into: Tree, name: str, value: Any, of: Parameter, key: str) -> None:
+        """Set a class by name with its arguments, several of them, or none."""
+        adds, name = name.endswith("+"), name.rstrip("+")
+        old = into.get(name)
+        olds = old if isinstance(old, list) else [] if old is None else [old]
+        if value is None and type(None) in get_args(of.hint):
+            into[name] = None
+        elif isinstance(value, bool) and bool in members(of.hint):
+            into[name] = value
+        elif isinstance(value, list) and takes_list(of.hint):
+            into[name] = [*(olds if adds else []), *(self._spec(None, v, of, key) for v in value)]
+        elif adds:
+            into[name] = [*olds, self._spec(None, value, of, key)]
+        elif isinstance(old, list):
+            names_one = isinstance(value, str) or "class_path" in (value or {})
+            if names_one or not old:
+                into[name] = self._spec(None, value, of, key)
+            else:
+                old[-1] = self._spec(old[-1], value, of, key)
+        else:
+            into[name] = self._spec(old if isinstance(old, dict) else None, value, of, key)
+
+    def _spec(self, old: Tree | None, value: Any, of: Parameter, key: str) -> Tree:
+        """Return a class with its arguments; another class than before starts afresh."""
+        given = value if isinstance(value, dict) else {"class_path": value}
+        is_default = isinstance(of.default, type) and old is None
+        before = of.default if is_default else resolve(old["class_path"], of.hint) if old else None
+        cls = resolve(given["class_path"], of.hint) if "class_path" in given else before
+        args = given.get("init_args", {})
+        if not isinstance(args, dict):
+            self._error(f"{key}.init_args", f"{NO_KEYS}{shown(args)}")
+            args = {}
+        beside = {k: v for k, v in given.items() if k not in ("class_path", "init_args", KWARGS)}
+        if "help" in beside and not self._file:
+            try:
+                found = resolve(beside["help"], of.hint) if beside["help"] else cls
+            except UserError as e:
+                self._error(f"{key}.help", str(e))
+                return old or {}
+            raise Help(found, of.hint, key)
+        if beside and self._file and "class_path" in given:
+            raise UserError("arguments stand under init_args, not beside class_path")
+        if cls is None:
+            raise UserError(f"needs a class_path, got {given}")
+        schema = arguments(cls, of.hint)
+        kept = dict((old or {}).get("init_args", {}))
+        if old and before is not cls:
+            kept = self._replace(kept, before, cls, of, key, {**args, **beside})
+        self._merge(kept, {**args, **beside}, Scope(cls.__name__, f"{key}.", schema))
+        if "class_path" in given:
+            self._chosen[key] = self._file
+        more = {KWARGS: given[KWARGS]} if KWARGS in given else {}
+        return {"class_path": path_of(cls), "init_args": kept, **more}
+
+    def _replace(
+        self, args: Tree, before: Any, cls: Any, of: Parameter, key: str, given: Tree
+    ) -> Tree:
+        """Return what a class starts from that replaces another, and note what that drops.
+
+        A model, data or a logger keeps what both take; a class inside them keeps nothing.
+        """
+        takes, took = arguments(cls, of.hint), arguments(before, of.hint)
+        keeps = "." not in key or key == "trainer.logger"
+        kept = {k: v for k, v in args.items() if keeps and k in takes and fits(v, takes[k].hint)}
+        said = {k: v for k, v in args.items() if k not in given and v != default_of(took.get(k))}
+        change = f"{before.__name__} -> {cls.__name__}"
+        dropped = {k: v for k, v in said.items() if k not in kept}
+        keeps_too = [k for k in said if k in kept]
+        self.notes.append((key, change, keeps_too, dropped, next(self._clock)))
+        return kept
+
+    # ---- what is missing
+
+    def _complete(self, tree: Tree, scope: Scope, prefix: str) -> None:
+        for name, of in scope.schema.items():
+            value = tree.get(name)
+            if isinstance(of, dict):
+                self._complete(value or {}, Scope(scope.owner, scope.prefix, of), f"{name}.")
+            elif of.default is REQUIRED and name not in tree:
+                self._file = self._chosen.get(prefix[:-1], "")
+                by = f"is required by {scope.owner}" if scope.owner else "is required"
+                self._error(prefix + name, by, colon="")
+            elif isinstance(value, dict) and (fields := fields_of(of)):
+                self._complete(value, Scope("", "", fields), f"{prefix}{name}.")
+            else:
+                specs = value if isinstance(value, list) else [value]
+                for spec in (s for s in specs if isinstance(s, dict) and "class_path" in s):
+                    cls = resolve(spec["class_path"], of.hint)
+                    inner = Scope(cls.__name__, "", arguments(cls, of.hint))
+                    if isinstance(of.default, type):  # whose arguments jsonargparse would keep
+                        own = {k: of.default for k, of in inner.schema.items()}
+                        own = {k: v for k, v in own.items() if isinstance(v, PLAIN)}
+                        spec["init_args"] = {**own, **spec["init_args"]}
+                    self._complete(spec["init_args"], inner, f"{prefix}{name}.")
+
+
+KWARGS = "dict_kwargs"
+PLAIN = (bool, int, float, str, list, NoneType)  # what a configuration can hold
+
+
+def path_of(cls: Any) -> str:
+    """Return the shortest import path of a class or function: torch.optim.SGD."""
+    parts, name = cls.__module__.split("."), cls.__qualname__
+    for n in range(1, len(parts)):
+        module = sys.modules.get(".".join(parts[:n]))
+        if vars(module or object).get(name) is cls:
+            return f"{'.'.join(parts[:n])}.{name}"
+    return f"{cls.__module__}.{name}"
+
+
+def default_of(parameter: Parameter | None) -> Any:
+    """Return the default of an argument, REQUIRED if it has none."""
+    return parameter.default if parameter else REQUIRED
+
+
+def takes_dict(hint: Any) -> bool:
+    """Whether a type takes a dictionary of values."""
+    return hint is Any or dict in {get_origin(k) or k for k in members(hint)}
+
+
+def untyped(value: Any) -> Any:
+    """Return the value of a flag whose type is not known."""
+    if not isinstance(value, Text):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return str(value)
+
+
+def checked(value: Any, hint: Any) -> Any:
+    """Return a value as plain data if it fits the type; jsonargparse decides.
+
+    Raises:
+        UserError: It does not fit.
+    """
+    if hint is Any:
+        return untyped(value)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--x", type=hint)
+    try:
+        if not isinstance(value, Text):
+            parser.parse_object({"x": value})
+            return value
+        found = parser.parse_args([f"--x={value}"])
+        return yaml.safe_load(parser.dump(found, skip_unset=False))["x"]
+    except Exception as e:  # of a dozen types
+        raise UserError(wrong_value(value, hint)) from e
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value that another class took fits a type; classes are looked at later."""
+    if isinstance(value, dict | list):
+        return bool(base_classes(hint)) or group_of(hint) is not None or takes_list(hint)
+    try:
+        checked(value, hint)
+    except UserError:
+        return False
+    return True
+
+
+def wrong_value(value: Any, hint: Any) -> str:
+    """Say what is wrong with a value that its type refused."""
+    kinds, bases = members(hint), base_classes(hint)
+    choices = [str(v) for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]
+    quotes = QUOTES if value in (True, False) and (choices or str in kinds) else ""
+    near = did_you_mean(str(value), choices) if not bases else ""
+    return f"expected {in_words(hint)}, got {shown(value)}{quotes}{near}"
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: texts in quotes, numbers and lists as they are."""
+    text = str(value)
+    plain = re.fullmatch(r"True|False|None|[-+.\d]+|[\[{(].*", text)
+    return text if plain else f"'{text}'"

@@ -1,0 +1,96 @@
+"""Train from Python, in a script or a notebook, with the run folder that the command line makes."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+
+from anneal.cli.config import path_of
+from anneal.cli.main import quiet
+from anneal.cli.parser import CLASSES, CommandParser, as_yaml, converted, dumped
+from anneal.cli.run import Run
+from anneal.runs import folder as runs
+from anneal.runs.config import FORMAT
+from anneal.runs.resume import nothing_left
+
+
+def fit(
+    model: LightningModule,
+    data: LightningDataModule,
+    *,
+    run_name: str | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    **trainer: Any,
+) -> Trainer:
+    """Train a module, test its last weights if there is test data, and sum up.
+
+    The run has a folder as from the command line: config.yaml, metrics.csv, checkpoints. Callbacks
+    and loggers are the same, too.
+
+    Args:
+        model: The module to train.
+        data: What to train, validate and test it on.
+        run_name: Name of the run's folder; None: one of its own.
+        resume: Whether the run called `run_name` resumes if it is there.
+        seed: Of weights that are still to be made, order and augmentation; 0 to 4294967295.
+        **trainer: Arguments of Lightning's Trainer, such as `max_epochs=3`; `default_root_dir` is
+            the folder of runs.
+
+    Returns:
+        The Trainer, after the training.
+
+    Raises:
+        UserError: The folder is taken, or something about the training makes no sense.
+    """
+    quiet()
+    command = CommandParser("fit", _nothing)
+    parser = command.build(with_classes=False)
+    plain = {name: value for name, value in trainer.items() if _is_plain(value)}
+    config = converted(parser, {"seed_everything": seed, "trainer": plain})
+    seed_everything(seed, workers=True)
+    root, path = Path(config.trainer.default_root_dir), None
+    if resume and run_name and (last := root / run_name / "checkpoints" / runs.LAST).is_file():
+        path = last
+    checkpoint = runs.read_checkpoint(path) if path else {}
+    folder, resumes = runs.choose_folder(root, path, run_name, type(model).__name__, resumes=resume)
+    runs.check_writable(folder.parent)
+    stored = dumped(parser, config, ())
+    stored |= {name: _spec(obj) for name, obj in zip(CLASSES, (model, data), strict=True)}
+    for name in (*command.about, "config", "print_config"):
+        stored.pop(name, None)
+    run = Run("fit", config, parser, as_yaml({"format": FORMAT, **stored}))
+    run.folder, run.resumes, run.checkpoint = folder, resumes, checkpoint
+    run.built.model, run.built.data = model, data
+    for name, value in trainer.items():
+        run.built.trainer[name] = value
+    if resumes and checkpoint and (done := nothing_left(checkpoint, run.trainer)):
+        print(f"{folder} {done}")
+        return run.trainer
+    run.trainer.fit(model, data, ckpt_path=path)
+    run.test()
+    run.summarize()
+    run.finish(0)
+    return run.trainer
+
+
+def _nothing(run: Run) -> None:
+    """Train from Python."""
+
+
+def _spec(built: Any) -> dict[str, Any]:
+    """Return the class of an object, and its arguments as far as it has kept them."""
+    kept = dict(getattr(built, "hparams", {}))
+    args = {name: value for name, value in kept.items() if _is_plain(value)}
+    path = path_of(type(built))
+    own = path.partition(".")[0] not in ("anneal", "lightning", "torch")  # by its short name
+    return {"class_path": type(built).__name__ if own else path, "init_args": args}
+
+
+def _is_plain(value: Any) -> bool:
+    with suppress(TypeError, ValueError):
+        json.dumps(value)
+        return True
+    return False

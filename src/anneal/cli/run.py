@@ -1,0 +1,188 @@
+"""One command's run: what `train.py` works with."""
+
+import os
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from anneal.callbacks.accumulation import RescaleLastAccumulation
+from anneal.callbacks.graceful_shutdown import GracefulShutdown
+from anneal.callbacks.run_directory import RunDirectory
+from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
+from anneal.callbacks.test_report import TestReport
+from anneal.cli.failures import nothing_trained
+from anneal.cli.parser import DEFAULT_CALLBACKS
+from anneal.cli.summary import summary
+from anneal.cli.trainer import PREVIEW_COMMANDS, as_list, preview_trainer, start
+from anneal.errors import UserError
+from anneal.lightning_internals import INSTANTIATOR, set_logged_step
+from anneal.loggers.csv import CSVLogger
+from anneal.loggers.wandb import WandbLogger
+from anneal.progress import SampleCounter
+from anneal.runs.resume import Differences, differences
+
+
+class Run:
+    """A run: its configuration, its folder, and the objects that the configuration names.
+
+    Args:
+        command: What is done.
+        config: The whole configuration.
+        parser: Builds the objects that it names.
+        text: What `config.yaml` holds of it.
+        recipe: Name of the recipe; "": of none.
+
+    Attributes:
+        folder: The run's folder.
+        ckpt_path: The checkpoint to start from; None: none.
+        checkpoint: What is in it.
+        resumes: Whether the run of that folder resumes.
+        own: The options of the command itself.
+        arguments: Those of the model, as plain values.
+        project: The package of the models, after which W&B's project is called.
+        preview: What `schedule` has found.
+    """
+
+    def __init__(
+        self, command: str, config: Namespace, parser: ArgumentParser, text: str, recipe: str = ""
+    ) -> None:
+        self.command = command
+        self.config = config
+        self.text = text
+        self.recipe = recipe
+        self.folder = Path(config.trainer.default_root_dir)
+        self.ckpt_path: Path | None = None
+        self.checkpoint: dict[str, Any] = {}
+        self.resumes = False
+        self.own: dict[str, Any] = {}
+        self.arguments: dict[str, Any] = {}
+        self.project = "project"
+        self.preview: Any = None
+        self.loggers: list[Any] = []
+        self._parser = parser
+        self._metrics: dict[str, Any] = {}
+        self._started = self._seconds = 0.0
+
+    @cached_property
+    def built(self) -> Namespace:
+        """The objects that the configuration names, built."""
+        try:
+            built: Namespace = self._parser.instantiate(self.config)
+            return built
+        except ValueError as e:
+            # A class's own UserError comes wrapped in what jsonargparse has to say about it.
+            cause: BaseException | None = e
+            while cause and not isinstance(cause, UserError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or e from None
+
+    @property
+    def model(self) -> LightningModule:
+        """The module that `model` names."""
+        model: LightningModule = self.built.model
+        if model.hparams and not INSTANTIATOR.items() <= model.hparams.items():
+            # Also those that are no plain values, so that `load_from_checkpoint` can build them.
+            more = {k: v for k, v in self.arguments.items() if k not in model.hparams}
+            model.hparams.update({**more, **INSTANTIATOR})
+        return model
+
+    @property
+    def data(self) -> LightningDataModule:
+        """The data module that `data` names."""
+        data: LightningDataModule = self.built.data
+        return data
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """Lightning's Trainer, with the run's callbacks, loggers and folder."""
+        settings = dict(vars(self.built.trainer))
+        if self.command in PREVIEW_COMMANDS:
+            return preview_trainer(self.command, settings)
+        settings["default_root_dir"] = self.folder
+        if not settings["barebones"]:
+            settings["logger"] = self._loggers(settings["logger"])
+            settings["callbacks"] = [*as_list(settings["callbacks"]), *self._callbacks(settings)]
+        self._started = time.monotonic()
+        return start(settings)
+
+    def test(self) -> None:
+        """Test the weights of the last step, if there is test data, and log that at this step.
+
+        Raises:
+            UserError: No step was trained.
+        """
+        trainer = self.trainer
+        self._seconds = time.monotonic() - self._started
+        if trainer.global_step == self.checkpoint.get("global_step", 0):
+            raise nothing_trained(trainer)
+        self._metrics = dict(trainer.callback_metrics)
+        if (
+            not trainer.fast_dev_run  # type: ignore[attr-defined]
+            and not trainer.barebones
+            and is_overridden("test_step", self.model)
+            and isinstance(self.data, LightningDataModule)
+            and is_overridden("test_dataloader", self.data, LightningDataModule)
+            and getattr(self.data, "has_test", True)
+        ):
+            last_epoch = trainer.fit_loop.epoch_progress.current.ready - 1
+            set_logged_step(trainer, max(0, trainer.global_step - 1), last_epoch)
+            trainer.test(self.model, self.data, verbose=False)
+
+    def summarize(self) -> None:
+        """Print the best and last metrics, time and speed, and where to look."""
+        trainer = self.trainer
+        quick = trainer.fast_dev_run or trainer.barebones  # type: ignore[attr-defined]
+        if not quick and trainer.is_global_zero:
+            looks = [g.look for g in self.loggers if isinstance(g, WandbLogger)]
+            speed = SampleCounter.of(trainer).samples_per_second  # type: ignore[union-attr]
+            metrics = {**self._metrics, **trainer.callback_metrics}
+            print(summary(trainer, metrics, self._seconds, speed, self.folder, looks))
+
+    def differences(self) -> Differences:
+        """Return the keys of the model that differ from those in the checkpoint."""
+        return differences(self.checkpoint.get("config"), self.text)
+
+    def finish(self, status: int) -> None:
+        """End the recording of the run with an exit status."""
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.finish(status)
+
+    def _callbacks(self, settings: dict[str, Any]) -> list[Any]:
+        """Return the default ones, but for those that the trainer's settings switch off."""
+        named = {name: self.built[name] for name in DEFAULT_CALLBACKS}
+        if settings["enable_checkpointing"] is False:
+            del named["checkpoint"]
+        elif named["checkpoint"].dirpath is None:
+            named["checkpoint"].dirpath = str(self.folder / "checkpoints")
+        if settings["enable_progress_bar"] is False:
+            del named["progress_bar"]
+        step = self.checkpoint.get("global_step", 0) if self.resumes else None
+        others: list[Any] = [
+            RunDirectory(self.folder, self.text, step),
+            SampleCounter(),
+            RescaleLastAccumulation(),
+            SeedEveryEpoch(),
+            TestReport(self.folder),
+        ]
+        if "checkpoint" in named:
+            others.append(GracefulShutdown(Path(named["checkpoint"].dirpath)))
+        return [*named.values(), *others]
+
+    def _loggers(self, asked: Any) -> Any:
+        """Return the CSV file and W&B; a logger given instead takes W&B's place."""
+        if asked is False or self.command in ("validate", "predict", "export"):
+            return False if asked in (None, True) else asked  # Lightning's own is one more CSV
+        own = asked if isinstance(asked, list) else [asked]
+        if asked in (None, True):
+            wandb = dict(vars(self.config.wandb))
+            if self.project != "project" and "WANDB_PROJECT" not in os.environ:
+                wandb["project"] = wandb["project"] or self.project  # as `make rename` called it
+            own = [WandbLogger(self.folder, **wandb)]
+        self.loggers = [CSVLogger(self.folder), *own]
+        return list(self.loggers)
