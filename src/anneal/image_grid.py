@@ -1,4 +1,4 @@
-"""Pictures with captions on a sheet, in a single axes: one for each takes four times as long."""
+"""Images with captions in a grid, in a single axes: one for each takes four times as long."""
 
 import math
 from collections.abc import Sequence
@@ -9,28 +9,28 @@ from torch import Tensor
 CELL = 1.5  # inches
 TITLE = 0.5
 NARROWEST = 4  # columns, for the title
-SIDE = 0.75  # of a picture, as a part of its cell
+SIDE = 0.75  # of an image, as a part of its cell
 
 
 def plot_image_grid(
-    title: str, pictures: Sequence[tuple[Tensor, str]], columns: int, fontsize: int = 8
+    title: str, images: Sequence[tuple[Tensor, str]], columns: int, fontsize: int = 8
 ) -> Figure:
-    """Pictures in rows, each under its caption.
+    """Draw images in rows, each under its caption.
 
     Args:
-        title: Above them all.
-        pictures: (image, caption) each; images (C, H, W), 0 to 255, of any size.
-        columns: Pictures in a row.
-        fontsize: Of the captions, in points.
+        title: The title above them all.
+        images: (image, caption) each; images (C, H, W), 0 to 255, of any size.
+        columns: Images in a row.
+        fontsize: Size of the captions, in points.
     """
-    rows = math.ceil(len(pictures) / columns)
-    columns = min(columns, max(len(pictures), NARROWEST))
+    rows = math.ceil(len(images) / columns)
+    columns = min(columns, max(len(images), NARROWEST))
     height = TITLE + CELL * rows
     figure = Figure(figsize=(CELL * columns, height))
     figure.suptitle(title, y=1 - TITLE / 2 / height, va="center")
     axes = figure.add_axes((0, 0, 1, 1 - TITLE / height), xlim=(0, columns), ylim=(rows, 0))
     axes.axis("off")
-    for i, (image, caption) in enumerate(pictures):
+    for i, (image, caption) in enumerate(images):
         row, column = divmod(i, columns)
         longest = max(image.shape[1:])
         h, w = (SIDE * side / longest for side in image.shape[1:])

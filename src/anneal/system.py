@@ -1,10 +1,13 @@
-"""What depends on this machine: CPU cores, the cache folder, the memory allocator."""
+"""This machine: CPU cores, files, the cache folder, the memory allocator, the code's version."""
 
 import ctypes
 import hashlib
 import os
-from contextlib import suppress
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
@@ -19,13 +22,38 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anneal"
 
 
+@contextmanager
+def atomic_write(path: Path, sync: bool = False, shared: bool = False) -> Iterator[Path]:
+    """Give the path of a new file beside `path`, which replaces that one at the end.
+
+    So `path` is whole at every moment, or not there. An exception removes the new file.
+
+    Args:
+        path: The file, in a folder that is there.
+        sync: Whether the new file must be on the disk first, to outlast a power failure.
+        shared: Whether several processes may write it at the same time.
+    """
+    # One name, however often a process is killed, unless two could take it.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")
+    try:
+        yield part
+        if sync:
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
 def key_of(path: Path) -> str:
     """Return a file name for what is cached about a folder."""
     return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
 
 
 def keep_freed_memory() -> None:
-    """Has glibc (Linux) keep up to 1 GiB that is freed; elsewhere nothing.
+    """Have glibc (Linux) keep up to 1 GiB that is freed; elsewhere do nothing.
 
     It gives what is free at the end back to the system, which clears every page before it hands it
     out again: a tenth of a step of a convolutional net, whose next step takes what this one freed.
@@ -39,3 +67,19 @@ def keep_freed_memory() -> None:
             (MMAP_THRESHOLD, 32 * 2**20),
         ):
             mallopt(parameter, size)
+
+
+def code_version() -> dict[str, Any]:
+    """Return the git commit of the code and whether the tree is dirty; None if git can't tell."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(here), *args]
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, no commit yet
+        return {"commit": None, "dirty": None}

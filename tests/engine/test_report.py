@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from base64 import b64decode
 from io import BytesIO
 from math import nan
@@ -16,11 +15,12 @@ import torch
 import yaml
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from test_sweep import tool
 from torch.optim import lr_scheduler
 
 from anneal.report.page import main, page, read, results, table, write
 from anneal.report.plots import BUDGET, SMOOTHING, colours, interactive, lines_of
-from anneal.runs.metrics import AXES, Curve, Run
+from anneal.runs.run import AXES, Curve, Run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -30,7 +30,7 @@ def make_run(folder: Path, metrics: pd.DataFrame, **changes) -> Path:
     config = {
         "trainer": {"max_epochs": changes.pop("max_epochs", 4)},
         "model": {
-            "class_path": "project.models.digits.MLP",
+            "class_path": "mine.models.MLP",
             "init_args": {
                 "optimizer": {
                     "class_path": changes.pop("optimizer", "torch.optim.SGD"),
@@ -321,7 +321,7 @@ def test_a_real_training_is_reported_with_its_numbers(run, capsys):
     assert row["epochs"] == "2 of 2"
     assert row["time [s]"] > 0
     assert set(real.curve("val/acc").x) == set(AXES)
-    command = [sys.executable, "-m", "anneal.report.page", "runs", "-o", "new/one.html"]
+    command = tool("report", "runs", "-o", "new/one.html")
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert all(Path(path).stat().st_size > 1000 for path in printed.split())
 

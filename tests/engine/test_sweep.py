@@ -22,10 +22,10 @@ from pages import ROOT, commands
 from wandb_reader import read as read_wandb
 
 from anneal.errors import UserError
-from anneal.sweep.__main__ import main
-from anneal.sweep.draw import parameter
 from anneal.sweep.file import read
-from anneal.sweep.result import Row, draw
+from anneal.sweep.main import main
+from anneal.sweep.result import Row, plot
+from anneal.sweep.space import parameter
 from anneal.sweep.study import FAILED, FINISHED, Study
 from anneal.testing import logged, wait_for
 from anneal.testing import main as train
@@ -75,9 +75,16 @@ def table(folder: Path, name: str = "try") -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def tool(name: str, *args: str) -> list[str]:
+    """The words that start a tool as a process of its own."""
+    module = {"sweep": "anneal.sweep.main", "report": "anneal.report.page"}[name]
+    code = f"import sys; from {module} import main; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-c", code, *args]
+
+
 def start(folder: Path, *args: str, **env: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "anneal.sweep", *args],
+        tool("sweep", *args),
         cwd=folder,
         env={**os.environ, "HOME": str(folder), **env},
         stdout=subprocess.PIPE,
@@ -199,7 +206,7 @@ def test_a_ready_file_says_what_it_shows_and_its_command_is_accepted(path, monke
     header = path.read_text().split("\n\n")[0]
     assert all(f"# {word}:" in header for word in ("Run", "Expect", "Time"))
     run = next(line for line in header.splitlines() if "Run:" in line)
-    assert shlex.split(run)[2:6] == ["python", "-m", "anneal.sweep", str(path.relative_to(ROOT))]
+    assert shlex.split(run)[2:6] == ["python", "train.py", "sweep", str(path.relative_to(ROOT))]
     sweep = read(path)
     first = {p.name: p.value(p.grid[0]) for p in sweep.parameters}
     words = sweep.words(first, Path(os.devnull))
@@ -379,7 +386,7 @@ def test_a_command_of_the_page_runs_its_file(folder, words):
         (folder / "configs" / path.name).symlink_to(path)
     (folder / words[3]).parent.mkdir()
     (folder / words[3]).write_text(yaml.safe_dump(content))
-    assert words[:3] == ["python", "-m", "anneal.sweep"]
+    assert words[:3] == ["python", "train.py", "sweep"]
     assert main(words[3:]) == 0
     (trial,) = table(folder, content["name"])
     assert trial["status"] == "finished"
@@ -393,7 +400,7 @@ def finish_all(study: Study, loss) -> list[float]:
     """Runs a study with a function in place of processes; where it looked."""
     places = []
     while not study.is_over():
-        if taken := study.take():
+        if taken := study.ask():
             trial, values = taken
             places.append(values["x"])
             study.finish(trial, FINISHED, loss(values["x"]))
@@ -459,7 +466,7 @@ def test_the_picture_shows_means_over_seeds_and_marks_the_best(folder):
         for seed, loss in enumerate(pair)
     ]
     rows.append(Row(9, math.nan, FAILED, {"lr": 1, "seed_everything": 2}, 1.0, ""))
-    axes = draw(sweep, rows).axes[0]
+    axes = plot(sweep, rows).axes[0]
     assert axes.get_xscale() == "log"
     means, single, *_ = axes.get_lines()
     assert means.get_xydata().tolist() == [[0.01, 4], [0.1, 2], [1, 5]]
@@ -472,7 +479,7 @@ def test_the_picture_of_words_has_bars_and_of_several_numbers_lines(folder):
     optimizers = [{"class_path": "SGD", "init_args": {"momentum": 0.9}}, {"class_path": "Adam"}]
     sweep = read(write(folder, {"opt": {"values": optimizers}}))
     rows = [Row(i, float(i + 1), FINISHED, {"opt": o}, 1.0, "") for i, o in enumerate(optimizers)]
-    axes = draw(sweep, rows).axes[0]
+    axes = plot(sweep, rows).axes[0]
     labels = [text.get_text() for text in axes.get_yticklabels()]
     assert labels == ["Adam", "SGD(momentum=0.9)"]  # the best on top
     assert [bar.get_width() for bar in axes.patches] == [2, 1]
@@ -483,7 +490,7 @@ def test_the_picture_of_words_has_bars_and_of_several_numbers_lines(folder):
         for i, o in enumerate(optimizers)
         for lr in (0.1, 1, 10)
     ]
-    axes = draw(sweep, rows).axes[0]
+    axes = plot(sweep, rows).axes[0]
     assert axes.get_lines()[1].get_xydata().tolist() == [[0.1, 1.1], [1, 2], [10, 11]]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["SGD(momentum=0.9)", "Adam", "best: 0.1 at 0.1"]

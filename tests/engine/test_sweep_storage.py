@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 from test_sweep import calls, folder, is_alive, start, table, write
 
 from anneal.sweep import study as study_module
-from anneal.sweep.__main__ import main
 from anneal.sweep.file import read
+from anneal.sweep.main import main
 from anneal.sweep.study import Study
 from anneal.testing import wait_for
 
@@ -79,16 +79,16 @@ def test_the_trial_of_a_dead_worker_is_run_by_another(folder, postgres, monkeypa
 def test_a_slow_worker_is_not_taken_for_dead_and_its_result_counts_once(folder, postgres):
     sweep = read(write(folder, {"x": {"values": [1]}}, name="slow"))
     slow, other = (Study(sweep, folder, postgres) for _ in range(2))
-    trial, _ = slow.take()
+    trial, _ = slow.ask()
     assert other.is_over()
     for _ in range(3):
-        slow.look_around()
+        slow.heartbeat()
         slow._next_look = other._next_look = 0.0
-        assert other.look_around()
+        assert other.heartbeat()
         time.sleep(0.1)
     assert not other.trials(TrialState.WAITING)
     # Thought dead for all that: what the other one queues is what counts.
-    other.run_again(trial.number)
+    other.requeue(trial.number)
     slow.finish(trial, "finished", 1.0)
     assert [t.state for t in other.trials()] == [TrialState.FAIL, TrialState.WAITING]
 

@@ -1,34 +1,39 @@
-"""Two pictures of a test: the confusion matrix and the worst mistakes."""
+"""Two figures of a test: the confusion matrix, and the wrong predictions with the top losses."""
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from anneal.image_grid import plot_image_grid
+from anneal.progress import log_image
 from anneal.runs.folder import next_free_path
 
-WORST = 25
+TOP = 25
 COLUMNS = 5
+MANY = 30  # classes, whose names and counts have no room
+LENGTH = 21  # of a name under an image
+
+Loss = tuple[float, int, int, Tensor]  # loss, prediction, target, image
 
 
 class TestReport(Callback):
-    """Draws `test-confusion.png` and `test-mistakes.png` after a test, and sends them to W&B.
+    """Draw `test-confusion.png` and `test-top-losses.png` after a test, and send them to W&B.
 
     `test-confusion.csv` has the counts.
 
-    Takes what a `Classifier`'s test_step returns: `loss` of each sample, `preds` and `target`.
+    Takes what a classifier's test_step returns: `loss` of each sample, `preds` and `target`.
 
     Args:
-        folder: Where to put them; an earlier test's pictures stay.
+        folder: Where to put them; an earlier test's figures stay.
     """
 
     __test__ = False  # for pytest, which takes the name for a test
@@ -38,8 +43,7 @@ class TestReport(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.confusion: MulticlassConfusionMatrix | None = None
-        # (loss, prediction, target, image) of the worst mistakes so far
-        self.worst: list[tuple[float, int, int, Tensor]] = []
+        self.top: list[Loss] = []
 
     def on_test_batch_end(
         self,
@@ -57,12 +61,10 @@ class TestReport(Callback):
             self.confusion = MulticlassConfusionMatrix(pl_module.num_classes).to(preds.device)  # type: ignore[arg-type]
         self.confusion.update(preds, target)
         wrong = torch.where(preds != target, loss, -1.0)
-        for i in wrong.topk(min(WORST, len(wrong))).indices.tolist():
+        for i in wrong.topk(min(TOP, len(wrong))).indices.tolist():
             if wrong[i] >= 0:
-                self.worst.append(
-                    (float(loss[i]), int(preds[i]), int(target[i]), batch[0][i].cpu())
-                )
-        self.worst = sorted(self.worst, key=lambda w: w[0], reverse=True)[:WORST]
+                self.top.append((float(loss[i]), int(preds[i]), int(target[i]), batch[0][i].cpu()))
+        self.top = _highest(self.top)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.confusion is None:
@@ -70,29 +72,30 @@ class TestReport(Callback):
         matrix = self.confusion.compute().cpu()  # summed over the processes
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, self.worst)
-            everyone = [w for part in gathered for w in part]
-            self.worst = sorted(everyone, key=lambda w: w[0], reverse=True)[:WORST]
+            torch.distributed.all_gather_object(gathered, self.top)
+            self.top = _highest([loss for part in gathered for loss in part])
         if not trainer.is_global_zero:
             return
         names = getattr(pl_module, "class_names", None) or [str(i) for i in range(len(matrix))]
-        pictures = {"confusion": draw_confusion(matrix, names)}
-        if self.worst:
-            pictures["mistakes"] = draw_mistakes(self.worst, names)
-        for what, figure in pictures.items():
+        figures = {"confusion": draw_confusion(matrix, names)}
+        if self.top:
+            figures["top-losses"] = draw_top_losses(self.top, names)
+        for what, figure in figures.items():
             path = next_free_path(self.folder / f"test-{what}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
             rank_zero_info(f"{path}")
             if what == "confusion":
                 write_confusion(path.with_suffix(".csv"), matrix, names)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(f"test/{what}", [str(path)])
+            log_image(trainer, f"test/{what}", path)
+
+
+def _highest(losses: list[Loss]) -> list[Loss]:
+    return sorted(losses, key=lambda loss: loss[0], reverse=True)[:TOP]
 
 
 def write_confusion(path: Path, matrix: Tensor, names: list[str]) -> None:
-    """Counts as CSV: a line for each true class, a column for each predicted one."""
+    """Write counts as CSV: a line for each true class, a column for each predicted one."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["true \\ predicted", *names])
@@ -100,49 +103,46 @@ def write_confusion(path: Path, matrix: Tensor, names: list[str]) -> None:
 
 
 def draw_confusion(matrix: Tensor, names: list[str]) -> Figure:
-    """Rows are the true classes, columns the predicted ones; mistakes by colour, counts as text.
+    """Draw counts: rows are the true classes, columns the predicted ones.
 
     Args:
         matrix: Counts, (classes, classes).
         names: Class names.
     """
-    n = len(names)
-    right = int(matrix.diagonal().sum())
-    mistakes = matrix.clone().fill_diagonal_(0)
-    figure = Figure(figsize=(6.4, 5.6) if n <= 30 else (10, 9), layout="constrained")
+    n, right, total = len(names), int(matrix.diagonal().sum()), int(matrix.sum())
+    named = n <= MANY
+    figure = Figure(figsize=(max(6.0, 0.35 * min(n, MANY) + 1.5),) * 2, layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(mistakes.numpy(), cmap="Reds")
-    axes.set(
-        xlabel="predicted",
-        ylabel="true",
-        title=f"{right:,} of {int(matrix.sum()):,} right ({right / max(1, int(matrix.sum())):.2%})",
-    )
-    if n <= 30:
-        rotation = 90 if max(map(len, names)) > 3 else 0
-        axes.set_xticks(range(n), names, rotation=rotation)
-        axes.set_yticks(range(n), names)
-        for row, column in matrix.nonzero().tolist():
-            dark = mistakes[row, column] > mistakes.max() / 2
-            color = "tab:green" if row == column else "white" if dark else "black"
-            text = str(int(matrix[row, column]))
-            label = axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-            label.set_in_layout(False)  # inside the axes: only slows the layout down
+    with warnings.catch_warnings():  # it hands matplotlib a tensor, of which numpy complains
+        warnings.filterwarnings("ignore", "__array__ impl", DeprecationWarning)
+        MulticlassConfusionMatrix(n).plot(matrix, axes, add_text=named, labels=names, cmap="Blues")
+    axes.set_title(f"{right:,} of {total:,} right ({right / max(1, total):.2%})")
+    axes.images[0].set_norm(PowerNorm(0.3, vmin=0))  # a few mistakes are seen beside thousands
+    if named:
+        axes.tick_params("x", rotation=90 if max(map(len, names)) > 3 else 0)
+        axes.tick_params("y", rotation=0)
+        for text in axes.texts:
+            text.set(fontsize=8, visible=text.get_text() != "0")
+            text.set_in_layout(False)  # inside the axes: only slows the layout down
     else:
-        figure.colorbar(image, label="mistakes", ticks=MaxNLocator(integer=True))
+        axes.set(xticks=[], yticks=[])
+        figure.colorbar(axes.images[0], label="samples", shrink=0.8)
     return figure
 
 
-def draw_mistakes(worst: list[tuple[float, int, int, Tensor]], names: list[str]) -> Figure:
-    """The wrong predictions with the highest loss, as `true -> predicted`, the worst first.
+def draw_top_losses(top: list[Loss], names: list[str]) -> Figure:
+    """Draw the wrong predictions with the highest loss, as `true -> predicted`, highest first.
 
     Args:
-        worst: (loss, prediction, target, image) each; images (C, H, W), 0 to 255.
+        top: Loss, prediction, target and image each; images (C, H, W), 0 to 255.
         names: Class names.
     """
-    which = "all mistakes" if len(worst) < WORST else f"the {WORST} worst mistakes"
-    pictures = [
-        (image, f"{names[target]} → {names[prediction]} ({loss:.1f})")
-        for loss, prediction, target, image in worst
+    which = "All mistakes" if len(top) < TOP else f"The {TOP} mistakes with the top losses"
+    short = [name if len(name) <= LENGTH else f"{name[: LENGTH - 1]}…" for name in names]
+    words = max(map(len, short)) > 6  # of two of them, each takes a line
+    images = [
+        (image, f"{short[target]} →{chr(10) if words else ' '}{short[prediction]} ({loss:.1f})")
+        for loss, prediction, target, image in top
     ]
-    title = f"{which.capitalize()}: true → predicted (loss)"
-    return plot_image_grid(title, pictures, COLUMNS, fontsize=9)
+    title = f"{which}: true → predicted (loss)"
+    return plot_image_grid(title, images, COLUMNS, fontsize=7 if words else 9)

@@ -1,20 +1,23 @@
-"""Curves and a table of runs, as a page and as pictures."""
+"""The command `report`: curves and a table of runs, as a page and as figures.
+
+What takes a second to import is imported where it is used, so that `--help` does not wait for it.
+"""
 
 import argparse
-import glob
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+from anneal.errors import UserError, command
+from anneal.runs.folder import find_runs
 
-from anneal.errors import UserError, command, did_you_mean
-from anneal.report.plots import Line, colours, interactive, lines_of, panels_of, still
-from anneal.runs.metrics import Run
+if TYPE_CHECKING:
+    from anneal.report.plots import Line
+    from anneal.runs.run import Run
 
-RUNS = Path("runs")  # where a run is looked for by its name
 BETTER = {"acc": "max", "loss": "min"}
 FORMATS = {
     "acc": "{:.4f}",
@@ -44,7 +47,7 @@ tbody th {{ font-weight: normal; }}
 </head>
 <body>
 <h1>{title}</h1>
-<p>Thick: validation and the learning rate. Thin: training. Dotted: where the rate drops at once. A
+<p>Thick: validation and the learning rate. Thin: training. Dotted: where the learning rate drops. A
 click on a run in the legend switches it off and on, a double click all others. Drag to zoom,
 double-click to zoom out.{thinned}</p>
 {figure}
@@ -58,41 +61,15 @@ an arrow is a change on a resume. Time and samples/s include validation.</p>
 """
 
 
-def find(words: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """The run folders that are meant, and what is wrong with the other words.
-
-    Args:
-        words: Each a run's folder, its name in `runs/`, a folder of runs, or a pattern of these.
-    """
-    found: dict[Path, Path] = {}  # by where it really is: a run is drawn once
-    wrong = []
-    for word in words:
-        here = Path(word).exists() or glob.glob(word)
-        paths = [Path(p) for p in glob.glob(word if here else str(RUNS / word))] or [Path(word)]
-        runs = [run for path in sorted(paths) for run in _runs_in(path)]
-        if not runs:
-            near = did_you_mean(word, [path.name for path in RUNS.glob("*")])
-            there = "no run in it" if here else f"no such run, neither here nor in {RUNS}/{near}"
-            wrong.append(f"{word}: {there}")
-        found |= {run.resolve(): run for run in runs}
-    return list(found.values()), wrong
-
-
-def _runs_in(path: Path) -> list[Path]:
-    """The folder itself if it is a run's, or else those of the runs in it, the oldest first."""
-    if (path / "config.yaml").is_file():
-        return [path]
-    configs = sorted(path.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
-    return [file.parent for file in configs]
-
-
-def read(words: Iterable[str]) -> list[Run]:
-    """The runs that can be read; the others are named and left out.
+def read(words: Iterable[str]) -> "list[Run]":
+    """Return the runs that can be read; the others are named and left out.
 
     Raises:
         UserError: There is none.
     """
-    folders, wrong = find(words)
+    from anneal.runs.run import Run
+
+    folders, wrong = find_runs(words)
     names = Counter(folder.resolve().name for folder in folders)
     runs = []
     for folder in folders:
@@ -109,8 +86,8 @@ def read(words: Iterable[str]) -> list[Run]:
     return runs
 
 
-def results(run: Run) -> dict[str, float | str]:
-    """What came out: best, last and tested values, and how long it took."""
+def results(run: "Run") -> dict[str, float | str]:
+    """Return the best, last and tested values of a run, and how long it took."""
     row: dict[str, float | str] = {}
     for what, better in BETTER.items():
         for stage, metric in run.stages(what).items():
@@ -130,8 +107,12 @@ def results(run: Run) -> dict[str, float | str]:
     return row
 
 
-def table(runs: Sequence[Run]) -> str:
-    """Results and what differs between the configurations, a row a run, as HTML."""
+def table(runs: "Sequence[Run]") -> str:
+    """Return results and what differs between the configurations, a row a run, as HTML."""
+    import pandas as pd
+
+    from anneal.report.plots import colours
+
     names = [run.name for run in runs]
     found = pd.DataFrame([results(run) for run in runs], index=names)
     found = found[sorted(found, key=_rank)]  # whatever the first run has logged
@@ -155,13 +136,15 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def _rank(column: str) -> tuple[int, bool]:
-    """Accuracies, then losses, then what they cost; validation and test before training."""
+    """Return the place of a column: accuracies, losses, then costs, and training the last."""
     ends = ("acc", "loss", "epochs", "steps", "time [s]", "samples/s")
     return next(i for i, end in enumerate(ends) if column.endswith(end)), "train/" in column
 
 
-def page(runs: Sequence[Run], lines: Sequence[Line]) -> str:
-    """The page, with all that it needs in it."""
+def page(runs: "Sequence[Run]", lines: "Sequence[Line]") -> str:
+    """Return the page, with all that it needs in it."""
+    from anneal.report.plots import interactive
+
     longest = max(len(line.kept) for line in lines)
     thinned = (
         f" Long curves are drawn by up to {longest:,} points, the lowest and the highest value of"
@@ -180,29 +163,32 @@ def page(runs: Sequence[Run], lines: Sequence[Line]) -> str:
     )
 
 
-def write(runs: Sequence[Run], output: Path) -> list[Path]:
-    """The page, a picture of its curves, and one of each panel; returns their paths."""
+def write(runs: "Sequence[Run]", output: Path) -> list[Path]:
+    """Write the page, a figure of its curves, and one of each panel; return their paths."""
+    from anneal.report.plots import lines_of, panels_of, still
+
     lines = lines_of(runs)
     if not lines:
         raise UserError(f"no loss, acc or lr in {', '.join(run.name for run in runs)}")
-    pictures = {output.with_suffix(".png"): lines}
+    figures = {output.with_suffix(".png"): lines}
     for panel in panels_of(lines):
         path = output.with_name(f"{output.stem}-{panel}.png")
-        pictures[path] = [line for line in lines if line.panel == panel]
+        figures[path] = [line for line in lines if line.panel == panel]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(runs, lines), encoding="utf-8")
-        for path, drawn in pictures.items():
+        for path, drawn in figures.items():
             still(runs, drawn).savefig(path, dpi=120)
     except OSError as e:
         raise UserError(f"can't write {e.filename or output}: {e.strerror}") from e
-    return [output, *pictures]
+    return [output, *figures]
 
 
 @command
 def main(args: list[str] | None = None) -> int:
-    """Prints the paths of what it has written."""
-    parser = argparse.ArgumentParser(prog="python -m anneal.report.page", description=__doc__)
+    """Write the page of some runs, and print the paths of its files."""
+    about = "Draws curves and a table of runs, as a page and as figures."
+    parser = argparse.ArgumentParser(prog="python train.py report", description=about)
     about = "a run's folder, its name in runs/, a folder of runs, or a pattern of these"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=about)
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page")
@@ -210,7 +196,3 @@ def main(args: list[str] | None = None) -> int:
     for path in write(read(options.runs), options.output):
         print(path)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,14 +14,15 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from anneal.runs.metrics import AXES, Array, Curve, Drop, Run
+from anneal.runs.drops import Array
+from anneal.runs.run import AXES, Curve, Drop, Run
 
 PANELS = {"loss": "loss", "acc": "accuracy", "lr": "learning rate"}
 SMOOTHING = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 POINTS = 1_500  # of a curve at most: more than a screen has columns
 BUDGET = 50_000  # of all curves of a page: a browser draws it within two seconds
 FEW = 50  # points, which are marked one by one
-MANY = 20  # runs, and a picture's legend is full
+MANY = 20  # runs, and a figure's legend is full
 HOVER_X = "%{x:,.6~g} %{xaxis.title.text}"
 HEIGHTS = [0, 0.2, 0.4, 0.6, 0.8, 1, None]  # of a mark's points: hovering looks for one
 
@@ -50,36 +51,35 @@ class Line:
         return self.metric.startswith("train/")
 
     @property
-    def is_rate(self) -> bool:
+    def is_learning_rate(self) -> bool:
         return self.panel == "lr"
 
 
 def lines_of(runs: Sequence[Run]) -> list[Line]:
-    """The curves of all runs. What a test gave is a point, for the table."""
+    """Return the curves of all runs, tests left out: these are points, for the table."""
     found = []
     for i, run in enumerate(runs):
         for panel in PANELS:
-            stages = run.stages(panel).items()
-            columns = (
-                run.rates() if panel == "lr" else [c for stage, c in stages if stage != "test"]
-            )
+            columns = run.learning_rates()
+            if panel != "lr":
+                columns = [c for stage, c in run.stages(panel).items() if stage != "test"]
             found += [(i, panel, c, curve) for c in columns if len((curve := run.curve(c)).y)]
     points = max(50, min(POINTS, BUDGET // max(1, len(found))))
     return [Line(i, panel, c, curve, curve.extremes(points)) for i, panel, c, curve in found]
 
 
 def panels_of(lines: Iterable[Line]) -> list[str]:
-    """The panels that have a curve, from top to bottom."""
+    """Return the panels that have a curve, from top to bottom."""
     return [panel for panel in PANELS if any(line.panel == panel for line in lines)]
 
 
 def marked_of(runs: Sequence[Run], panels: Sequence[str]) -> list[str]:
-    """The panels in which drops are marked: the marks of many runs would hide other curves."""
+    """Return the panels that mark drops: the marks of many runs would hide other curves."""
     return [panel for panel in panels if panel == "lr" or len(runs) <= MANY]
 
 
 def colours(n: int) -> list[str]:
-    """A colour for each of `n` runs."""
+    """Return a colour for each of `n` runs."""
     few = mpl.colormaps["tab10"](range(10))
     return [
         to_hex(c) for c in (few[:n] if n <= 10 else mpl.colormaps["turbo"](np.linspace(0, 1, n)))
@@ -87,11 +87,11 @@ def colours(n: int) -> list[str]:
 
 
 def scale(panel: str, lines: Iterable[Line]) -> tuple[str, list[float] | None]:
-    """`linear` or `log` for the y axis of a panel, and its limits unless they follow from the data.
+    """Return `linear` or `log` for the y axis of a panel, and limits unless the data set them.
 
-    Rates are told apart by their ratios, and so are losses over more than two decades. The last
-    hundredth of a cosine, where the rate is next to nothing, would take most of the axis: it is
-    cut off.
+    Learning rates differ by ratios, and so do losses over more than two decades. The last hundredth
+    of a cosine, where the learning rate is next to nothing, would take most of the axis: it is cut
+    off.
     """
     curves = [line.curve.y for line in lines if line.panel == panel]
     low, high = min(y.min() for y in curves), max(y.max() for y in curves)
@@ -105,7 +105,7 @@ def scale(panel: str, lines: Iterable[Line]) -> tuple[str, list[float] | None]:
 
 
 def interactive(runs: Sequence[Run], lines: Sequence[Line]) -> go.Figure:
-    """Panels over one x axis, with its switch, smoothing, hover values and runs to switch off."""
+    """Return panels over one x axis, with its switch, smoothing, hover values and a legend."""
     names, palette = [escape(run.name) for run in runs], colours(len(runs))
     panels = panels_of(lines)
     y_axes = {panel: f"y{i}" for i, panel in enumerate(panels, 1)}
@@ -160,14 +160,14 @@ def interactive(runs: Sequence[Run], lines: Sequence[Line]) -> go.Figure:
 
 
 def _look(line: Line, colour: str) -> dict[str, Any]:
-    few = len(line.kept) <= FEW and not line.is_rate
+    few = len(line.kept) <= FEW and not line.is_learning_rate
     return {
         "mode": "lines+markers" if few else "lines",
-        # A rate holds until the next one.
+        # A learning rate holds until the next one.
         "line": {
             "color": colour,
             "width": 1 if line.in_training else 2,
-            "shape": "hv" if line.is_rate else "linear",
+            "shape": "hv" if line.is_learning_rate else "linear",
         },
         "marker": {"size": 3 if line.in_training else 5},
         "opacity": 0.6 if line.in_training else 1,
@@ -176,7 +176,7 @@ def _look(line: Line, colour: str) -> dict[str, Any]:
 
 
 def _marks(drops: Sequence[Drop], colour: str) -> dict[str, Any]:
-    """Upright lines where the rate drops."""
+    """Return vertical lines where the learning rate drops."""
     return {
         "x": _at(drops, "step"),
         "y": HEIGHTS * len(drops),
@@ -192,7 +192,7 @@ def _at(drops: Sequence[Drop], axis: str) -> list[float]:
 
 
 def _axis_switch(places: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Buttons that give all traces the x of another axis; a run without it is not drawn there."""
+    """Return buttons that give all traces the x of another axis, or none to a run without it."""
     nowhere: list[float] = []
     buttons = [
         {
@@ -225,7 +225,7 @@ def _smoothing_slider(levels: dict[int, list[Any]]) -> dict[str, Any]:
 
 
 def _pack(values: Array) -> dict[str, str]:
-    """Numbers as Plotly takes them in base64, in 4 bytes each if these hold integers exactly."""
+    """Return numbers in base64 for Plotly, in 4 bytes each if these hold integers exactly."""
     kind = "f4" if np.abs(values).max(initial=0) < 2**24 else "f8"
     return {"dtype": kind, "bdata": b64encode(values.astype(f"<{kind}").tobytes()).decode()}
 
@@ -234,7 +234,7 @@ def _pack(values: Array) -> dict[str, str]:
 
 
 def still(runs: Sequence[Run], lines: Sequence[Line], axis: str = "step") -> Figure:
-    """The panels over one of `AXES`; thin lines are training, dotted ones the rate's drops."""
+    """Draw the panels over one of `AXES`: training thin, drops of the learning rate dotted."""
     panels, palette = panels_of(lines), colours(len(runs))
     names = [run.name for run in runs] if len(runs) <= MANY else []
     columns = max(1, 100 // (10 + max(map(len, names), default=0)))
@@ -254,8 +254,8 @@ def still(runs: Sequence[Run], lines: Sequence[Line], axis: str = "step") -> Fig
                     color=palette[line.run],
                     alpha=0.6 if line.in_training else 1,
                     linewidth=0.7 if line.in_training else 1.6,
-                    drawstyle="steps-post" if line.is_rate else None,
-                    marker="." if len(drawn.y) <= FEW and not line.is_rate else None,
+                    drawstyle="steps-post" if line.is_learning_rate else None,
+                    marker="." if len(drawn.y) <= FEW and not line.is_learning_rate else None,
                     markersize=3 if line.in_training else 6,
                 )
         if limits:

@@ -1,7 +1,6 @@
 """Checkpoint files that are there as a whole or not at all."""
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,12 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from anneal.errors import UserError
+from anneal.runs.config import FORMAT
+from anneal.system import atomic_write
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, to the disk, and then takes the place of the old one.
+    """Write a checkpoint beside its place, to the disk, and then replace the old one.
 
     Lightning writes into /tmp and moves: on another file system that is a copy, which a full disk
     or a kill cuts short under the final name.
@@ -21,27 +22,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Saves all of it or raises, with what was there before still there.
+        """Save all of it or raise, with what was there before still there.
 
         Raises:
             UserError: The disk is full, or the folder can't be written.
         """
+        checkpoint = {**checkpoint, "format": FORMAT}
         if "://" in str(path):  # a bucket takes whole objects only
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         buffer = io.BytesIO()  # torch's own writer hides why a disk refuses
         torch.save(checkpoint, buffer)
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.part")  # one, however often a save is killed
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(Path(path), sync=True) as part:
+                part.write_bytes(buffer.getbuffer())
         except OSError as e:
-            unfinished.unlink(missing_ok=True)
             raise UserError(
                 f"can't save {path}: {e.strerror}; the checkpoints beside it are whole", status=1
             ) from e

@@ -33,7 +33,7 @@ class Exported:
     compute: Callable[[Tensor], Tensor]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Probabilities (N, classes); raises UserError if the pixels are not what it takes."""
+        """Return probabilities (N, classes); raise UserError for pixels that it does not take."""
         shape = json.loads(self.about["shape"])
         if list(pixels.shape[1:]) != shape or pixels.dtype != torch.uint8:
             raise UserError(
@@ -45,7 +45,7 @@ class Exported:
 
 
 class ExportedClassifier(LightningModule):
-    """An exported file as `predict` takes it.
+    """Exported file as `predict` takes it.
 
     Args:
         exported: The file.
@@ -59,17 +59,17 @@ class ExportedClassifier(LightningModule):
         self.class_names = json.loads(exported.about["class_names"])
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Probabilities (N, classes)."""
+        """Return probabilities (N, classes)."""
         return self.exported(batch[0])
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a file is an exported one by the ending of its name."""
+    """Return whether a file is an exported one by the ending of its name."""
     return path.suffix in ENDINGS.values()
 
 
 def read(path: Path) -> Exported:
-    """Reads a file that `export` wrote.
+    """Read a file that `export` wrote.
 
     Raises:
         UserError: It is damaged or something else, or onnxruntime is not installed.

@@ -1,8 +1,10 @@
-"""Sweeps: a W&B sweep file run on this machine, by Optuna: `python -m anneal.sweep FILE [-j N]`.
+"""Sweeps: a W&B sweep file run on this machine, by Optuna: `python train.py sweep FILE [-j N]`.
 
 file.py    what a sweep file asks for, and what of it is not supported
-draw.py    one parameter: from a W&B distribution to what Optuna draws
-queue.py   which trial is next, in a database that outlives a killed sweep
+space.py   one parameter: from a W&B distribution to what Optuna draws
+study.py   which trial is next, in a database that outlives a killed sweep
+worker.py  runs the trials, some at a time
 process.py one trial as a process, forked from one that has done the imports
-result.py  the table and the picture
+result.py  the table and the figure
+main.py    the command
 """

@@ -1,6 +1,8 @@
 """W&B's sweep files: what they ask for, and by name what of it is not supported."""
 
+import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -12,33 +14,18 @@ from typing import Any
 import yaml
 
 from anneal.errors import UserError, did_you_mean
-from anneal.sweep.draw import Parameter, parameter
+from anneal.sweep.space import Parameter, parameter
 
 # What W&B's schema knows; False: not supported here.
-KEYS = {
-    "program": True,
-    "method": True,
-    "parameters": True,
-    "metric": True,
-    "early_terminate": True,
-    "command": True,
-    "name": True,
-    "description": True,
-    "run_cap": True,
-    "project": True,
-    "entity": True,
-    "apiVersion": True,  # this and the next two say nothing about what is run
-    "kind": True,
-    "controller": True,
-    "job": False,
-    "image_uri": False,
-    "scheduler": False,
-    "metrics": False,
-}
-METRIC = {"name": True, "goal": True, "target": True}
-METRIC |= {"impute": False, "impute_while_running": False}
+SUPPORTED = "program method parameters metric early_terminate command name description run_cap "
+SUPPORTED += "project entity apiVersion kind controller"  # the last three are not about what is run
+KEYS = dict.fromkeys(SUPPORTED.split(), True)
+KEYS |= dict.fromkeys(("job", "image_uri", "scheduler", "metrics"), False)
+METRIC = dict.fromkeys(("name", "goal", "target"), True)
+METRIC |= dict.fromkeys(("impute", "impute_while_running"), False)
 HYPERBAND = dict.fromkeys(("type", "min_iter", "max_iter", "s", "eta", "strict"), True)
 MACRO = re.compile(r"\$\{(\w+)\}")
+ENVVAR = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 ARGS = ("", "_no_equals", "_no_hyphens", "_no_boolean_flags", "_json", "_json_file")
 ARGS_HYDRA = ("_append_hydra", "_override_hydra")
 MACROS = ("env", "interpreter", "program", *(f"args{kind}" for kind in ARGS + ARGS_HYDRA))
@@ -46,7 +33,7 @@ MACROS = ("env", "interpreter", "program", *(f"args{kind}" for kind in ARGS + AR
 
 @dataclass(frozen=True)
 class Metric:
-    """What a sweep optimises: the last value that a run logs of it.
+    """Metric that a sweep optimises, by the last value that a run logs of it.
 
     Args:
         name: As it is logged, such as val/acc.
@@ -61,15 +48,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class Hyperband:
-    """Early stopping, W&B's way: one bracket of Hyperband (Li et al. 2018, arXiv 1603.06560).
+    """Early stopping as W&B has it: one bracket of Hyperband (Li et al. 2018, arXiv 1603.06560).
 
     After `first`, `first` x `eta`, `first` x `eta`² ... values of the metric, only trials among
     the best 1/`eta` that came so far go on.
 
     Args:
-        first: Values of the metric before the first look.
-        eta: What share goes on: one in `eta`.
-        end: From this many values on nobody is stopped any more.
+        first: Values of the metric before the first comparison.
+        eta: One in `eta` goes on.
+        end: From this many values on no trial is stopped any more.
     """
 
     first: int
@@ -94,24 +81,24 @@ class Sweep:
 
     @property
     def total(self) -> int | None:
-        """How many trials there are; None: endlessly many."""
+        """Number of trials; None: endlessly many."""
         if self.method != "grid":
             return self.run_cap
         points = math.prod(len(p.grid or []) for p in self.parameters)
         return min(points, self.run_cap or points)
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """What Optuna would draw for each point of the grid, the last parameter the fastest."""
+        """Yield what Optuna would draw for each point of the grid, the last parameter fastest."""
         for point in product(*(p.grid or [] for p in self.parameters)):
             yield {p.name: drawn for p, drawn in zip(self.parameters, point, strict=True)}
 
     def values(self, drawn: dict[str, Any]) -> dict[str, Any]:
-        """The parameters that vary, by dotted name, from what Optuna has drawn."""
+        """Return the parameters that vary, by dotted name, from what Optuna has drawn."""
         return {p.name: p.value(drawn[p.name]) for p in self.parameters}
 
     @property
     def head(self) -> list[str]:
-        """The command without what differs between the trials."""
+        """Command without what differs between the trials."""
         fixed = {
             "${env}": "/usr/bin/env",
             "${interpreter}": sys.executable,
@@ -120,14 +107,12 @@ class Sweep:
         return [str(fixed.get(word, word)) for word in self.command]
 
     def words(self, values: dict[str, Any], json_file: Path) -> list[str]:
-        """The command line of one trial, word by word what W&B's agent would run.
+        """Return the command line of one trial, word by word what W&B's agent would run.
 
         Args:
-            values: Of the parameters that vary.
-            json_file: Where ${args_json_file} is to be written; it is if the command has it.
+            values: Those of the parameters that vary.
+            json_file: Where ${args_json_file} is written, if the command has it.
         """
-        from wandb.sdk.launch.sweeps import utils  # takes a second
-
         tree: dict[str, Any] = {}
         settings = {**self.constants, **{p.path: values[p.name] for p in self.parameters}}
         for path, value in sorted(settings.items(), key=lambda item: item[0]):
@@ -135,19 +120,42 @@ class Sweep:
             for key in path[:-1]:
                 node = node.setdefault(key, {})
             node[path[-1]] = value
-        args = utils.create_sweep_command_args({"args": {k: {"value": v} for k, v in tree.items()}})
         if "${args_json_file}" in self.command:
-            json_file.write_text(args["args_json"][0])
-            args["args_json_file"] = [str(json_file)]
+            json_file.write_text(json.dumps(tree))
         words: list[str] = []
-        for word in utils.create_sweep_command(self.head):
+        for word in self.head:
             macro = MACRO.fullmatch(word)
-            words += args[macro[1]] if macro else [word]
+            words += _expand(macro[1], tree, json_file) if macro else [ENVVAR.sub(_variable, word)]
         return words
 
 
+def _variable(match: re.Match[str]) -> str:
+    return os.environ.get(match[1], match[1])
+
+
+def _expand(macro: str, tree: dict[str, Any], json_file: Path) -> list[str]:
+    """Return the words that W&B's agent puts in place of a macro.
+
+    Args:
+        macro: Its name, one of `MACROS` that begin with `args`.
+        tree: The parameters, by the first part of their name.
+        json_file: Where they are in JSON, if the command takes a file.
+    """
+    if macro == "args_json_file":
+        return [str(json_file)]
+    if macro == "args_json":
+        return [json.dumps(tree)]
+    if macro == "args_no_equals":
+        return [word for key, value in tree.items() for word in (f"--{key}", str(value))]
+    if macro == "args_no_boolean_flags":
+        flags = {k: v for k, v in tree.items() if v is not False}
+        return [f"--{k}" if v is True else f"--{k}={v}" for k, v in flags.items()]
+    sign = {"args": "--", "args_append_hydra": "+", "args_override_hydra": "++"}.get(macro, "")
+    return [f"{sign}{key}={value}" for key, value in tree.items()]
+
+
 def read(path: Path) -> Sweep:
-    """A sweep file.
+    """Read a sweep file.
 
     Raises:
         UserError: It can't be read, or asks for something that is not supported.
@@ -211,7 +219,7 @@ def _parameters(content: dict[str, Any]) -> tuple[list[Parameter], dict[tuple[st
     varied: list[Parameter] = []
     constants: dict[tuple[str, ...], Any] = {}
 
-    def walk(node: Any, path: tuple[str, ...]) -> None:
+    def collect(node: Any, path: tuple[str, ...]) -> None:
         if not isinstance(node, dict) or not node:
             raise UserError(f"{'.'.join(('parameters', *path))} must hold keys and values")
         for key, spec in node.items():
@@ -222,13 +230,13 @@ def _parameters(content: dict[str, Any]) -> tuple[list[Parameter], dict[tuple[st
                 )
             if "parameters" in spec:
                 _check_keys(f"parameters.{'.'.join(here)}.", spec, {"parameters": True})
-                walk(spec["parameters"], here)
+                collect(spec["parameters"], here)
             elif "value" in spec and len(spec.keys() - {"distribution"}) == 1:
                 constants[here] = spec["value"]
             else:
                 varied.append(parameter(here, spec))
 
-    walk(content.get("parameters"), ())
+    collect(content.get("parameters"), ())
     return varied, constants
 
 

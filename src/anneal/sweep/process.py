@@ -4,7 +4,6 @@ The imports of a training take seconds. `multiprocessing`'s fork server does the
 thread and has computed nothing, so that each fork is like a fresh start.
 """
 
-import csv
 import json
 import multiprocessing
 import os
@@ -19,9 +18,11 @@ from contextlib import suppress
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
+from anneal.runs.metrics import read
+
 TRAIN = Path(__file__).parents[3] / "train.py"
 # What the fork server imports; wandb and matplotlib leave the last two for later.
-WARM = ["anneal.cli.imports", "wandb.sdk.launch", "matplotlib.backends.backend_agg"]
+WARM = ["anneal.cli.warm", "wandb.sdk.launch", "matplotlib.backends.backend_agg"]
 TERM_SECONDS = 10.0  # from SIGTERM to SIGKILL
 ERROR = re.compile(
     r"(error|[\w.]+(Error|Exception|GracefulShutdown|Exit)|Killed|Segmentation fault)\b"
@@ -29,20 +30,20 @@ ERROR = re.compile(
 
 
 def training_words(command: list[str]) -> list[str] | None:
-    """Of a command that runs our train.py the script and its arguments; None of any other."""
+    """Return the script and its arguments of a command that runs our train.py, or None."""
     words = command[1:] if command[0] == "/usr/bin/env" else command
     if len(words) < 2 or not Path(words[0]).name.startswith("python"):
         return None
     return words[1:] if Path(words[1]).exists() and TRAIN.samefile(words[1]) else None
 
 
-def can_go_on(folder: Path) -> bool:
-    """Whether a training that was killed has left a checkpoint to go on from."""
+def can_resume(folder: Path) -> bool:
+    """Return whether a training that was killed has left a checkpoint to resume from."""
     return (folder / "checkpoints" / "last.ckpt").is_file()
 
 
 def warm_up(training: bool) -> None:
-    """Starts the fork server, which does the imports of a training if it is to fork them."""
+    """Start the fork server, which does the imports of a training if it is to fork them."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(WARM if training else [])
     ensure_running()
 
@@ -52,7 +53,7 @@ class Process:
 
     Args:
         command: What to run, word by word.
-        folder: Of the run. If an earlier training has left a checkpoint there, it goes on.
+        folder: The run's. If an earlier training has left a checkpoint there, it resumes.
         group: Name of the sweep, for W&B.
         threads: Threads to compute with.
         env: More environment variables.
@@ -65,7 +66,7 @@ class Process:
         self.log = self.log_path if folder.is_dir() else folder.parent / f"{folder.name}.log"
         env = {**env, "OMP_NUM_THREADS": str(threads), "WANDB_RUN_GROUP": group}
         words = training_words(command)
-        if words and can_go_on(folder):
+        if words and can_resume(folder):
             words = [words[0], "fit", "--ckpt_path=last", f"--run={folder}"]
         elif words:
             words += [f"--trainer.default_root_dir={folder.parent}", f"--run_name={folder.name}"]
@@ -84,7 +85,7 @@ class Process:
         self.started = time.monotonic()
 
     def status(self) -> int | None:
-        """Its exit status (negative: the signal that ended it); None: it is running."""
+        """Return its exit status (negative: the signal that ended it); None: it is running."""
         code = self._process.exitcode
         if self.log.exists() and self.folder.is_dir():
             self.log.replace(self.log_path)  # while it is being written to
@@ -97,20 +98,20 @@ class Process:
 
     @property
     def log_path(self) -> Path:
-        """What the trial printed, once its folder is there."""
+        """File of what the trial printed, once its folder is there."""
         return self.folder / "log.txt"
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
     def terminate(self) -> None:
-        """Asks it to end."""
+        """Ask it to end."""
         self._signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """Waits for its end, which it has been asked for, and ends by force what takes longer."""
+        """Wait for its end, which it was asked for, and kill what takes longer."""
         self._process.join(TERM_SECONDS)
         self._signal(signal.SIGKILL)
         self._process.kill()
@@ -122,7 +123,7 @@ class Process:
             os.killpg(self.pid, number)
 
     def error(self) -> str:
-        """Why it ended, in a line: the last error it printed, or the signal."""
+        """Return why it ended, in a line: the last error it printed, or the signal."""
         code = self._process.exitcode or 0
         number = -code if code < 0 else code - 128
         killed = number in set(signal.Signals)
@@ -176,17 +177,13 @@ def _run(command: list[str]) -> None:
 
 
 def logged(folder: Path, name: str) -> list[float]:
-    """The values of a metric so far, from the run's metrics.csv."""
+    """Return the values of a metric so far, from the run's metrics.csv."""
     file = folder / "metrics.csv"
-    if not file.exists():
-        return []
-    text = file.read_text(errors="replace")
-    whole = text[: text.rfind("\n") + 1].splitlines()  # not a line that is being written
-    return [float(row[name]) for row in csv.DictReader(whole) if row.get(name)]
+    return read(file).values(name) if file.exists() else []
 
 
 def recorded(folder: Path, name: str) -> list[float]:
-    """The same from what W&B has recorded there, for programs that write no metrics.csv."""
+    """Return the same from W&B's recording there, for programs that write no metrics.csv."""
     values = []
     for file in sorted(folder.glob("wandb/*run-*/run-*.wandb")):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]

@@ -1,4 +1,4 @@
-"""What came out of a sweep: a table, and a picture of the metric over the first parameter."""
+"""The results of a sweep: a table, and a figure of the metric over the first parameter."""
 
 import csv
 import json
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from anneal.sweep.file import Metric, Sweep
 from anneal.sweep.study import FINISHED, STOPPED, Study
+from anneal.text_table import text_table as in_columns
 
 SEED = "seed_everything"
 MARKERS = "osD^vPX*<>"
@@ -26,12 +27,12 @@ class Row:
     """A trial as the table shows it.
 
     Args:
-        number: Of the trial.
+        number: The trial's.
         value: Last value of the metric; NaN: there is none.
         status: How it ended, with the error if it failed.
         values: The parameters that vary, by dotted name.
-        seconds: It ran; None: it did not end.
-        folder: Its run.
+        seconds: How long it ran; None: it did not end.
+        folder: Its run's.
     """
 
     number: int
@@ -43,7 +44,7 @@ class Row:
 
 
 def rows_of(study: Study) -> list[Row]:
-    """All trials that were begun: the best first, those without a value last."""
+    """Return all trials that were begun: the best first, those without a value last."""
     rows = []
     interrupted = study.interrupted()
     for t in study.trials():
@@ -67,7 +68,7 @@ def rows_of(study: Study) -> list[Row]:
 
 
 def write_table(path: Path, sweep: Sweep, rows: list[Row]) -> None:
-    """The table as CSV, with full names and numbers."""
+    """Write the table as CSV, with full names and numbers."""
     names = [p.name for p in sweep.parameters]
     metric = [sweep.metric.name] if sweep.metric else []
     with path.open("w", newline="") as file:
@@ -84,7 +85,7 @@ def _plain(value: Any) -> Any:
 
 
 def text_table(sweep: Sweep, rows: list[Row]) -> str:
-    """The table for the terminal."""
+    """Return the table for the terminal."""
     short = short_names([p.name for p in sweep.parameters])
     header = ["trial", *([sweep.metric.name] if sweep.metric else []), *short.values()]
     lines = [[*header, "time", "folder", "status"]]
@@ -93,21 +94,17 @@ def text_table(sweep: Sweep, rows: list[Row]) -> str:
         seconds = "" if r.seconds is None else f"{r.seconds:.1f} s"
         varied = [label(r.values[name]) for name in short]
         lines.append([str(r.number), *value, *varied, seconds, r.folder, r.status])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return in_columns(lines)
 
 
 def short_names(names: list[str]) -> dict[str, str]:
-    """Dotted names by their last part, where that says which is meant."""
+    """Return dotted names shortened to their last part, where that says which is meant."""
     last = [name.rpartition(".")[2] for name in names]
     return {n: s if last.count(s) == 1 else n for n, s in zip(names, last, strict=True)}
 
 
 def label(value: Any) -> str:
-    """A value as it is shown: a class by its name and arguments, a number in its digits."""
+    """Return a value as it is shown: a class by name and arguments, a number in its digits."""
     if isinstance(value, dict) and "class_path" in value:
         args = value.get("init_args") or {}
         inside = ", ".join(f"{k}={label(v)}" for k, v in args.items())
@@ -118,13 +115,13 @@ def label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-# ---- the picture
+# ---- the figure
 
 
-def draw(sweep: Sweep, rows: list[Row]) -> Figure | None:
-    """The metric over the learning rate, or else over the first parameter of numbers.
+def plot(sweep: Sweep, rows: list[Row]) -> Figure | None:
+    """Plot the metric over the learning rate, or else over the first parameter of numbers.
 
-    Points over the same parameters and other seeds are drawn small, and their mean large. Of
+    Points with the same parameters and other seeds are drawn small, and their mean large. For
     parameters that are no numbers the means are bars. The best is marked.
 
     Returns:
@@ -149,14 +146,14 @@ def draw(sweep: Sweep, rows: list[Row]) -> Figure | None:
 
 
 def _x_axis(names: list[str], rows: list[Row]) -> str | None:
-    """The first learning rate, or the first parameter whose values are all numbers."""
+    """Return the first learning rate, or the first parameter whose values are all numbers."""
     numeric = [n for n in names if all(_number(r.values[n]) is not None for r in rows)]
     rates = [n for n in numeric if n.rpartition(".")[2] == "lr"]
     return next(iter(rates + numeric), None)
 
 
 def _number(value: Any) -> float | None:
-    """YAML takes 1e-4 for text, which is a number to the training."""
+    """Return a number, also of text: YAML takes 1e-4 for that."""
     if isinstance(value, bool):
         return None
     try:
@@ -166,7 +163,7 @@ def _number(value: Any) -> float | None:
 
 
 def _means(rows: list[Row], names: list[str]) -> dict[str, list[Row]]:
-    """Trials by the values of some parameters: those that differ in the others only."""
+    """Return trials grouped by the values of some parameters."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[json.dumps([row.values[n] for n in names])].append(row)
@@ -183,7 +180,7 @@ def _best(groups: dict[str, list[Row]], metric: Metric) -> list[Row]:
 
 
 def _curves(axes: Axes, sweep: Sweep, x: str, others: list[str], rows: list[Row]) -> None:
-    """A line for each combination of the other parameters of a grid, points otherwise."""
+    """Draw a line for each combination of the other parameters of a grid, or else points."""
     assert sweep.metric
     metric = sweep.metric
     grid = sweep.method == "grid"
@@ -222,7 +219,7 @@ def _x(row: Row, name: str) -> float:
 
 
 def _is_log(sweep: Sweep, name: str, values: list[float]) -> bool:
-    """Whether a parameter is drawn on a logarithmic scale, or given over more than a decade."""
+    """Return whether a parameter was drawn on a logarithmic scale, or spans over a decade."""
     log = next(p.log for p in sweep.parameters if p.name == name)
     return min(values) > 0 and (log or max(values) / min(values) > 10)
 
@@ -236,7 +233,7 @@ def _mark(axes: Axes, best: list[Row], x: str, metric: Metric) -> None:
 
 
 def _bars(axes: Axes, metric: Metric, names: list[str], rows: list[Row]) -> None:
-    """A bar for each combination of parameters, its single trials as points."""
+    """Draw a bar for each combination of parameters, its single trials as points."""
     groups = _means(rows, names)
     best = _best(groups, metric)
     bars = sorted(groups.values(), key=_mean, reverse=metric.maximize)[: 2 * MOST_LINES]

@@ -27,14 +27,14 @@ FINISHED, FAILED, STOPPED = "finished", "failed", "stopped early"
 class Study:
     """Optuna's study of a sweep: what is run next, and what became of it.
 
-    A trial is taken by one worker, and told how it ended; what its parameters are, its status and
-    its folder are among Optuna's user attributes. The trials of a worker that died are run again:
+    One worker asks for a trial and tells how it ended; its parameters, its status and its folder
+    are among Optuna's user attributes. The trials of a worker that died are run again:
     at the next start where the database is a file beside the runs, which one worker has to itself;
     in a shared storage by another worker, after a minute without a sign of life.
 
     Args:
-        sweep: What to run.
-        folder: Of the sweep; the database is `study.db` there.
+        sweep: The sweep file, read.
+        folder: The sweep's; the database is `study.db` there.
         storage: Any storage of Optuna (postgresql://..., mysql://...) instead.
 
     Raises:
@@ -65,10 +65,10 @@ class Study:
         self._fill(created)
         if not self.shared:
             for trial in self.trials(TrialState.RUNNING):
-                self.run_again(trial.number)
+                self.requeue(trial.number)
 
     def _open(self, storage: str) -> tuple[optuna.Study, bool]:
-        """The study, and whether it is new."""
+        """Return the study, and whether it is new."""
         settings: dict[str, Any] = {
             "study_name": self.sweep.name,
             "storage": storage,
@@ -104,7 +104,7 @@ class Study:
         return SuccessiveHalvingPruner(early.first, early.eta)
 
     def _check_sweep(self, folder: Path) -> None:
-        """Goes on only with what the study was begun with; run_cap may change."""
+        """Raise UserError unless the sweep is what the study was begun with, but for run_cap."""
         sweep = self.sweep
         now = {
             "method": sweep.method,
@@ -126,7 +126,7 @@ class Study:
     # ---- what is run next
 
     def _fill(self, created: bool) -> None:
-        """Queues all trials of a sweep that has an end."""
+        """Queue all trials of a sweep that has an end."""
         total = self.sweep.total
         if total is None:
             return
@@ -138,7 +138,7 @@ class Study:
         if self.study.user_attrs.get("queued") == total:
             return
         queued = [t for t in self.trials() if "again" not in t.user_attrs]
-        points: list[dict[str, Any]] = [{}] * (total - len(queued))  # drawn when they are taken
+        points: list[dict[str, Any]] = [{}] * (total - len(queued))  # drawn when they are asked for
         if self.sweep.method == "grid":
             known = {json.dumps(t.system_attrs.get("fixed_params")) for t in queued}
             grid = itertools.islice(self.sweep.grid(), total)
@@ -148,7 +148,7 @@ class Study:
         self.study.set_user_attr("queued", total)
 
     def is_over(self) -> bool:
-        """Whether nothing is left to be taken."""
+        """Return whether nothing is left to be asked for."""
         metric, best = self.sweep.metric, self.best()
         if metric and metric.target is not None and best is not None:
             sign = 1 if metric.maximize else -1
@@ -158,8 +158,8 @@ class Study:
             return self._same_in_a_row >= SAME_IN_A_ROW
         return not self.trials(TrialState.WAITING)
 
-    def take(self) -> tuple[Trial, dict[str, Any]] | None:
-        """The next trial and its parameters, or None: none is left, or all was tried before."""
+    def ask(self) -> tuple[Trial, dict[str, Any]] | None:
+        """Return the next trial and its parameters; None: none is left, or it was tried before."""
         if self.is_over():
             return None
         trial = self.study.ask({p.name: p.distribution for p in self.sweep.parameters})
@@ -180,43 +180,43 @@ class Study:
         return trial, values
 
     def _tried(self, values: dict[str, Any]) -> FrozenTrial | None:
-        """The trial that had the same parameters, if there is one."""
+        """Return the trial that had the same parameters, if there is one."""
         for other in self.trials():
             if other.user_attrs.get("values") == values:
                 return other
         return None
 
-    def run_again(self, number: int) -> None:
-        """Queues a trial that ended with its worker once more."""
+    def requeue(self, number: int) -> None:
+        """Queue a trial that ended with its worker once more."""
         drawn = {**self._record(number).get("fixed_params", {}), **self.trials()[number].params}
         with suppress(ValueError, UpdateFinishedTrialError):  # another worker has done it
             self.study.tell(number, state=TrialState.FAIL)
             self.study.enqueue_trial(drawn, user_attrs={"again": number})
         self.mine.pop(number, None)
 
-    def left_behind(self, trial: Trial) -> Path | None:
-        """The run folder of the trial that this one takes up, if it does."""
+    def previous_run_dir(self, trial: Trial) -> Path | None:
+        """Return the run folder of the trial that this one repeats, if it does."""
         if (before := trial.user_attrs.get("again")) is None:
             return None
         folder = self.trials()[before].user_attrs.get("folder")
         return Path(folder) if folder else None
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """All trials by number, or those in some states."""
+        """Return all trials by number, or those in some states."""
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     def _record(self, number: int) -> dict[str, Any]:
-        """What Optuna itself remembers of a trial."""
+        """Return what Optuna itself remembers of a trial."""
         return self.trials()[number].system_attrs
 
     # ---- what becomes of it
 
     def should_stop(self, trial: Trial, values: list[float]) -> bool:
-        """Whether early termination ends a running trial.
+        """Return whether early termination ends a running trial.
 
         Args:
             trial: One of `mine`.
-            values: Of the metric so far, all that were logged.
+            values: Those of the metric so far, all that were logged.
         """
         early = self.sweep.early
         if early is None:
@@ -229,7 +229,7 @@ class Study:
         return False
 
     def finish(self, trial: Trial, status: str, value: float | None = None, **attrs: Any) -> None:
-        """Tells how a trial ended.
+        """Record how a trial ended.
 
         Args:
             trial: One of `mine`.
@@ -247,8 +247,8 @@ class Study:
                 self.study.tell(trial, state=state)
         del self.mine[trial.number]
 
-    def look_around(self) -> bool:
-        """Gives signs of life, queues the trials of dead workers; whether others are at work."""
+    def heartbeat(self) -> bool:
+        """Give signs of life, requeue the trials of dead workers; return whether others work."""
         if not self.shared:
             return False
         running = self.trials(TrialState.RUNNING)
@@ -266,15 +266,15 @@ class Study:
                     since = now
                 self._seen[other.number] = other.user_attrs.get("alive"), since
                 if now - since > DEAD_AFTER:
-                    self.run_again(other.number)
+                    self.requeue(other.number)
         return bool(others)
 
     def interrupted(self) -> set[int]:
-        """Numbers of the trials that ended with their worker and were queued again."""
+        """Return the numbers of the trials that ended with their worker and were queued again."""
         return {t.user_attrs["again"] for t in self.trials() if "again" in t.user_attrs}
 
     def ended(self) -> int:
-        """How many trials are done with, run or not."""
+        """Return how many trials are done with, run or not."""
         interrupted = self.interrupted()
         return sum(
             t.state.is_finished() and "status" in t.user_attrs and t.number not in interrupted
@@ -282,7 +282,7 @@ class Study:
         )
 
     def best(self) -> float | None:
-        """The best value so far, if there is one."""
+        """Return the best value so far, if there is one."""
         done = self.trials(TrialState.COMPLETE)
         values = [t.value for t in done if t.value is not None]
         if not values or self.sweep.metric is None:

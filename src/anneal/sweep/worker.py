@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep, some at a time, and keeps a sweep going when one fails."""
+"""The trials of a sweep, run some at a time; the sweep goes on when one fails."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from optuna.trial import Trial
 from tqdm import tqdm
 
 from anneal.sweep.file import Sweep
-from anneal.sweep.process import Process, can_go_on, logged, recorded
+from anneal.sweep.process import Process, can_resume, logged, recorded
 from anneal.sweep.study import FAILED, FINISHED, STOPPED, Study
 from anneal.system import cores
 
@@ -19,12 +19,12 @@ POLL_SECONDS = 0.1
 
 
 class Worker:
-    """Runs trials, some at a time.
+    """Run trials, some at a time.
 
     Args:
-        sweep: What to run.
-        study: Which is next.
-        folder: Of the sweep; each run has a folder in it.
+        sweep: The sweep file, read.
+        study: Tells which trial is next.
+        folder: The sweep's; each run has a folder in it.
         jobs: Trials at a time; each has its share of the cores.
     """
 
@@ -39,19 +39,19 @@ class Worker:
         self.interrupted = False
 
     def interrupt(self, *_: Any) -> None:
-        """Ends the running trials and `run`, within seconds; a handler of signals."""
+        """End the running trials and `run` within seconds; a handler of signals."""
         self.interrupted = True
 
     def run(self) -> None:
-        """Runs until no trial is left, here or with another worker that may die."""
+        """Run until no trial is left, here or with another worker that may die."""
         total, name = self.sweep.total, self.sweep.name
         bar = tqdm(total=total, desc=name, unit=" trials", smoothing=0, disable=None)
         try:
             while not self.interrupted:
-                others = self.study.look_around()
+                others = self.study.heartbeat()
                 while len(self.running) < self.jobs and not self._is_over():
-                    if taken := self.study.take():
-                        self._start(*taken)
+                    if asked := self.study.ask():
+                        self._start(*asked)
                 self._show(bar)
                 if not self.running and not others:
                     break
@@ -66,7 +66,7 @@ class Worker:
     def _start(self, trial: Trial, values: dict[str, Any]) -> None:
         name = f"{self.sweep.name}-{trial.number:03d}"
         folder = self.folder / name
-        if (left := self.study.left_behind(trial)) and can_go_on(left):
+        if (left := self.study.previous_run_dir(trial)) and can_resume(left):
             folder = left
         trial.set_user_attr("folder", str(folder))
         words = self.sweep.words(values, self.folder / f"{name}.json")
@@ -74,13 +74,13 @@ class Worker:
         self.running[trial.number] = trial, started
 
     def _wait(self) -> None:
-        """Until a trial has ended; not for ever, as the others want to be looked at."""
+        """Wait until a trial has ended; not for ever, as the study wants its heartbeat."""
         deadline = time.monotonic() + 1.0
         while not (self.interrupted or self._tend()) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
     def _tend(self) -> bool:
-        """Looks after the running trials; whether one has ended."""
+        """Record the trials that have ended, stop those that should; return whether one has."""
         before = len(self.running)
         for number, (trial, run) in list(self.running.items()):
             if (outcome := self._outcome(trial, run)) is None:
@@ -97,7 +97,7 @@ class Worker:
         return len(self.running) < before
 
     def _outcome(self, trial: Trial, run: Process) -> tuple[str, float | None, str] | None:
-        """Status, last value of the metric and error of a trial; None: it goes on."""
+        """Return status, last value of the metric and error of a trial; None: it is running."""
         metric, code = self.sweep.metric, run.status()
         if code is None:
             if not self.sweep.early or not metric:
@@ -119,7 +119,7 @@ class Worker:
         return FINISHED, values[-1], ""
 
     def _show(self, bar: Any) -> None:
-        """How many have ended, with all workers, and the best so far."""
+        """Show how many have ended, with all workers, and the best so far."""
         bar.n = self.study.ended()
         best = self.study.best()
         metric = self.sweep.metric
@@ -128,9 +128,9 @@ class Worker:
         bar.set_postfix_str(", ".join(facts))
 
     def _end_all(self) -> None:
-        """Ends what runs when the sweep is interrupted; it is run again when that goes on."""
+        """End what is running when the sweep is interrupted, and queue it again for its resume."""
         for _, run in self.running.values():
             run.terminate()
         for trial, run in self.running.values():
             run.end()
-            self.study.run_again(trial.number)
+            self.study.requeue(trial.number)

@@ -65,7 +65,7 @@ class Parameter:
 
 
 def parameter(path: tuple[str, ...], spec: dict[str, Any]) -> Parameter:
-    """What a sweep file says of one parameter, as W&B reads it.
+    """Return what a sweep file says of one parameter, as W&B reads it.
 
     Args:
         path: The keys it stands under.
@@ -107,7 +107,7 @@ def parameter(path: tuple[str, ...], spec: dict[str, Any]) -> Parameter:
 
 
 def _implied(name: str, spec: dict[str, Any]) -> str:
-    """The distribution of an entry that names none."""
+    """Return the distribution of an entry that names none."""
     if "value" in spec:
         return "constant"
     if "values" in spec:
@@ -122,7 +122,7 @@ def _implied(name: str, spec: dict[str, Any]) -> str:
 
 
 def _check(name: str, kind: str, spec: dict[str, Any]) -> None:
-    """Refuses what the distribution does not take."""
+    """Raise UserError for what the distribution does not take."""
     where = f"parameters.{name}"
     if kind not in TAKES:
         hint = did_you_mean(str(kind), TAKES) or f"; there are {', '.join(TAKES)}"
@@ -153,7 +153,7 @@ def _check(name: str, kind: str, spec: dict[str, Any]) -> None:
 
 
 def _limits(kind: str, spec: dict[str, Any]) -> tuple[float, float]:
-    """Lowest and highest value."""
+    """Return the lowest and the highest value."""
     low, high = float(spec["min"]), float(spec["max"])
     if kind == "log_uniform":
         return math.exp(low), math.exp(high)
@@ -163,7 +163,7 @@ def _limits(kind: str, spec: dict[str, Any]) -> tuple[float, float]:
 
 
 def _quantile(kind: str, given: dict[str, Any]) -> Callable[[float], Any]:
-    """The value below which a share u of the probability lies."""
+    """Return the function from a share of the probability to the value below which it lies."""
     if kind == "beta":
         return lambda u: float(betaincinv(given["a"], given["b"], u))
     if kind == "normal":
@@ -178,7 +178,7 @@ def _quantile(kind: str, given: dict[str, Any]) -> Callable[[float], Any]:
 
 
 def _multiples(q: float) -> Callable[[float], float]:
-    """Rounds to the nearest multiple of q, an int if q is one."""
+    """Return the function that rounds to the nearest multiple of q, to an int if q is one."""
     if isinstance(q, int):
         return lambda x: round(x / q) * q
     return lambda x: round(round(x / q) * q, 12)  # 3 x 0.1 is 0.3

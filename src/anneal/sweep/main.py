@@ -1,4 +1,4 @@
-"""`python -m anneal.sweep FILE`: runs the trials of a sweep file, shows the table and a picture."""
+"""The command `sweep`: run the trials of a sweep file, and show a table and a figure of them."""
 
 import argparse
 import signal
@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from anneal.errors import UserError, command
-from anneal.sweep import process
-from anneal.sweep.file import read
 
 SWEEPS = Path("runs/sweeps")
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(file: Path, jobs: int, storage: str | None) -> int:
-    """Runs a sweep, or goes on with it.
+    """Run a sweep, or resume it.
 
     Args:
         file: The sweep file.
@@ -27,6 +25,9 @@ def run(file: Path, jobs: int, storage: str | None) -> int:
     """
     if jobs < 1:
         raise UserError(f"-j {jobs}: must be at least 1")
+    from anneal.sweep import process
+    from anneal.sweep.file import read
+
     sweep = read(file)
     process.warm_up(training=process.training_words(sweep.head) is not None)
     # These take seconds, in which the trials' imports are done too.
@@ -47,7 +48,7 @@ def run(file: Path, jobs: int, storage: str | None) -> int:
     rows = result.rows_of(study)
     result.write_table(folder / "table.csv", sweep, rows)
     print(f"\n{result.text_table(sweep, rows)}\n\n{folder / 'table.csv'}")
-    if figure := result.draw(sweep, rows):
+    if figure := result.plot(sweep, rows):
         figure.savefig(folder / f"{sweep.name}.png", dpi=120)
         print(folder / f"{sweep.name}.png")
     if worker.interrupted:
@@ -62,10 +63,10 @@ def _interrupt(*_: Any) -> NoReturn:
 
 @command
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line; the exit status."""
+    """Run the command line, and return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m anneal.sweep",
-        description="Runs a W&B sweep file on this machine. Typed again, it goes on.",
+        prog="python train.py sweep",
+        description="Runs a W&B sweep file on this machine. Typed again, it resumes.",
     )
     parser.add_argument("file", type=Path, help="as `wandb sweep` takes it")
     parser.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="trials at a time")
@@ -74,7 +75,3 @@ def main(args: list[str] | None = None) -> int:
     for number in STOPPING:
         signal.signal(number, _interrupt)
     return run(typed.file, typed.jobs, typed.storage)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

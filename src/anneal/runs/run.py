@@ -1,0 +1,218 @@
+"""A run read back from its folder: its configuration, and its metrics as curves."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from anneal.errors import UserError
+from anneal.runs.config import flatten, parse
+from anneal.runs.drops import Array, drops
+from anneal.runs.metrics import whole_lines
+
+AXES = {"step": "optimizer steps", "epoch": "epochs", "samples": "samples", "time": "seconds"}
+OURS_AND_TORCHS = re.compile(r"^(anneal|torch|lightning)\..*\.")  # classes with a short name
+
+
+@dataclass
+class Curve:
+    """One metric of one run.
+
+    Args:
+        y: Finite values, (n,).
+        x: The place of each on the axes of `AXES` that the run has logged, (n,) each.
+    """
+
+    y: Array
+    x: dict[str, Array]
+
+    def extremes(self, points: int) -> Array:
+        """Return indices of at most `points` values: both ends, each stretch's extremes."""
+        n = len(self.y)
+        if n <= points:
+            return np.arange(n)
+        width = -(-n // max(1, points // 2 - 1))
+        stretches = np.pad(self.y, (0, -n % width), mode="edge").reshape(-1, width)
+        starts = np.arange(len(stretches)) * width
+        extremes = [starts + stretches.argmin(1), starts + stretches.argmax(1)]
+        return np.unique(np.minimum(np.concatenate([[0, n - 1], *extremes]), n - 1))
+
+    def take(self, indices: Array) -> "Curve":
+        """Return the values at some indices."""
+        return Curve(self.y[indices], {axis: x[indices] for axis, x in self.x.items()})
+
+    def smooth(self, weight: float) -> "Curve":
+        """Return the exponential moving average over the points, without the bias to zero.
+
+        Args:
+            weight: That of the past, 0 <= weight < 1.
+        """
+        return replace(self, y=pd.Series(self.y).ewm(alpha=1 - weight).mean().to_numpy())
+
+
+@dataclass
+class Drop:
+    """A place where the learning rate falls within a step, as at the end of a stair.
+
+    Args:
+        before: The learning rate until then.
+        after: The learning rate from there on.
+        at: The place, on each axis.
+    """
+
+    before: float
+    after: float
+    at: dict[str, float]
+
+
+@dataclass
+class Run:
+    """A run, finished or not, as its folder holds it.
+
+    Args:
+        name: Its folder's name.
+        config: Every key of `config.yaml` as it is typed on the command line; values as text,
+            with an arrow where a resume has changed them.
+        metrics: `metrics.csv`, a column of numbers for each metric.
+    """
+
+    name: str
+    config: dict[str, str]
+    metrics: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Read a run's folder.
+
+        Raises:
+            UserError: It holds no metrics yet, or something that can't be read.
+        """
+        return cls(folder.resolve().name, _read_config(folder), _read_metrics(folder))
+
+    def curve(self, metric: str) -> Curve:
+        """Return the finite values of a metric.
+
+        The learning rate of step 7 stands at 7 steps taken, and what the step gave (a loss, the
+        samples seen) at 8, so that epochs begin and end at whole numbers.
+        """
+        rows = self.metrics[np.isfinite(self.metrics[metric])]
+        taken = rows["step"] + (0 if is_learning_rate(metric) else 1)
+        x: dict[str, Array] = {"step": taken.to_numpy()}
+        for axis, (steps, places) in self._progress.items():
+            x[axis] = np.interp(taken, steps, places)
+        if "time" in rows and rows["time"].notna().all():
+            x["time"] = rows["time"].to_numpy()
+        return Curve(rows[metric].to_numpy(), x)
+
+    def stages(self, what: str) -> dict[str, str]:
+        """Return the metrics called `what`: column by stage, as in {"train": "train/loss"}."""
+        columns = [c for c in self.metrics if c == what or c.endswith(f"/{what}")]
+        return {c.removesuffix(what).strip("/"): c for c in columns}
+
+    def learning_rates(self) -> list[str]:
+        """Return the columns with a learning rate, those of groups with equal ones once."""
+        rates: list[str] = []
+        for column in filter(is_learning_rate, self.metrics):
+            if not any(self.metrics[column].equals(self.metrics[other]) for other in rates):
+                rates.append(column)
+        return rates
+
+    @cached_property
+    def drops(self) -> list[Drop]:
+        """Drops of the learning rate, the first one that is logged if there are several."""
+        if not (lrs := self.learning_rates()):
+            return []
+        curve = self.curve(lrs[0])
+        lr = curve.y
+        return [
+            Drop(float(lr[i - 1]), float(lr[i]), {axis: float(x[i]) for axis, x in curve.x.items()})
+            for i in drops(lr, curve.x.get("epoch", curve.x["step"]))
+        ]
+
+    def reached(self) -> dict[str, float]:
+        """Return how far it has come on each axis, tests left out."""
+        other = [c for c in self.metrics if c not in ("step", "epoch", "time")]
+        trained = [c for c in other if not c.startswith("test/")]
+        rows = self.metrics.dropna(how="all", subset=trained)
+        taken = float(rows["step"].max() + 1)
+        end = {"step": taken}
+        for axis, (steps, places) in self._progress.items():
+            end[axis] = float(np.interp(taken, steps, places))
+        if "time" in rows and rows["time"].notna().any():
+            end["time"] = float(rows["time"].max())
+        return end
+
+    @cached_property
+    def _progress(self) -> dict[str, tuple[Array, Array]]:
+        """Optimizer steps taken, and the epochs and the samples that they make."""
+        known = {}
+        if "epoch" in self.metrics:
+            ends = self.metrics.groupby("epoch")["step"].max().cummax() + 1
+            steps = np.array([0, *ends])
+            if len(ends) > 1:  # the last epoch may not be over: take it to be as long as the others
+                steps[-1] = max(steps[-1], 2 * steps[-2] - steps[-3])
+            known["epoch"] = steps, np.array([0, *ends.index + 1])
+        if "samples" in self.metrics:
+            rows = self.metrics.dropna(subset="samples")
+            known["samples"] = np.array([0, *rows["step"] + 1]), np.array([0, *rows["samples"]])
+        return known
+
+
+def is_learning_rate(column: str) -> bool:
+    """Return whether a metric is a learning rate: `lr`, or `lr/decay` of a parameter group."""
+    return column.partition("/")[0] == "lr" and "-" not in column  # lr-momentum, ...
+
+
+def _read_metrics(folder: Path) -> pd.DataFrame:
+    file = folder / "metrics.csv"
+    if not file.is_file():
+        raise UserError(f"{folder}: no metrics yet")
+    try:
+        frame = pd.read_csv(StringIO("".join(whole_lines(file))), low_memory=False)
+    except pd.errors.EmptyDataError as e:
+        raise UserError(f"{folder}: no metrics yet") from e
+    except ValueError as e:
+        reason = str(e).strip().splitlines()[-1].removeprefix("Error tokenizing data. C error: ")
+        raise UserError(f"{file}: {reason}") from e
+    if "step" not in frame:
+        raise UserError(f"{file}: no column called step in its first line")
+    for name in frame.select_dtypes(exclude="number"):
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        if (wrong := frame[name].notna() & numbers.isna()).any():
+            row = wrong.idxmax()
+            raise UserError(f"{file}: line {row + 2}: {name}={frame[name][row]} is no number")
+        frame[name] = numbers
+    if frame["step"].isna().any():
+        raise UserError(f"{file}: line {frame['step'].isna().idxmax() + 2}: step is missing")
+    if frame.empty:
+        raise UserError(f"{folder}: no metrics yet")
+    return frame.astype(float).sort_values("step", kind="stable", ignore_index=True)
+
+
+def _read_config(folder: Path) -> dict[str, str]:
+    """Return `config.yaml`, and what `config-2.yaml` and so on of its resumes have changed."""
+    files = sorted(folder.glob("config*.yaml"), key=lambda f: (len(f.name), f.name))
+    values: dict[str, str] = {}
+    for file in files:
+        config = parse(file.read_text(errors="replace"), file)
+        now = {key.removesuffix(".class_path"): _shown(key, v) for key, v in flatten(config)}
+        for key in {**values, **now}:
+            before, after = values.get(key), now.get(key, "–")  # noqa: RUF001
+            if before is None or file is files[0]:
+                values[key] = after
+            elif before.rsplit(" → ")[-1] != after:
+                values[key] = f"{before} → {after}"
+    return values
+
+
+def _shown(key: str, value: Any) -> str:
+    """Return a value as it is typed: a class by its short name where it has one."""
+    if key.endswith(".class_path"):
+        return OURS_AND_TORCHS.sub("", str(value))
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,167 @@
+"""A run's folder is read back, also one of an older release, and never found half written."""
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+import yaml
+from yours import PACKAGE
+
+from anneal.errors import UserError
+from anneal.runs import metrics
+from anneal.runs.config import FORMAT, MOVED, current_name, flatten, parse
+from anneal.runs.folder import read_checkpoint
+from anneal.runs.resume import differences
+from anneal.system import atomic_write
+from anneal.testing import main
+
+# As `--print_config` wrote it before the engine and the project lay apart, much shortened.
+OLD = """
+seed_everything: 0
+trainer:
+  callbacks:
+  - class_path: anneal.callbacks.ema.EMA
+    init_args: {decay: 0.99}
+model:
+  class_path: anneal.modules.mnist.MNISTConvNet
+  init_args:
+    width: 8
+    optimizer:
+      class_path: torch.optim.AdamW
+      init_args: {lr: 0.01}
+    schedule:
+      scheduler:
+        class_path: anneal.schedulers.CosineAnnealingLR
+        init_args: {T_max: null}
+      monitor: val/loss
+data:
+  class_path: anneal.data.mnist.MNISTDataModule
+  init_args: {dataset: digits}
+"""
+
+
+# ---- configuration
+
+
+def test_a_configuration_of_an_older_release_has_todays_class_names():
+    tree = parse(OLD, "config.yaml")
+    assert tree["model"]["class_path"] == "MNISTConvNet"
+    assert tree["data"]["class_path"] == "MNISTDataModule"
+    arguments = tree["model"]["init_args"]
+    assert arguments["optimizer"]["class_path"] == "torch.optim.AdamW"
+    moved = "anneal.optim.torch_schedulers.CosineAnnealingLR"
+    assert arguments["schedule"]["scheduler"]["class_path"] == moved
+    assert tree["trainer"]["callbacks"][0]["class_path"] == "anneal.callbacks.ema.EMA"
+    assert parse(yaml.safe_dump(tree), "config.yaml") == tree
+
+
+def test_a_configuration_of_an_older_release_trains(run, tmp_path):
+    config = yaml.safe_dump(parse(OLD, "config.yaml"))
+    (tmp_path / "old.yaml").write_text(config)
+    small = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.logger=false"]
+    main(["fit", "--config=old.yaml", *small, "--trainer.accelerator=cpu", "--run_name=old"])
+    assert (tmp_path / "runs/old/checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.parametrize("new", [*filter(None, MOVED.values()), "anneal.callbacks.ema.EMA"])
+def test_what_old_names_are_mapped_to_is_there(new):
+    module, _, name = new.rpartition(".")
+    if module:
+        assert not name or hasattr(import_module(module), name)
+    assert current_name(new) == new
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("anneal.data.imagenet.ImageFolderDataModule", "ImageFolderDataModule"),
+        ("anneal.data.imagenet.Progressive", "ProgressiveResizing"),
+        ("anneal.modules.surface.Surface", "Surface"),
+        ("anneal.data.points.Steps", "Steps"),
+        ("anneal.callbacks.picture.Picture", "TrainingFigure"),
+        (f"{PACKAGE}.models.digits.MLP", "MLP"),
+        ("lightning.pytorch.callbacks.EarlyStopping", "EarlyStopping"),
+        ("MLP", "MLP"),
+    ],
+)
+def test_old_names_are_found(old, new):
+    path = current_name(old)
+    assert path.rpartition(".")[2] == new
+    assert not path.startswith(("anneal.data.", "anneal.modules."))
+
+
+def test_keys_are_those_one_types():
+    flat = dict(flatten(yaml.safe_load(OLD)))
+    assert flat["model.optimizer.class_path"] == "torch.optim.AdamW"
+    assert flat["model.optimizer.lr"] == 0.01
+    assert flat["model.schedule.scheduler.T_max"] is None
+    assert not any("init_args" in key for key in flat)
+
+
+def test_a_resume_compares_with_todays_names():
+    now = yaml.safe_load(OLD) | {"format": FORMAT}
+    now["model"] |= {"class_path": "MNISTConvNet"}
+    now["model"]["init_args"]["width"] = 16
+    assert differences(OLD, yaml.safe_dump(now)) == [("model.width", 8, 16)]
+
+
+# ---- format
+
+
+def test_a_newer_format_is_refused_in_a_line(tmp_path):
+    assert parse(f"format: {FORMAT}\na: 1\n", "config.yaml") == {"a": 1}
+    with pytest.raises(UserError, match=r"config.yaml: format 2 is newer than 1"):
+        parse(f"format: {FORMAT + 1}\na: 1\n", "config.yaml")
+    torch.save({"state_dict": {}, "format": FORMAT + 1}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"last.ckpt: format 2 is newer than 1"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_checkpoint_names_its_format_and_its_class_in_plain_values(trained_runs):
+    stored = read_checkpoint(trained_runs / "digits/checkpoints/last.ckpt")
+    assert stored["format"] == FORMAT
+    assert stored["model_class"].endswith(".MLP")
+
+
+# ---- files
+
+
+def test_only_whole_lines_are_read(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(b"step,val/loss\n0,2\n\0\0\0\n9\n9,1.5\n19,1.")
+    table = metrics.read(file)
+    assert table.columns == ["step", "val/loss"]
+    assert table.values("val/loss") == [2, 1.5]
+    assert metrics.read(file, complete=True).values("val/loss") == [2, 1.5, 1]
+    file.write_text("")
+    assert metrics.read(file) == ([], [])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path, shared):
+    file = tmp_path / "a.txt"
+    with atomic_write(file, shared=shared) as part:
+        part.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_write(file, shared=shared) as part:  # noqa: PT012
+        part.write_text("half")
+        assert 1 / 0
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("report.page", "report"), ("report.card", "card"), ("sweep.main", "sweep")],
+)
+def test_a_tool_tells_how_it_is_used_without_its_libraries(module, name):
+    heavy = "{'torch', 'lightning', 'pandas', 'matplotlib', 'optuna', 'scipy', 'huggingface_hub'}"
+    code = (
+        f"import sys\nfrom anneal.{module} import main\n"
+        f"try: main(['--help'])\nexcept SystemExit: sys.exit(str({heavy} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"usage: python train.py {name} " in done.stdout
+    assert done.stderr == "set()\n"
