@@ -3,6 +3,8 @@
 A process that has lost its connection to another one is not the reason: it waits until whoever
 started it ends it. The reason of a process that was started by another one goes through a file, the
 way torchrun has it, so that it is shown once, after all that the others print.
+
+Lightning's private names are as they were in releases 2.6.4 to 2.6.6.
 """
 
 import json
@@ -22,26 +24,23 @@ from typing import Any
 
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch.distributed import (
-    DistError,
-    DistNetworkError,
-    destroy_process_group,
-    is_initialized,
-)
+from torch.distributed import DistError, DistNetworkError, destroy_process_group, is_initialized
 
 from anneal.errors import UserError
+from anneal.system import atomic_write
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # an environment variable of torchrun's
 LOST = re.compile(r"gloo|nccl|by peer|broken pipe", re.IGNORECASE)
 PATIENCE = 10.0  # seconds until a lost connection counts as the reason itself
 STUCK = 5.0  # seconds after which a process that has not noticed another one's end is ended
 
-Shown = tuple[str, int]  # what a person reads, and the exit status
+Failure = tuple[str, int]  # what a person reads, and the exit status
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Starts processes as Lightning does. All of them end when one does, and the reason is shown.
+    """Start processes as Lightning does. All of them end when one does, and the reason is shown.
 
     Lightning's own looks every 5 seconds, then kills all without a reason, and does not look at all
     when it is the first process that fails: the others stay.
@@ -82,8 +81,8 @@ class Launcher(_SubprocessScriptLauncher):
         self._call_children_scripts()
         del os.environ[ERROR_FILE]
 
-    def reason(self) -> Shown | None:
-        """Why another process has failed; None: none has."""
+    def reason(self) -> Failure | None:
+        """Return why another process has failed; None: none has."""
         if self.file.exists():
             message = json.loads(self.file.read_text())["message"]
             return message["message"], message["errorCode"]
@@ -97,8 +96,8 @@ class Launcher(_SubprocessScriptLauncher):
         memory = ", as the system does when memory is short" if name == "SIGKILL" else ""
         return f"error: process {rank} was killed by {name}{memory}", 128 - code
 
-    def settle(self, lost: bool) -> Shown | None:
-        """Ends all others. Why one of them has failed if this one has only `lost` them."""
+    def first_failure(self, lost: bool) -> Failure | None:
+        """End all others, and return why one has failed if this one has only `lost` them."""
         deadline = time.monotonic() + PATIENCE
         while lost and not self.reason() and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -107,16 +106,16 @@ class Launcher(_SubprocessScriptLauncher):
         return found
 
     def join(self, seconds: float) -> None:
-        """Waits for the others to end by themselves, and no longer than that."""
+        """Wait for the others to end by themselves, and no longer than that."""
         deadline = time.monotonic() + seconds
         for process in self.procs:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0, deadline - time.monotonic()))
 
     def _watch(self, ended: threading.Event) -> None:
-        """Ends this process, too, if it does not notice that another one has failed."""
+        """End this process, too, if it does not notice that another one has failed."""
         while not ended.wait(0.5):
-            if self.reason() and not ended.wait(STUCK) and (found := self.settle(lost=True)):
+            if self.reason() and not ended.wait(STUCK) and (found := self.first_failure(lost=True)):
                 _show(found[0])
                 self.folder.cleanup()
                 os._exit(found[1])
@@ -125,12 +124,20 @@ class Launcher(_SubprocessScriptLauncher):
 _launcher: Launcher | None = None  # in the process that has started the others
 
 
+def watch(strategy: Strategy) -> None:
+    """Have a strategy that starts processes of this machine start them by a `Launcher`."""
+    if type(launcher := strategy.launcher) is _SubprocessScriptLauncher:
+        strategy._launcher = Launcher(
+            launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
+        )
+
+
 @contextmanager
-def together(in_words: Callable[[Exception], Shown | None]) -> Iterator[None]:
-    """What is done in here fails in all processes if it fails in one, and ends this one then.
+def run_distributed(describe: Callable[[Exception], Failure | None]) -> Iterator[None]:
+    """Run a block so that it fails in all processes if it fails in one, and end this one then.
 
     Args:
-        in_words: Makes of an exception what a person is shown, and the exit status; None: its
+        describe: Makes of an exception what a person is shown, and the exit status; None: its
             traceback.
     """
     global _launcher
@@ -140,7 +147,7 @@ def together(in_words: Callable[[Exception], Shown | None]) -> Iterator[None]:
         yield
         if _launcher:
             _launcher.join(PATIENCE)
-            if found := _launcher.settle(lost=bool(_launcher.reason())):
+            if found := _launcher.first_failure(lost=bool(_launcher.reason())):
                 _end(found)
         if is_initialized():
             # A thread of gloo's that still holds a tensor while the interpreter ends aborts it:
@@ -150,7 +157,7 @@ def together(in_words: Callable[[Exception], Shown | None]) -> Iterator[None]:
         lost, reports = is_lost(e), ERROR_FILE in os.environ
         if lost and not _launcher:
             time.sleep(PATIENCE)
-        found = (_launcher.settle(lost) if _launcher else None) or in_words(e)
+        found = (_launcher.first_failure(lost) if _launcher else None) or describe(e)
         if not (found or _launcher or reports):
             raise
         found = found or (traceback.format_exc().rstrip(), 1)
@@ -167,33 +174,31 @@ def together(in_words: Callable[[Exception], Shown | None]) -> Iterator[None]:
 
 
 def is_lost(e: BaseException) -> bool:
-    """Whether an exception says no more than that another process is gone."""
+    """Return whether an exception says no more than that another process is gone."""
     if isinstance(e, DistError):
         return True
     return isinstance(e, RuntimeError) and is_initialized() and bool(LOST.search(str(e)))
 
 
 def _record(text: str, status: int) -> None:
-    """Into the file, as torchrun reads it."""
+    """Write a failure into the file, as torchrun reads it."""
     about = {"py_callstack": text, "timestamp": str(int(time.time()))}
     message = {"message": text, "errorCode": status, "extraInfo": about}
-    path = Path(os.environ[ERROR_FILE])
-    unfinished = path.with_name(f"{path.name}-{os.getpid()}")
-    unfinished.write_text(json.dumps({"message": message}))
-    unfinished.replace(path)
+    with atomic_write(Path(os.environ[ERROR_FILE]), shared=True) as part:
+        part.write_text(json.dumps({"message": message}))
 
 
 def _watch_parent(parent: int) -> None:
-    """Ends this process with the one that has started it."""
+    """End this process with the one that has started it."""
     while os.getppid() == parent:
         time.sleep(0.5)
     _show("error: the process that has started this one is gone: it was killed")
     os._exit(1)
 
 
-def _end(shown: Shown) -> None:
-    _show(shown[0])
-    sys.exit(shown[1])
+def _end(failure: Failure) -> None:
+    _show(failure[0])
+    sys.exit(failure[1])
 
 
 def _show(text: str) -> None:

@@ -1,14 +1,19 @@
-"""How many samples a run has seen, and how fast."""
+"""The position of a run: samples seen and how fast, and logging at the step that goes with it."""
 
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from anneal.lightning_internals import logged_step
 
 
 def is_logged(trainer: Trainer, step: int) -> bool:
@@ -17,8 +22,42 @@ def is_logged(trainer: Trainer, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def loggers_with(trainer: Trainer, name: str) -> list[Any]:
+    """Return the run's loggers whose class has a method or attribute of this name.
+
+    Callbacks ask loggers for what they have; Lightning's DummyLogger says yes to everything, its
+    class does not.
+    """
+    return [logger for logger in trainer.loggers if hasattr(type(logger), name)]
+
+
+def log(
+    trainer: Trainer,
+    values: Mapping[str, Any],
+    step: int | None = None,
+    loggers: Sequence[Logger] | None = None,
+) -> None:
+    """Log values and the epoch.
+
+    Args:
+        trainer: The run's.
+        values: Name to value.
+        step: Index of the optimizer step; None: the one at which Lightning would log now.
+        loggers: The ones to log with; None: all of the run.
+    """
+    step = logged_step(trainer) if step is None else step
+    for logger in trainer.loggers if loggers is None else loggers:
+        logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=step)
+
+
+def log_image(trainer: Trainer, key: str, path: Path) -> None:
+    """Send an image file to the loggers that take images, such as W&B."""
+    for logger in loggers_with(trainer, "log_image"):
+        logger.log_image(key, [str(path)])
+
+
 class SampleCounter(Callback):
-    """Logs `samples`, the training samples seen by all processes since the start of the run.
+    """Log `samples`, the training samples seen by all processes since the start of the run.
 
     Runs with other batch sizes compare on it. Within an epoch the other processes' batches are
     taken to be as large as this one's; at its end the exact numbers are summed.
@@ -39,12 +78,12 @@ class SampleCounter(Callback):
 
     @classmethod
     def of(cls, trainer: Trainer) -> "SampleCounter | None":
-        """The one among a trainer's callbacks."""
+        """Return the one among a trainer's callbacks."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return next((c for c in callbacks if isinstance(c, cls)), None)
 
     def in_epoch(self, trainer: Trainer) -> int:
-        """Samples of this epoch so far, of all processes."""
+        """Return the samples of this epoch so far, of all processes."""
         return self.epoch_samples * trainer.world_size
 
     @property
@@ -52,19 +91,20 @@ class SampleCounter(Callback):
         return self._counted / self.seconds if self.seconds else 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes on at the same sample of the epoch if its batches are others than before."""
+        """Resume at the same sample of the epoch if its batches are others than before."""
         self._step = trainer.global_step
         done = self.in_epoch(trainer)
         loader: Any = trainer.train_dataloader
-        if not done or not hasattr(loader, "left"):
+        sampler = getattr(loader, "batch_sampler", loader)
+        if not done or not hasattr(sampler, "left"):
             return
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        ready = len(loader) - loader.left(done)
+        ready = len(sampler) - sampler.left(done)
         if ready != progress.ready:
             rank_zero_info(
                 f"The batches are others than in the checkpoint, which is from within epoch "
                 f"{trainer.current_epoch}: it goes on after {done} samples, with "
-                f"{loader.left(done)} of {len(loader)} batches left."
+                f"{sampler.left(done)} of {len(sampler)} batches left."
             )
             progress.completed += ready - progress.ready
             progress.ready = progress.started = progress.processed = ready  # type: ignore[attr-defined]
@@ -80,8 +120,7 @@ class SampleCounter(Callback):
         new_step = trainer.global_step != self._step  # else in the middle of an accumulation
         self._step = trainer.global_step
         if new_step and is_logged(trainer, self._step):
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped
-            self._log(trainer, self.samples + self.in_epoch(trainer), step)
+            log(trainer, {"samples": self.samples + self.in_epoch(trainer)})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -98,7 +137,7 @@ class SampleCounter(Callback):
         self._counted += total
         self.epoch_samples = 0
         # As Lightning does: what an epoch gave stands at its last step.
-        self._log(trainer, self.samples, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+        log(trainer, {"samples": self.samples}, logged_step(trainer) - 1)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -112,16 +151,12 @@ class SampleCounter(Callback):
         self.samples, in_epoch = checkpoint.get("samples", [0, 0])
         self.epoch_samples = in_epoch // trainer.world_size
 
-    def _log(self, trainer: Trainer, samples: int, step: int) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics({"epoch": trainer.current_epoch, "samples": samples}, step=step)
-
 
 def resume_position(trainer: Trainer | None) -> tuple[int, int, int]:
-    """The epoch, how many of its batches are done, and how many samples they had (0: not counted).
+    """Return the epoch, how many of its batches are done, and how many samples they had.
 
-    Lightning's own counters, which it restores from a checkpoint, and those of `SampleCounter`:
-    they are right after any resume, in the middle of an epoch too.
+    The last is 0 if they were not counted. They are Lightning's own counters, which it restores
+    from a checkpoint, and that of `SampleCounter`: right after any resume, within an epoch too.
     """
     if trainer is None:
         return 0, 0, 0

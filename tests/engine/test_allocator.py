@@ -4,11 +4,14 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 PROGRAM = """
 import resource
+import sys
+sys.path.insert(0, ROOT)
 import torch
 from anneal.testing import main
 
@@ -29,7 +32,8 @@ print(first, faults())
 def test_a_step_takes_the_memory_that_the_step_before_has_freed(tmp_path):
     # From a fixed start: without it glibc's own threshold moves with what has been freed.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
-    command = [sys.executable, "-c", PROGRAM]
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", f"ROOT = {root!r}\n{PROGRAM}"]
     shown = subprocess.run(
         command, cwd=tmp_path, env=env, check=True, capture_output=True, text=True
     ).stdout

@@ -13,11 +13,11 @@ from tiny import Tiny, fit, loader
 
 from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.checkpoint import Checkpoint
-from anneal.callbacks.epoch_seed import SeedEveryEpoch
-from anneal.callbacks.health import NonFiniteGuard
 from anneal.callbacks.lr_monitor import LearningRateMonitor
+from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.progress_bar import ProgressBar
-from anneal.callbacks.test_report import draw_confusion, draw_mistakes
+from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
+from anneal.callbacks.test_report import draw_confusion, draw_top_losses
 from anneal.errors import UserError
 from anneal.loggers.csv import CSVLogger
 from anneal.progress import SampleCounter
@@ -95,7 +95,7 @@ def test_a_loss_that_is_no_number_is_named_with_the_batch_it_came_from():
 def test_on_a_gpu_the_batch_is_named_although_it_is_read_later_and_is_not_saved(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("anneal.callbacks.health.waits", lambda value: True)
+    monkeypatch.setattr("anneal.callbacks.non_finite_guard.waits", lambda value: True)
     module = BadGradient()
     checkpoint = Checkpoint(dirpath=tmp_path, every_n_train_steps=4)
     where = r"optimizer step 2 \(epoch 0, batch 2, lr 1\)"
@@ -438,7 +438,7 @@ def test_pictures_show_something(tmp_path):
         tmp_path / "b.png"
     )
     pictures = [(2.0, 0, 1, torch.randint(256, (c, 28, 28))) for c in (1, 3)]
-    draw_mistakes(pictures, ["cat", "dog"]).savefig(tmp_path / "c.png")
+    draw_top_losses(pictures, ["cat", "dog"]).savefig(tmp_path / "c.png")
     for name in "abc":
         pixels = image.imread(tmp_path / f"{name}.png")
         assert pixels.std() > 0.05

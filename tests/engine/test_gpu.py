@@ -12,8 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-
-from project.models.resnet import ImageClassifier
+from yours import ImageClassifier
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from gpu_loop import images_per_second, plain_loop

@@ -18,14 +18,19 @@ import torch
 import wandb
 from launch import Training
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from wandb_reader import read
 from wandb_server import Server
 
-from anneal.loggers import wandb_logger, wandb_run
+from anneal import system
+from anneal.loggers import wandb as wandb_module
 from anneal.loggers.csv import CSVLogger
-from anneal.loggers.wandb_logger import WandbLogger, code_version
+from anneal.loggers.wandb import WandbLogger
+from anneal.progress import log_image
+from anneal.system import code_version
 from anneal.testing import logged
 
 KEY = "0123456789abcdef" * 3
@@ -261,6 +266,19 @@ def test_without_an_account_a_run_is_recorded_offline_after_one_line(tmp_path, c
     assert run.exit_code == 0
 
 
+def test_an_image_is_sent_to_the_loggers_that_take_images(tmp_path):
+    path = tmp_path / "figure.png"
+    Image.new("RGB", (4, 3)).save(path)
+    logger = WandbLogger("run")
+    loggers = [CSVLogger("run"), DummyLogger(), logger]
+    log_image(SimpleNamespace(loggers=loggers), "figure", path)
+    logger.finish()
+    (run,) = read("run")
+    (row,) = run.history
+    assert [row[f"figure.{key}"] for key in ("count", "width", "height")] == [1, 4, 3]
+    assert not Path("run/metrics.csv").exists()
+
+
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
 def test_wandb_mode_is_respected_though_there_is_a_key(mode, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -420,7 +438,7 @@ def test_a_run_that_goes_on_online_says_how_to_send_its_offline_part(monkeypatch
 
 @pytest.mark.parametrize("trouble", ["closed", "silent", "hang", "500", "refuse"])
 def test_training_starts_offline_where_the_server_is_no_use(trouble, monkeypatch, capfd):
-    monkeypatch.setattr(wandb_run, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_module, "ANSWER_SECONDS", 1.0)
     listener = socket.create_server(("127.0.0.1", 0))  # accepts and never answers
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     if trouble == "closed":
@@ -454,14 +472,14 @@ def test_a_key_that_can_not_be_one_is_said(monkeypatch, capfd):
 
 
 def test_the_end_of_a_run_does_not_wait_for_a_server_that_went_away(monkeypatch, capfd):
-    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_module, "FINISH_SECONDS", 1.0)
     server = Server()
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     logger = WandbLogger("run")
     _ = logger.experiment
     server.trouble = "hang"
-    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_module, "INIT_SECONDS", 1.0)
     logger.log_metrics({"a": 1.0}, 0)
     Path("best.ckpt").write_text("weights")
     saved = SimpleNamespace(monitor="a", best_model_path="best.ckpt", best_model_score=1.0)
@@ -478,7 +496,7 @@ def test_the_end_of_a_run_does_not_wait_for_a_server_that_went_away(monkeypatch,
 def test_a_run_that_the_server_refuses_at_its_start_leaves_one_recording(monkeypatch, capfd):
     server = Server()
     monkeypatch.setattr(server, "answer", lambda query, variables: {}, raising=True)
-    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 2.0)
+    monkeypatch.setattr(wandb_module, "INIT_SECONDS", 2.0)
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     logger = WandbLogger("run")
@@ -496,7 +514,7 @@ def test_code_version_is_the_commit_and_whether_the_tree_is_dirty(tmp_path, monk
     module = tmp_path / "clone/loggers.py"
     module.parent.mkdir()
     module.touch()
-    monkeypatch.setattr(wandb_logger, "__file__", str(module))
+    monkeypatch.setattr(system, "__file__", str(module))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert code_version() == {"commit": None, "dirty": None}
 

@@ -9,7 +9,7 @@ from tiny import Tiny, fit
 from torch import nn
 
 from anneal.errors import UserError
-from anneal.optim.configure import build_optimizer, parameter_groups
+from anneal.optim.configure import NORMS, build_optimizer, parameter_groups
 
 # Gradients of five steps, far from each other in size.
 GRADIENTS = [torch.tensor([g, -10 * g, 0.01]) for g in (1.0, -0.5, 2.0, 0.1, -3.0)]
@@ -68,6 +68,14 @@ def test_five_steps_follow_the_update_equation(make, expected):
 
 def test_weight_decay_of_adam_and_adamw_differ():
     assert not torch.allclose(adam(0.1, 0.1, True), adam(0.1, 0.1, False), atol=1e-2)
+
+
+def test_all_norms_of_torch_are_norms_and_nothing_else():
+    modules = {name: kind for name, kind in vars(nn).items() if isinstance(kind, type)}
+    found = {name for name, kind in modules.items() if issubclass(kind, NORMS)}
+    without = {"LocalResponseNorm"}  # has no parameters
+    assert found == {name for name in modules if "Norm" in name} - without
+    assert {"SyncBatchNorm", "InstanceNorm3d", "LazyBatchNorm2d", "RMSNorm"} <= found
 
 
 @pytest.mark.parametrize(

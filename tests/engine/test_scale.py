@@ -17,7 +17,7 @@ from launch import QUIET, train
 from pages import ROOT, commands
 from torch import nn
 
-from anneal.callbacks import interrupt
+from anneal.callbacks import graceful_shutdown
 from anneal.testing import logged, wait_for
 
 WRITTEN = commands(ROOT / "docs" / "devices.md")
@@ -265,6 +265,7 @@ def cluster(tmp_path) -> Path:
         (bin / name).write_text(text)
         (bin / name).chmod(0o755)
     shutil.copy(ROOT / "train.py", tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")  # which train.py names
     return tmp_path
 
 
@@ -332,12 +333,12 @@ def test_a_job_that_slurm_does_not_start_again_trains_on(run, tmp_path, monkeypa
     monkeypatch.setenv("SLURM_JOB_ID", "4")
     before = signal.getsignal(signal.SIGUSR1)
 
-    class Signal(interrupt.Callback):
+    class Signal(graceful_shutdown.Callback):
         def on_train_batch_start(self, trainer, *args) -> None:
             if trainer.global_step == 3:
                 os.kill(os.getpid(), signal.SIGUSR1)
 
-    monkeypatch.setattr("anneal.cli.attached.SeedEveryEpoch", Signal)
+    monkeypatch.setattr("anneal.cli.run.SeedEveryEpoch", Signal)
     with pytest.warns(UserWarning, match="SLURM refuses to start job 4 again"):
         cli = run("fit", "--config=small.yaml")
     assert cli.trainer.global_step == 8
@@ -346,10 +347,10 @@ def test_a_job_that_slurm_does_not_start_again_trains_on(run, tmp_path, monkeypa
 
 def test_the_job_of_an_array_is_named_as_scontrol_takes_it(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    assert interrupt.job_id() == "77"
+    assert graceful_shutdown.job_id() == "77"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert interrupt.job_id() == "70_3"
+    assert graceful_shutdown.job_id() == "70_3"
 
 
 def test_no_setting_of_the_slurm_script_stands_after_its_first_command():

@@ -17,9 +17,9 @@ from lightning.pytorch.trainer.connectors.logger_connector.logger_connector impo
 from test_schedule import PLATEAU
 from tiny import Tiny, loader
 
-from anneal.callbacks import interrupt
+from anneal.callbacks import graceful_shutdown
 from anneal.callbacks.checkpoint import Checkpoint
-from anneal.callbacks.epoch_seed import SeedEveryEpoch
+from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.data.in_memory import InMemoryBatches
 from anneal.errors import UserError
 from anneal.optim.schedule import Schedule
@@ -94,7 +94,7 @@ def test_a_second_signal_ends_at_once_and_leaves_whole_files(undisturbed):
 
 
 def test_a_long_validation_is_not_waited_for(run, monkeypatch, capsys):
-    monkeypatch.setattr(interrupt, "PATIENCE", 0.1)
+    monkeypatch.setattr(graceful_shutdown, "PATIENCE", 0.1)
     validated = []
 
     class Signal(pl.Callback):
@@ -106,7 +106,7 @@ def test_a_long_validation_is_not_waited_for(run, monkeypatch, capsys):
             validated.append(trainer.global_step)
             time.sleep(0.15)
 
-    monkeypatch.setattr("anneal.cli.attached.SeedEveryEpoch", Signal)
+    monkeypatch.setattr("anneal.cli.run.SeedEveryEpoch", Signal)
     with pytest.raises(SystemExit) as e:
         run("fit", "--config=small.yaml", "--trainer.limit_val_batches=8")
     assert e.value.code == 143
@@ -270,7 +270,7 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("anneal.runs.checkpoint_io.os.fsync", full)
+    monkeypatch.setattr("anneal.system.os.fsync", full)
     with pytest.raises(UserError, match=r"can't save .*last.ckpt: No space left on device"):
         saver.save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

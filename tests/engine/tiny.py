@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import v2
+from yours import MNISTDataModule
 
 from anneal.optim.configure import Schedule, configure_optimizers
-from project.data.digits import MNISTDataModule
 
 
 class Tiny(pl.LightningModule):

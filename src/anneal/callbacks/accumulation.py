@@ -5,7 +5,7 @@ from torch.optim import Optimizer
 
 
 class RescaleLastAccumulation(Callback):
-    """Divides the gradients of an epoch's last, shorter window by the batches that are in it.
+    """Divide the gradients of an epoch's last, shorter window by the batches that are in it.
 
     Lightning divides by `accumulate_grad_batches` all the same (its issue 19987): the last update
     of each epoch is too small.

@@ -17,7 +17,7 @@ from anneal.runs.folder import LAST
 
 
 class Checkpoint(ModelCheckpoint):
-    """Saves `last.ckpt` at the end of every epoch and the best checkpoints by a metric.
+    """Save `last.ckpt` at the end of every epoch and the best checkpoints by a metric.
 
     Args:
         monitor: The metric that decides what is best, one that validation logs.
@@ -58,7 +58,7 @@ class Checkpoint(ModelCheckpoint):
         self.last_time = time.monotonic()
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises UserError if validation doesn't log the monitored metric."""
+        """Raise UserError if validation doesn't log the monitored metric."""
         names = list(trainer.callback_metrics)
         if self.monitor not in names and not str(self.monitor).startswith("train/"):
             raise UserError(
@@ -83,17 +83,17 @@ class Checkpoint(ModelCheckpoint):
         self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Also when `max_steps` or `max_time` ended the run within an epoch."""
+        """Save once more if `max_steps` or `max_time` ended the run within an epoch."""
         if trainer.global_step != self.last_step:
             self._save_last(trainer)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """NaN and infinity are never among the best."""
+        """Return whether a value is among the best: NaN and infinity never are."""
         finite = current is not None and bool(torch.isfinite(current))
         return finite and super().check_monitor_top_k(trainer, current)
 
     def state_dict(self) -> dict[str, Any]:
-        """File names without their folder, so that a run can be moved and go on."""
+        """Return file names without their folder, so that a run can be moved and resumed."""
         return {
             "best_model_path": Path(self.best_model_path).name,
             "best_model_score": self.best_model_score,
@@ -101,7 +101,7 @@ class Checkpoint(ModelCheckpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from the best so far if they are in this run's folder, else starts afresh."""
+        """Keep the best so far if they are in this run's folder, else start afresh."""
         folder = Path(self.dirpath or "")
         kept = {str(folder / k): v for k, v in state_dict["best_k_models"].items()}
         self.best_k_models = {k: v for k, v in kept.items() if Path(k).is_file()}

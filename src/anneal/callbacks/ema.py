@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
 class EMA(EMAWeightAveraging):
-    """Averages the weights as they change; the average is what is validated, tested and saved.
+    """Average the weights as they change; the average is what is validated, tested and saved.
 
     average <- decay * average + (1 - decay) * weights. The weights that train on are in the
     checkpoint too.
@@ -34,6 +34,7 @@ class EMA(EMAWeightAveraging):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
+        # Lightning's has no public name, in 2.6.4 to 2.6.6.
         if trainer.current_epoch < self.copy_epochs and self._average_model is not None:
             self._average_model.n_averaged.zero_()  # the next update copies
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)

@@ -5,18 +5,18 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor as LightningLearningRateMonitor
 
-from anneal.loggers.csv import CSVLogger
-from anneal.progress import is_logged
+from anneal.lightning_internals import logged_step
+from anneal.progress import is_logged, log, loggers_with
 
 STEP = 0.02  # of the last value: a change that is worth a row of its own
 
 
 class LearningRateMonitor(LightningLearningRateMonitor):
-    """Logs `lr` (or `lr/decay` and `lr/no_decay`) at every optimizer step that changes it.
+    """Log `lr` (or `lr/decay` and `lr/no_decay`) at every optimizer step that changes it.
 
     Lightning's own looks every `log_every_n_steps` only, which hides a short warmup, and can't
     run without a logger. `metrics.csv` has every change. W&B, where a row takes a fifth of a small
-    network's step, gets those of `log_every_n_steps` and each that is 2 % away from its last.
+    network's step, gets those of `log_every_n_steps` and each that is 2 % away from the last row.
 
     Args:
         log_momentum: Whether momentum (beta1 in Adam) is logged too.
@@ -26,7 +26,7 @@ class LearningRateMonitor(LightningLearningRateMonitor):
     def __init__(self, log_momentum: bool = False, log_weight_decay: bool = False) -> None:
         super().__init__("step", log_momentum, log_weight_decay)
         self.logged: dict[str, float] = {}
-        self.sent: dict[str, float] = {}  # to other loggers than the CSV file
+        self.sent: dict[str, float] = {}  # to the loggers whose rows cost time
         self.step = -1
 
     def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -35,11 +35,11 @@ class LearningRateMonitor(LightningLearningRateMonitor):
             super().on_train_start(trainer, *args, **kwargs)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        step = logged_step(trainer)
         if not trainer.loggers or step == self.step:  # in the middle of an accumulation
             return
         self.step = step
-        stats = self._extract_stats(trainer, "any")
+        stats = self._extract_stats(trainer, "any")  # Lightning's, as in 2.6.4 to 2.6.6
         for history in self.lrs.values():
             history.clear()  # Lightning's keeps every value for ever
         is_due = is_logged(trainer, step)
@@ -49,9 +49,7 @@ class LearningRateMonitor(LightningLearningRateMonitor):
         send = is_due or self._has_moved()
         if send:
             self.sent = stats
-        for logger in trainer.loggers:
-            if send or isinstance(logger, CSVLogger):
-                logger.log_metrics({"epoch": trainer.current_epoch, **stats}, step=step)
+        log(trainer, stats, step, None if send else loggers_with(trainer, "rows_are_cheap"))
 
     def _has_moved(self) -> bool:
         before = self.sent

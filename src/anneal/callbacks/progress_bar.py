@@ -1,5 +1,6 @@
 """The progress bar, a line for each epoch."""
 
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -23,7 +24,7 @@ class ProgressBar(TQDMProgressBar):
         return metrics
 
     def on_exception(self, *args: Any) -> None:
-        """Ends the line of the bar at hand, so that the reason does not stand behind it."""
-        for bar in (self._train_progress_bar, self._val_progress_bar):
-            if bar is not None:
-                bar.close()
+        """End the line of the current bar, so that the reason does not stand behind it."""
+        for name in ("train_progress_bar", "val_progress_bar"):
+            with suppress(TypeError):  # there is none yet
+                getattr(self, name).close()

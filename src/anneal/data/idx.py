@@ -1,4 +1,4 @@
-"""Reads MNIST's files, and says which one is damaged and what to do."""
+"""MNIST's files; of a damaged one an error says which it is and what to do."""
 
 import gzip
 import math
@@ -16,7 +16,7 @@ MAX_BYTES = 200_000_000  # four times the largest of them; a .gz can unpack to a
 
 
 def read_idx_pair(raw: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28) and labels (N,) of `train` or `t10k`, checked against each other."""
+    """Return checked images (N, 1, 28, 28) and labels (N,) of `train` or `t10k`."""
     image_file, images = _read_idx(raw / f"{part}-images-idx3-ubyte")
     label_file, labels = _read_idx(raw / f"{part}-labels-idx1-ubyte")
     if images.ndim != 3 or images.shape[1:] != (28, 28) or not len(images):
@@ -29,7 +29,7 @@ def read_idx_pair(raw: Path, part: str) -> tuple[Tensor, Tensor]:
 
 
 def _read_idx(path: Path) -> tuple[Path, Tensor]:
-    """Reads an IDX file of bytes, or its .gz where there is no other; returns which, and the data.
+    """Read an IDX file of bytes, or its .gz where there is no other; return which, and the data.
 
     The format: 0, 0, 8 for unsigned bytes, the number of dimensions; each length as a big-endian
     32-bit integer; the bytes.
@@ -66,4 +66,5 @@ def _damaged(path: Path, reason: str) -> UserError:
 
 
 def gz_of(path: Path) -> Path:
+    """Return the path of a file that is compressed."""
     return path.with_name(f"{path.name}.gz")

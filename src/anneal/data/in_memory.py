@@ -38,7 +38,7 @@ class InMemoryBatches(EpochSampler):
         batch_size: int,
         shuffle: bool = False,
     ) -> "InMemoryBatches":
-        """The share of this process in a run: what a data module's loaders return.
+        """Return this process's share in a run: what a data module's loaders return.
 
         Args:
             trainer: The data module's; None: outside of a run, everything.
@@ -46,7 +46,7 @@ class InMemoryBatches(EpochSampler):
             labels: All labels of the split, (N, ...).
             batch_size: Samples in a batch of one process.
             shuffle: Whether each epoch has an order of its own. It follows from seed and epoch, so
-                a resumed run goes on in it.
+                a resumed run continues in it.
         """
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         fixed = bool(trainer and trainer.overfit_batches)  # type: ignore[attr-defined]
@@ -61,12 +61,13 @@ class InMemoryBatches(EpochSampler):
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels, batch by batch."""
         for _, _, index in self.batches():
             yield self.images[index], self.labels[index]
 
 
 def check_split_size(name: str, split: str, size: int, batch_size: int, processes: int) -> None:
-    """Raises UserError if a split has no sample for a process, or that to train on no full batch.
+    """Raise UserError if a split has no sample for a process, or that to train on no full batch.
 
     Args:
         name: Of the data.
@@ -91,7 +92,7 @@ def check_split_size(name: str, split: str, size: int, batch_size: int, processe
 def stratified_split(
     labels: Tensor, held_out: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Splits 0..N-1 in two, with each class in the same proportion in both.
+    """Split 0..N-1 in two, with each class in the same proportion in both.
 
     Returns:
         The indices that stay and the `held_out` others, both in rising order.

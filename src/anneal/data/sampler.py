@@ -1,6 +1,7 @@
-"""Which samples make each batch of each process."""
+"""The samples that make each batch of each process."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from anneal.data.seeding import make_generator
 
 
 class EpochSampler:
-    """One process's share of a split: which samples make each of its batches.
+    """One process's share of a split: the samples of each of its batches, in the order of an epoch.
 
     Every sample comes exactly once, in one process, and all processes make the same number of
     steps: the order is cut into batches of `batch_size * world_size`, of which each process takes
@@ -54,12 +55,17 @@ class EpochSampler:
         return self.left(0)
 
     def left(self, samples: int) -> int:
-        """Batches that are left of an epoch when so many samples are done."""
+        """Return the batches that are left of an epoch when so many samples are done."""
         whole, rest = divmod(self.size - samples, self.batch_size * self.world_size)
         return max(1, whole + (rest >= 2 * self.world_size))
 
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the samples of each batch as (epoch, place, index), as a DataLoader takes them."""
+        for epoch, places, index in self.batches():
+            yield [(epoch, p, i) for p, i in zip(places.tolist(), index.tolist(), strict=True)]
+
     def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The epoch, places in its order and the samples that stand there, batch by batch."""
+        """Yield of each batch the epoch, places in its order and the samples that stand there."""
         epoch, done, samples = self.position() if self.position else (0, 0, 0)
         order = torch.arange(self.size)
         if self.seed is not None:
@@ -69,7 +75,7 @@ class EpochSampler:
             else:
                 order = torch.randperm(self.size, generator=generator)
             # On as many processes as there are repeats each gets one of them; on fewer, one whole
-            # step follows the other, so that no picture meets itself in a batch.
+            # step follows the other, so that no image meets itself in a batch.
             block = 1 if self.world_size >= self.repeats else self.batch_size * self.world_size
             if self.repeats > 1:
                 blocks = order.split(block)
@@ -84,8 +90,8 @@ class EpochSampler:
             start = end
 
     def state_dict(self) -> dict[str, int]:
-        """Empty: `position` says where to go on. That it is there tells Lightning that we can."""
+        """Return nothing: `position` knows. That it is there tells Lightning that we can resume."""
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing to load."""
+        """Load nothing."""

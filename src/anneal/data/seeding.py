@@ -1,4 +1,4 @@
-"""Random seeds that follow from numbers, such as the run's seed and the epoch."""
+"""Random seeds that follow from other numbers, such as the run's seed and the epoch."""
 
 import os
 
@@ -7,15 +7,15 @@ import torch
 
 
 def global_seed() -> int:
-    """What `seed_everything` was last set to; 0 if never."""
+    """Return what `seed_everything` was last set to; 0 if never."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def derive_seed(*key: int) -> int:
-    """A seed that depends on these numbers only, and is unrelated for any others."""
+    """Return a seed that depends on these numbers only, and is unrelated for any others."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
 def make_generator(*key: int) -> torch.Generator:
-    """A generator seeded with `derive_seed` these numbers."""
+    """Return a generator whose seed follows from these numbers."""
     return torch.Generator().manual_seed(derive_seed(*key))

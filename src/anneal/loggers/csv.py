@@ -1,4 +1,4 @@
-"""`metrics.csv`: every metric, none lost when the process is killed, none twice when it goes on."""
+"""`metrics.csv`: every metric, none lost when the process is killed, none twice after a resume."""
 
 import csv
 import os
@@ -12,17 +12,22 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from anneal.runs.metrics import Table, read
+from anneal.system import atomic_write
+
 
 class CSVLogger(Logger):
-    """Writes `metrics.csv` into the run's folder, one line for each call that logs.
+    """Write `metrics.csv` into the run's folder, one line for each call that logs.
 
     Lightning's own class deletes an earlier file and loses what it holds back when the process is
     killed. This one appends, and hands each line to the system at once, so that a kill loses none.
-    New columns go to the end. `time` is in seconds, pauses before a resume left out.
+    New columns are put at the end. `time` is in seconds, pauses before a resume left out.
 
     Args:
         run_dir: The run's folder; made when the first line is written.
     """
+
+    rows_are_cheap = True  # so the learning rate is logged at its every change
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         super().__init__()
@@ -34,7 +39,7 @@ class CSVLogger(Logger):
 
     @property
     def name(self) -> None:
-        """None: the folder says which run it is."""
+        """None: the folder's name says which run it is."""
         return None
 
     @property
@@ -48,7 +53,7 @@ class CSVLogger(Logger):
         return str(self.path.parent)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kw: Any) -> None:
-        """Does nothing: `config.yaml` holds them."""
+        """Do nothing: `config.yaml` holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -87,15 +92,14 @@ class CSVLogger(Logger):
         if not self.path.exists():
             return []
         self.finalize("rewind")
-        header, *rows = self._read()
-        kept = [row for row in rows if int(row[0]) < step]
-        self._replace(header, kept)
-        return [dict(zip(header, row, strict=True)) for row in rows if int(row[0]) >= step]
+        columns, rows = self._read()
+        self._replace(columns, [row for row in rows if int(row["step"]) < step])
+        return [row for row in rows if int(row["step"]) >= step]
 
     def has(self, names: Iterable[str], step: int) -> bool:
-        """Whether a line of this step has values under all these names."""
-        header, *rows = self._read() if self.path.exists() else [self._columns]
-        lines = [dict(zip(header, row, strict=True)) for row in rows if int(row[0]) == step]
+        """Return whether a line of this step has values under all these names."""
+        rows = self._read().rows if self.path.exists() else []
+        lines = [row for row in rows if int(row["step"]) == step]
         return any(all(line.get(name) for name in names) for line in lines)
 
     def _open(self) -> TextIO:
@@ -109,9 +113,8 @@ class CSVLogger(Logger):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         before = 0.0
         if exists:
-            self._columns, *rows = self._read()
-            if rows and "time" in self._columns:
-                before = float(rows[-1][self._columns.index("time")] or 0)
+            self._columns, rows = self._read()
+            before = float(rows[-1].get("time") or 0) if rows else 0.0
         if self._started is None:
             self._started = time.monotonic() - before
         self._file = self.path.open("a", buffering=1, newline="")  # line by line
@@ -119,29 +122,26 @@ class CSVLogger(Logger):
             _write(self._file, self._columns)
         return self._file
 
-    def _read(self) -> list[list[str]]:
-        """The header and the rows; a last line that was cut short is removed, here and there."""
+    def _read(self) -> Table:
+        """Return columns and rows; a last line that was cut is removed, in the file too."""
         with self.path.open("rb+") as raw:
             raw.truncate(raw.read().rfind(b"\n") + 1)
-        with self.path.open(newline="", errors="replace") as file:
-            # Not what a power failure can leave: zeros in place of lines.
-            lines = list(csv.reader(line for line in file if "\0" not in line))
-        header, *rows = lines or [self._columns]
-        return [header, *(row for row in rows if len(row) == len(header) and row[0].isdigit())]
+        columns, rows = read(self.path)
+        steps = [row for row in rows if row.get("step", "").isdigit()]
+        return Table(columns or self._columns, steps)
 
     def _add_columns(self, new: list[str]) -> TextIO:
         # Needed once for each set of metrics (training, validation, test): the cost stays linear.
-        header, *rows = self._read()
+        columns, rows = self._read()
         self.finalize("columns")
-        self._replace(header + new, [row + [""] * len(new) for row in rows])
+        self._replace(columns + new, rows)
         return self._open()
 
-    def _replace(self, header: list[str], rows: list[list[str]]) -> None:
-        copy = self.path.with_suffix(".tmp")
-        with copy.open("w", newline="") as file:
-            for row in [header, *rows]:
-                _write(file, row)
-        copy.replace(self.path)  # at no moment half a file
+    def _replace(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+        with atomic_write(self.path) as part, part.open("w", newline="") as file:
+            _write(file, columns)
+            for row in rows:
+                _write(file, [row.get(column, "") for column in columns])
 
 
 def _write(file: TextIO, row: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Tells the schedule how long the run is and how each validation went."""
+"""The callback that tells a schedule how long the run is and how each validation went."""
 
 import math
 
@@ -11,10 +11,10 @@ from anneal.optim.run_schedule import RunSchedule
 
 
 class ScheduleCallback(Callback):
-    """Tells a `RunSchedule` what Lightning's own stepping doesn't: the run's length, validations.
+    """Tell a `RunSchedule` what Lightning's own stepping doesn't: the run's length, validations.
 
-    It stands in front of the other callbacks, so that a checkpoint saved after a validation holds
-    what the plateau made of it.
+    It stands before the other callbacks, so that a checkpoint saved after a validation holds what
+    the plateau made of it.
     """
 
     def __init__(self, schedule: RunSchedule) -> None:
@@ -23,9 +23,10 @@ class ScheduleCallback(Callback):
 
     @classmethod
     def attach(cls, trainer: Trainer, schedule: RunSchedule) -> None:
+        """Put one of these before a trainer's callbacks, in the place of an earlier one."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [cls(schedule), *(c for c in callbacks if not isinstance(c, cls))]
-        if schedule.schedule.watches and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if schedule.schedule.is_plateau and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # One batch of validation is what tells whether the metric exists, before training.
             trainer.num_sanity_val_steps = max(1, trainer.num_sanity_val_steps)
 
@@ -39,7 +40,7 @@ class ScheduleCallback(Callback):
                 "schedule: it counts epochs and the training data has no length: set "
                 "trainer.limit_train_batches, or schedule.interval=step and warmup_steps"
             )
-        self.schedule.begin(steps_per_epoch or 1, total_steps)
+        self.schedule.setup(steps_per_epoch or 1, total_steps)
         if self.schedule.is_plateau:
             check_validates(trainer)
             if self.validation_metrics:
@@ -49,7 +50,9 @@ class ScheduleCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self.schedule.is_plateau:
             self._check_monitor(list(trainer.callback_metrics))
-            self.schedule.observe(float(trainer.callback_metrics[self.schedule.schedule.monitor]))
+            self.schedule.step_metric(
+                float(trainer.callback_metrics[self.schedule.schedule.monitor])
+            )
 
     def _check_monitor(self, names: list[str]) -> None:
         if (monitor := self.schedule.schedule.monitor) not in names:
@@ -59,7 +62,7 @@ class ScheduleCallback(Callback):
 
 
 def run_length(trainer: Trainer) -> tuple[int | None, int | None]:
-    """Optimizer steps in an epoch (None: the data doesn't say) and in the run (None: endless).
+    """Return the optimizer steps in an epoch (None: unknown) and in the run (None: endless).
 
     Read from the loaders once they are set up. `trainer.estimated_stepping_batches` would set
     them up early, before a checkpoint's state has reached them (Lightning issue 20550).
@@ -79,7 +82,7 @@ def run_length(trainer: Trainer) -> tuple[int | None, int | None]:
 
 
 def check_validates(trainer: Trainer) -> None:
-    """Raises UserError if the run ends before its first validation, or never validates."""
+    """Raise UserError if the run ends before its first validation, or never validates."""
     steps_per_epoch, total_steps = run_length(trainer)
     every = trainer.check_val_every_n_epoch
     batches = trainer.val_check_batch  # None: by time; inf or 0: never

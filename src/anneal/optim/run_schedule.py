@@ -1,4 +1,4 @@
-"""What the schedule does in a run: the rate of every group, as a function of the steps taken."""
+"""A schedule in a run: every group's learning rate as a function of the steps taken."""
 
 import math
 import warnings
@@ -13,14 +13,14 @@ from anneal.optim.schedule import Schedule
 
 
 class RunSchedule(LRScheduler):
-    """The rate of every parameter group, as a function of the optimizer steps taken.
+    """The learning rate of every parameter group, as a function of the optimizer steps taken.
 
     Wraps the scheduler that a `Schedule` names. Its only state is the number of steps (and, for
-    a plateau, what the metric did), so a resumed run follows the plan it is given now: new rates,
-    lengths and schedules count, and a longer run gets the longer curve.
+    a plateau, what the metric did), so a resumed run follows the schedule it is given now: new
+    learning rates, lengths and schedulers count, and a longer run gets the longer curve.
 
     Args:
-        optimizer: The optimizer, with the rates it was configured with.
+        optimizer: The optimizer, with the learning rates it was configured with.
         schedule: What to follow.
     """
 
@@ -40,8 +40,8 @@ class RunSchedule(LRScheduler):
             {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
         ]
 
-    def begin(self, steps_per_epoch: int, total_steps: int | None) -> None:
-        """Starts, or goes on after a resume, in a run of known length.
+    def setup(self, steps_per_epoch: int, total_steps: int | None) -> None:
+        """Start, or continue after a resume, in a run of known length.
 
         Args:
             steps_per_epoch: Optimizer steps in an epoch.
@@ -69,7 +69,7 @@ class RunSchedule(LRScheduler):
         if total_steps is not None and self.warmup >= total_steps:
             rank_zero_warn(
                 f"schedule: the warmup takes {self.warmup} steps and the run has {total_steps}: "
-                "the rate is still rising at the end"
+                "the learning rate is still rising at the end"
             )
         self.period = 1 if self.schedule.unit == "step" else steps_per_epoch
         left = None if total_steps is None else max(1, total_steps - self.warmup)
@@ -79,23 +79,23 @@ class RunSchedule(LRScheduler):
             # torch warns of a scheduler's step without an optimizer's, which is what a resume is.
             warnings.filterwarnings("ignore", ".*lr_scheduler.step.*", UserWarning)
             self.inner_ticks = 0
-            self._catch_up()
+            self._sync()
         if self.is_plateau:
             self._restore_plateau()
-        self._warm()
+        self._apply_warmup()
 
     @property
     def is_plateau(self) -> bool:
         return isinstance(self.inner, lr_scheduler.ReduceLROnPlateau)
 
     def step(self, metrics: Any = None) -> None:
-        """Called after every optimizer step."""
+        """Count an optimizer step and set the learning rates of the next one."""
         self.steps += 1
-        self._catch_up()
-        self._warm()
+        self._sync()
+        self._apply_warmup()
 
-    def observe(self, value: float) -> None:
-        """Called after every validation with the value of `monitor`: a plateau looks at it."""
+    def step_metric(self, value: float) -> None:
+        """Show a plateau the value of `monitor` after a validation."""
         if self.is_plateau and self.steps >= self.warmup:
             before = [g["lr"] for g in self.optimizer.param_groups]
             self.inner.step(value)  # type: ignore[union-attr, arg-type]
@@ -110,7 +110,7 @@ class RunSchedule(LRScheduler):
         return [float(g["lr"]) for g in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values only."""
+        """Return the position in plain values."""
         state: dict[str, Any] = {"steps": self.steps, "steps_per_epoch": self.steps_per_epoch}
         if self.is_plateau:
             inner: Any = self.inner
@@ -126,13 +126,13 @@ class RunSchedule(LRScheduler):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the position; `begin` works out the rates."""
+        """Take the position; `setup` works out the learning rates."""
         self.steps = state_dict["steps"]
         self.steps_per_epoch = state_dict["steps_per_epoch"]
         self.plateau = state_dict.get("plateau", {})
 
     def describe(self) -> str:
-        """One line for a person: optimizer, groups and schedule as they are used."""
+        """Return optimizer, groups and schedule as they are used, in a line."""
         group = self.as_configured[0]
         shown = ("lr", "momentum", "betas", "nesterov", "weight_decay", "fused")
         settings = [f"{k}={group[k]}" for k in shown if group.get(k)]
@@ -148,8 +148,8 @@ class RunSchedule(LRScheduler):
         end = f"{self.total_steps} steps" if self.total_steps else "no end"
         return f"{line}; {self.steps_per_epoch} steps an epoch, {end}"
 
-    def _catch_up(self) -> None:
-        """Brings the inner scheduler to where the steps are; past the end it stays where it is."""
+    def _sync(self) -> None:
+        """Bring the inner scheduler to where the steps are; past the end it stays where it is."""
         if self.inner is None or self.is_plateau:
             return
         steps = self.steps if self.total_steps is None else min(self.steps, self.total_steps - 1)
@@ -160,8 +160,8 @@ class RunSchedule(LRScheduler):
                 raise UserError(f"schedule.scheduler: {type(self.inner).__name__}: {e}") from e
             self.inner_ticks += 1
 
-    def _warm(self) -> None:
-        """lr = first lr * (s + (1 - s) step / warmup) with s the start factor, as in LinearLR."""
+    def _apply_warmup(self) -> None:
+        """Set lr = first lr * (s + (1 - s) step / warmup), s the start factor, as in LinearLR."""
         if self.steps > self.warmup or not self.warmup:
             return
         start = self.schedule.warmup_start_factor
@@ -172,7 +172,7 @@ class RunSchedule(LRScheduler):
             group["lr"] = lr * factor
 
     def _scale(self) -> list[float]:
-        """What a plateau's cuts have made of each group's first rate."""
+        """Return the factors by which a plateau has cut each group's first learning rate."""
         if self.steps < self.warmup:
             return [1.0] * len(self.first_lrs)
         return [

@@ -1,4 +1,4 @@
-"""What a `Schedule` asks for, and the torch scheduler that it names."""
+"""The schedule as it is configured, and the torch scheduler that it names."""
 
 import re
 from collections.abc import Callable
@@ -30,7 +30,7 @@ LENGTHS = ("T_max", "total_steps", "total_iters")
 
 @dataclass
 class Schedule:
-    """How the learning rate changes over a run.
+    """The learning rate over a run.
 
     Args:
         scheduler: Any torch scheduler by class (`StepLR`, `CosineAnnealingLR`, `OneCycleLR`,
@@ -41,9 +41,10 @@ class Schedule:
         warmup_epochs: Length of a linear warmup in front of the scheduler, which starts when the
             warmup ends, as in torch's SequentialLR.
         warmup_steps: The same in optimizer steps. Give one of the two.
-        warmup_interval: Whether the rate rises at every optimizer `step` or once an `epoch`.
-        warmup_start_factor: The warmup starts at this fraction of the scheduler's first rate, 0
-            to 1.
+        warmup_interval: Whether the learning rate rises at every optimizer `step` or once an
+            `epoch`.
+        warmup_start_factor: The warmup starts at this fraction of the scheduler's first learning
+            rate, 0 to 1.
         monitor: The metric that ReduceLROnPlateau watches, after every validation.
     """
 
@@ -67,25 +68,25 @@ class Schedule:
 
     @property
     def unit(self) -> Literal["epoch", "step"]:
-        """What the scheduler counts."""
+        """The unit that the scheduler counts."""
         return self.interval or ("step" if self._names(PER_STEP) else "epoch")
 
     @property
-    def watches(self) -> bool:
-        """Whether it names a plateau, as far as can be known before it is built."""
+    def is_plateau(self) -> bool:
+        """True if the scheduler is a ReduceLROnPlateau, as far as is known before it is built."""
         return self._names(lr_scheduler.ReduceLROnPlateau)
 
     @property
     def counts_epochs(self) -> bool:
-        """Whether the rate depends on how many steps an epoch has."""
-        stairs = self.scheduler and self.unit == "epoch" and not self.watches
+        """True if the learning rate depends on how many steps an epoch has."""
+        stairs = self.scheduler and self.unit == "epoch" and not self.is_plateau
         return bool(self.warmup_epochs or stairs)
 
     def build(self, optimizer: Optimizer, length: int | None) -> LRScheduler | None:
-        """The torch scheduler at its start; None: the rate is constant.
+        """Build the torch scheduler at its start; None: the learning rate is constant.
 
         Args:
-            optimizer: With the rates it was configured with.
+            optimizer: With the learning rates it was configured with.
             length: From the end of the warmup to the end of the run, in the scheduler's unit, >= 1;
                 None: endless.
 
@@ -117,7 +118,7 @@ class Schedule:
         return built
 
     def _names(self, kinds: type | tuple[type, ...]) -> bool:
-        """Whether the scheduler asked for is a class, or a partial of one, of these kinds."""
+        """Return whether the scheduler is a class, or a partial of one, of these kinds."""
         make = self.scheduler
         parts = (make, getattr(make, "func", None), *getattr(make, "args", ()))
         return any(isinstance(part, type) and issubclass(part, kinds) for part in parts)
@@ -153,7 +154,7 @@ class Schedule:
 
 
 def direction(metric: str) -> Literal["min", "max"]:
-    """Whether lower or higher is better, from the metric's name.
+    """Return whether lower or higher is better, from the metric's name.
 
     Raises:
         UserError: The name doesn't tell.

@@ -2,7 +2,8 @@
 
 A parameter that is None here (`T_max`, `total_steps`, `total_iters`, `max_lr`, `mode`) is worked
 out when training starts, by `Schedule.build` in `anneal.optim.schedule`. Everything else is
-torch's, formulas included.
+torch's, formulas included. The parameters are written out, so that a configuration has the same
+keys under every release of torch, and none that a resume would contradict (`last_epoch`).
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
-    """Half a cosine from the rate given down to `eta_min`: SGDR without restarts.
+    """Half a cosine from the learning rate given down to `eta_min`: SGDR without restarts.
 
     lr(t) = eta_min + (lr - eta_min) (1 + cos(pi t / T_max)) / 2
     (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5)
@@ -22,7 +23,7 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
         optimizer: Given by the run.
         T_max: Length in the schedule's interval; None: from the end of the warmup to the end of
             the run.
-        eta_min: Rate at the end, >= 0.
+        eta_min: Learning rate at the end, >= 0.
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int | None = None, eta_min: float = 0.0):
@@ -30,7 +31,7 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
 
 
 class OneCycleLR(lr_scheduler.OneCycleLR):
-    """Up to the optimizer's rate and far down again, momentum the other way round.
+    """Up to the optimizer's learning rate and far down again, momentum the other way round.
 
     (Smith and Topin 2018, arXiv 1708.07120)
 
@@ -41,11 +42,11 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
             end of the run.
         pct_start: Fraction of the cycle spent going up, 0 to 1.
         anneal_strategy: Shape of both ramps.
-        cycle_momentum: Whether momentum (beta1 in Adam) falls while the rate rises.
+        cycle_momentum: Whether momentum (beta1 in Adam) falls while the learning rate rises.
         base_momentum: Momentum at the peak.
         max_momentum: Momentum at both ends.
-        div_factor: The first rate is max_lr / div_factor.
-        final_div_factor: The last rate is the first / final_div_factor.
+        div_factor: The first learning rate is max_lr / div_factor.
+        final_div_factor: The last learning rate is the first / final_div_factor.
         three_phase: Whether to come down in two phases, the first one as long as the way up.
     """
 
@@ -65,8 +66,8 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
     ):
         super().__init__(
             optimizer,
-            max_lr=[g["lr"] for g in optimizer.param_groups] if max_lr is None else max_lr,
-            total_steps=_known(total_steps),
+            [g["lr"] for g in optimizer.param_groups] if max_lr is None else max_lr,
+            _known(total_steps),
             pct_start=pct_start,
             anneal_strategy=anneal_strategy,
             cycle_momentum=cycle_momentum,
@@ -115,7 +116,7 @@ class LinearLR(lr_scheduler.LinearLR):
 
 
 class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
-    """Multiplies the rate by `factor` when the schedule's `monitor` has stopped getting better.
+    """Multiply the learning rate by `factor` when the schedule's `monitor` stops getting better.
 
     Patience counts validations. (He et al. 2015, arXiv 1512.03385, section 3.4: "divided by 10
     when the error plateaus")
@@ -123,12 +124,12 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
     Args:
         optimizer: Given by the run.
         mode: Whether lower (`min`) or higher (`max`) is better; None: as the metric's name says.
-        factor: What the rate is multiplied with, 0 < factor < 1.
+        factor: What the learning rate is multiplied by, 0 < factor < 1.
         patience: Validations without a better value that are waited out before the cut.
         threshold: How much better is better.
         threshold_mode: Whether `threshold` is a fraction of the best value or a difference.
         cooldown: Validations after a cut during which nothing is counted.
-        min_lr: The rate never falls below this.
+        min_lr: The learning rate never falls below this.
         eps: A cut smaller than this is left out.
     """
 
@@ -144,20 +145,12 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
         min_lr: float = 0.0,
         eps: float = 1e-8,
     ):
-        super().__init__(
-            optimizer,
-            _known(mode),
-            factor,
-            patience,
-            threshold,
-            threshold_mode,
-            cooldown,
-            min_lr,
-            eps,
-        )
+        rest = (threshold, threshold_mode, cooldown, min_lr, eps)
+        super().__init__(optimizer, _known(mode), factor, patience, *rest)
 
 
 def _known(value: Any) -> Any:
+    """Return a value that a Schedule has worked out; raise TypeError if none has."""
     if value is None:
         raise TypeError("a value that follows from the run is missing: build it through a Schedule")
     return value

@@ -1,4 +1,4 @@
-"""Ends a training whose loss or gradient is no longer a number, and says when one looks dead."""
+"""The end of a training whose loss or gradient is no longer a number."""
 
 import math
 from typing import Any
@@ -11,17 +11,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from anneal.callbacks.learning_hints import LearningHints, largest_lr
 from anneal.errors import UserError
-from anneal.progress import SampleCounter, is_logged
-
-STILL = 100  # steps after which a loss or weights that have not moved are worth a word
-TINY = 1e-6  # of their length: weights that moved less in so many steps have not moved
-PIECE = 1000  # numbers of each parameter that are kept to tell
-EXPLODED = 1e4  # times the first gradient norm
+from anneal.progress import SampleCounter, is_logged, log
 
 
 class NonFiniteGuard(Callback):
-    """Raises UserError at the first NaN or infinite loss or gradient, and logs `train/grad_norm`.
+    """Raise UserError at the first NaN or infinite loss or gradient, and log `train/grad_norm`.
 
     A gradient is looked at before the optimizer uses it, so that the weights stay what they were.
     On a CPU each step is looked at. On a GPU that would make the host wait for the device, so the
@@ -30,7 +26,7 @@ class NonFiniteGuard(Callback):
     With precision 16-mixed only the loss is looked at: the scaler leaves out such gradients itself.
 
     An epoch in which no gradient reached the optimizer, and a validation without samples, are
-    errors too.
+    errors too; a training that learns nothing is warned of.
 
     Args:
         skip: How many steps with such a gradient may be left out before the training ends; more
@@ -45,17 +41,13 @@ class NonFiniteGuard(Callback):
         self.norm: Tensor | None = None
         self._first_bad: Tensor | None = None  # an index into:
         self._places: list[str] = []  # what was looked at since the last check
-        self._place = ""  # the batch at hand, for a person
+        self._place = ""  # the current batch, for a person
         self._lr = 0.0  # the largest of it
         self._seen: SampleCounter | None = None
         self._step = self._began = 0
         self._updates = 0  # in this epoch
         self._whole_epoch = True
-        self._first_loss: float | None = None
-        self._first_norm = 0.0
-        self._moved = False
-        self._weights: Tensor | None = None
-        self._warned: set[str] = set()
+        self._hints = LearningHints()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = self._began = trainer.global_step
@@ -75,7 +67,7 @@ class NonFiniteGuard(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._lr = _largest_lr(trainer)
+        self._lr = largest_lr(trainer)
         samples = ""
         if self._seen:
             samples = f"after {self._seen.samples + self._seen.in_epoch(trainer)} samples, "
@@ -100,8 +92,41 @@ class NonFiniteGuard(Callback):
         elif not torch.isfinite(self.norm):
             self._leave_out(pl_module, parameters)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, Tensor):
+            return
+        if not self.skip:
+            self._look(loss)
+        new_step = trainer.global_step != self._step  # else in the middle of an accumulation
+        self._step = trainer.global_step
+        if not self._began:
+            self._hints.begin(trainer, loss)
+        if new_step and is_logged(trainer, self._step):
+            self._check()
+            norm = 0.0 if self.norm is None else float(self.norm)
+            if self.norm is not None:
+                log(trainer, {"train/grad_norm": norm})
+            self._hints.look(trainer, float(loss), norm, self._lr)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check()
+        if self._whole_epoch and not self._updates:
+            raise UserError(
+                f"epoch {trainer.current_epoch} took no optimizer step: of "
+                f"{trainer.fit_loop.epoch_loop.batch_progress.current.ready} batches none gave a "
+                f"gradient to use ({self.skipped} left out by health.skip={self.skip})",
+                status=1,
+            )
+
+    def on_save_checkpoint(self, trainer: Trainer, *args: Any) -> None:
+        """Raise UserError rather than save what is no number."""
+        self._check()
+
     def _leave_out(self, pl_module: LightningModule, parameters: list[Any]) -> None:
-        """No update in this step, not of the momentum either."""
+        """Make no update in this step, not of the momentum either."""
         self.skipped += 1
         self._updates -= 1
         if self.skipped > self.skip:
@@ -121,38 +146,8 @@ class NonFiniteGuard(Callback):
         for p in parameters:
             p.grad = None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if not isinstance(loss, Tensor):
-            return
-        if not self.skip:
-            self._look(loss)
-        new_step = trainer.global_step != self._step  # else in the middle of an accumulation
-        self._step = trainer.global_step
-        if self._first_loss is None and not self._began:
-            self._first_loss, self._weights = float(loss), _pieces(trainer)
-        if new_step and is_logged(trainer, self._step):
-            self._check()
-            self._log_norm(trainer)
-            self._judge(trainer, float(loss))
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check()
-        if self._whole_epoch and not self._updates:
-            raise UserError(
-                f"epoch {trainer.current_epoch} took no optimizer step: of "
-                f"{trainer.fit_loop.epoch_loop.batch_progress.current.ready} batches none gave a "
-                f"gradient to use ({self.skipped} left out by health.skip={self.skip})",
-                status=1,
-            )
-
-    def on_save_checkpoint(self, trainer: Trainer, *args: Any) -> None:
-        """Nothing that is no number is saved."""
-        self._check()
-
     def _look(self, value: Tensor) -> None:
+        """Raise UserError if a value is no number, or keep on its device where the first was."""
         if not waits(value):
             if not math.isfinite(value):
                 raise _no_number(self._place)
@@ -164,53 +159,14 @@ class NonFiniteGuard(Callback):
         self._places.append(self._place)
 
     def _check(self) -> None:
+        """Raise UserError if any value looked at since the last check was no number."""
         places, self._places = self._places, []
         if self._first_bad is not None and (first := int(self._first_bad)) >= 0:
             raise _no_number(places[first])
 
-    def _log_norm(self, trainer: Trainer) -> None:
-        if self.norm is None:
-            return
-        at = trainer.fit_loop.epoch_loop._batches_that_stepped
-        values = {"epoch": trainer.current_epoch, "train/grad_norm": float(self.norm)}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=at)
-
-    def _judge(self, trainer: Trainer, loss: float) -> None:
-        """Warns once of each sign that nothing is learnt."""
-        step, norm = trainer.global_step, 0.0 if self.norm is None else float(self.norm)
-        self._moved = self._moved or loss != self._first_loss
-        if not 0 < self._first_norm < math.inf:
-            self._first_norm = norm
-        if norm > EXPLODED * self._first_norm > 0:
-            self._warn(
-                f"the gradient's norm was {self._first_norm:.3g} and is {norm:.3g} at step {step}: "
-                "lower the learning rate or set trainer.gradient_clip_val"
-            )
-        if not self._lr and not _largest_lr(trainer):  # of this step and of the next
-            self._warn(f"the learning rate is 0 at step {step}: nothing is learnt from here on")
-        elif step >= STILL and not self._moved:
-            self._warn(
-                f"the training loss is {loss:g} at step {step}, as in the beginning: is everything "
-                "frozen, or does a layer give the same for all samples?"
-            )
-        elif step >= STILL and self._weights is not None:
-            before, now, self._weights = self._weights, _pieces(trainer), None
-            length, way = float(before.norm()), float((now - before).norm())
-            if norm and way < TINY * length:
-                self._warn(
-                    f"the weights have moved by {way / length:.1g} of their length in {step} "
-                    f"steps: lr {self._lr:g} is far too small"
-                )
-
-    def _warn(self, message: str) -> None:
-        if (beginning := message[:20]) not in self._warned:
-            self._warned.add(beginning)
-            rank_zero_warn(message)
-
 
 def waits(value: Tensor) -> bool:
-    """Whether to read a value makes the host wait for its device."""
+    """Return whether to read a value makes the host wait for its device."""
     return value.device.type != "cpu"
 
 
@@ -220,15 +176,3 @@ def _no_number(place: str) -> UserError:
         "warm it up or clip the gradient; what is saved is from before that",
         status=1,
     )
-
-
-def _largest_lr(trainer: Trainer) -> float:
-    return max(float(g["lr"]) for g in trainer.optimizers[0].param_groups)
-
-
-def _pieces(trainer: Trainer) -> Tensor:
-    """The beginning of each trained parameter, of one that is in pieces this process's."""
-    groups = [g for optimizer in trainer.optimizers for g in optimizer.param_groups]
-    parts = [p.detach() for g in groups for p in g["params"]]
-    local = [p.to_local() if isinstance(p, DTensor) else p for p in parts]
-    return torch.cat([p.flatten()[:PIECE].double() for p in local])

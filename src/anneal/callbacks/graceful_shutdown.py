@@ -1,4 +1,4 @@
-"""Ends a run that is told to stop, with a checkpoint of that moment."""
+"""The end of a run that is told to stop, with a checkpoint of that moment."""
 
 import os
 import signal
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from anneal.launch import is_lost
@@ -23,7 +22,7 @@ PATIENCE = 10.0  # seconds that a validation may take to end
 
 
 class GracefulShutdown(Callback):
-    """On Ctrl-C or SIGTERM finishes the step, saves `last.ckpt` and ends with status 130 or 143.
+    """On Ctrl-C or SIGTERM finish the step, save `last.ckpt` and end with status 130 or 143.
 
     A second one ends at once. A validation is given a few seconds to end; if it takes longer, the
     checkpoint is the one before it. In a SLURM job SIGUSR1 also hands the job back to the queue.
@@ -61,7 +60,7 @@ class GracefulShutdown(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Now the metrics of the step are logged too."""
+        """End here, where the metrics of the step are logged too."""
         if self._saved:
             self._leave(trainer, f"saved {self.folder / LAST} at step {trainer.global_step}")
 
@@ -77,13 +76,13 @@ class GracefulShutdown(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Told to stop because another process has failed: there is nothing to wait for."""
+        """End at once if told to stop because another process has failed."""
         self._trainer = None
         if self._told and is_lost(exception):
             sys.exit(128 + self._told)
 
     def _listen(self) -> None:
-        """From now on until Lightning puts back what it found before it set its own."""
+        """Take the signals until Lightning puts back what it found before it set its own."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._note)
@@ -92,14 +91,14 @@ class GracefulShutdown(Callback):
 
     def _note(self, number: int, frame: Any) -> None:
         if self._trainer is None or self._told in (signal.SIGINT, signal.SIGTERM):
-            launcher = self._trainer.strategy.launcher if self._trainer else None
-            if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher: Any = self._trainer.strategy.launcher if self._trainer else None
+            if hasattr(launcher, "kill"):  # it has started other processes
                 launcher.kill(signal.SIGKILL)
             sys.exit(128 + number)
         self._told, self._since = number, time.monotonic()
 
     def _agree(self, trainer: Trainer) -> bool:
-        """Whether any process was told to stop, with the same answer in all of them."""
+        """Return whether any process was told to stop, the same in all of them."""
         if trainer.world_size > 1 and not self._agreed and trainer.global_step % EVERY == 0:
             told = torch.tensor(self._told, device=trainer.strategy.root_device)
             self._told = int(trainer.strategy.reduce(told, reduce_op="max"))
@@ -120,7 +119,7 @@ class GracefulShutdown(Callback):
 
 
 def job_id() -> str:
-    """The job as scontrol takes it, also one of an array."""
+    """Return the job's number as scontrol takes it, also that of an array's job."""
     env = os.environ
     if "SLURM_ARRAY_JOB_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
@@ -128,7 +127,7 @@ def job_id() -> str:
 
 
 def requeue() -> bool:
-    """Whether SLURM has put this job back into the queue."""
+    """Put this job back into SLURM's queue; return whether SLURM has taken it."""
     try:
         return subprocess.run(["scontrol", "requeue", job_id()]).returncode == 0
     except OSError:

@@ -1,4 +1,4 @@
-"""Makes the run's folder, writes the configuration into it and into every checkpoint."""
+"""The run's folder and what it was trained with: in it, in every checkpoint and in W&B."""
 
 import platform
 from importlib.metadata import version
@@ -10,9 +10,10 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anneal.errors import UserError
-from anneal.loggers.csv import CSVLogger
-from anneal.loggers.wandb_logger import WandbLogger, code_version
+from anneal.lightning_internals import metrics_to_log
+from anneal.progress import loggers_with
 from anneal.runs.folder import next_free_path
+from anneal.system import code_version
 
 
 class RunDirectory(Callback):
@@ -21,7 +22,7 @@ class RunDirectory(Callback):
     Args:
         path: The folder.
         config: The resolved configuration as YAML, as `config.yaml` holds it.
-        resumed_from: Optimizer steps of the checkpoint from which this folder's own run goes on;
+        resumed_from: Optimizer steps of the checkpoint from which this folder's own run resumes;
             None: a new run in a new folder.
     """
 
@@ -38,45 +39,42 @@ class RunDirectory(Callback):
             return
         file = self._write_config()
         taken_out: list[dict[str, str]] = []
-        for logger in trainer.loggers:
-            if isinstance(logger, CSVLogger):
-                taken_out = logger.rewind(self.resumed_from or 0) or []
-            elif isinstance(logger, WandbLogger):
-                logger.skip(taken_out)
-                logger.log_config(yaml.safe_load(self.config), file)
+        for logger in loggers_with(trainer, "rewind"):
+            taken_out += logger.rewind(self.resumed_from or 0) or []
+        for logger in loggers_with(trainer, "skip"):
+            logger.skip(taken_out)
+        for logger in loggers_with(trainer, "log_config"):
+            logger.log_config(yaml.safe_load(self.config), file)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-                # What the configuration leaves to the device.
-                fused = trainer.optimizers[0].param_groups[0].get("fused")
-                logger.experiment.config.update({"fused": bool(fused)}, allow_val_change=True)
+        for logger in loggers_with(trainer, "add_config"):
+            # What the configuration leaves to the device.
+            fused = trainer.optimizers[0].param_groups[0].get("fused")
+            logger.add_config({"fused": bool(fused)})
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
+        checkpoint["model_class"] = f"{type(pl_module).__module__}.{type(pl_module).__qualname__}"
         checkpoint["environment"] = self.environment
-        connector = trainer._logger_connector
-        ends_epoch = connector._first_loop_iter is None  # whose line has its last step
-        if trainer.training and (ends_epoch or connector.should_update_logs):
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped - ends_epoch
-            if values := {name: float(v) for name, v in connector.metrics["log"].items()}:
-                checkpoint["step_metrics"] = [step, {"epoch": trainer.current_epoch, **values}]
+        step, values = metrics_to_log(trainer)
+        if values:
+            checkpoint["step_metrics"] = [step, {"epoch": trainer.current_epoch, **values}]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Logs what a kill has left out: Lightning logs after its callbacks have saved."""
+        """Log what a kill has left out: Lightning logs after its callbacks have saved."""
         step, values = checkpoint.get("step_metrics", [0, {}])
         if self.resumed_from is None or not values or not trainer.is_global_zero:
             return
-        if any(isinstance(x, CSVLogger) and not x.has(values, step) for x in trainer.loggers):
+        if any(not logger.has(values, step) for logger in loggers_with(trainer, "has")):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step)
 
     def _write_config(self) -> Path:
-        """`config.yaml`; `config-2.yaml` and so on when a resumed run has other settings."""
+        """Write `config.yaml`; `config-2.yaml` and so on when a resumed run has other settings."""
         file = self.path / "config.yaml"
         if self.resumed_from is not None:
             written = sorted(self.path.glob("config*.yaml"), key=lambda p: p.stat().st_mtime)
@@ -93,7 +91,7 @@ class RunDirectory(Callback):
 
 
 def environment(trainer: Trainer) -> dict[str, str]:
-    """What a run was trained with: releases, machine, devices, and the commit of the code."""
+    """Return what a run is trained with: releases, machine, devices, and the code's commit."""
     device = trainer.strategy.root_device
     code = code_version()
     dirty = "-dirty" if code["dirty"] else ""

@@ -1,4 +1,4 @@
-"""Random numbers that follow from seed, epoch and process, and go on where a run stopped."""
+"""Random numbers that follow from seed, epoch and process, and resume where a run stopped."""
 
 import os
 import random
@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class SeedEveryEpoch(Callback):
-    """Seeds Python, NumPy and torch at the first batch of every epoch, from (seed, epoch, process).
+    """Seed Python, NumPy and torch at the first batch of every epoch, from (seed, epoch, process).
 
     So dropout differs between processes, which Lightning seeds alike, and a run resumed after an
     epoch draws what it would have drawn, instead of the first epoch's numbers again. A checkpoint
@@ -35,7 +34,7 @@ class SeedEveryEpoch(Callback):
         self.seeded_epoch = trainer.current_epoch
         stored, self.stored = self.stored, []
         if batch_idx and len(stored) == trainer.world_size:
-            _set_rng_states(_with_arrays(stored[trainer.global_rank]))
+            restore(stored[trainer.global_rank])
             return
         if (seed := os.environ.get("PL_GLOBAL_SEED")) is None:  # seed_everything=false
             return
@@ -48,8 +47,7 @@ class SeedEveryEpoch(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        own = _plain(_collect_rng_states())
-        states = [own]
+        states = [own := collect()]
         if trainer.world_size > 1:
             states = [{} for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(states, own)
@@ -61,12 +59,23 @@ class SeedEveryEpoch(Callback):
         self.stored = checkpoint.get("rng_states", [])
 
 
-def _plain(states: dict[str, Any]) -> dict[str, Any]:
-    """NumPy's array as a list, for torch.load(weights_only=True)."""
-    kind, keys, *rest = states["numpy"]
-    return {**states, "numpy": [kind, keys.tolist(), *rest]}
+def collect() -> dict[str, Any]:
+    """Return the state of all generators, as torch.load(weights_only=True) takes it."""
+    state: Any = np.random.get_state()
+    kind, keys, *rest = state
+    return {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+        "torch.cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
 
-def _with_arrays(states: dict[str, Any]) -> dict[str, Any]:
+def restore(states: dict[str, Any]) -> None:
+    """Set all generators to what `collect` returned."""
+    torch.set_rng_state(states["torch"])
+    torch.cuda.set_rng_state_all(states["torch.cuda"])
     kind, keys, *rest = states["numpy"]
-    return {**states, "numpy": (kind, np.array(keys, dtype=np.uint32), *rest)}
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    version, state, gauss = states["python"]
+    random.setstate((version, tuple(state), gauss))
