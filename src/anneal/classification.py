@@ -1,4 +1,4 @@
-"""What must be right for every classifier: class names, exact counts and metrics, checkpoints."""
+"""Base of classifiers: class names, exact counts and metrics, checkpoints."""
 
 import json
 from collections.abc import Sequence
@@ -61,10 +61,10 @@ class ClassificationModule(LightningModule):
         raise NotImplementedError
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each sample, (N,), that validation and test take the mean of."""
+        """Return the loss of each sample, (N,); validation and test log its mean."""
         raise NotImplementedError
 
-    def evaluate(self, images: Tensor) -> Tensor:
+    def predict_logits(self, images: Tensor) -> Tensor:
         """Return logits for validation, test and prediction, by default those of `forward`."""
         logits: Tensor = self(images)
         return logits
@@ -83,7 +83,7 @@ class ClassificationModule(LightningModule):
     # ---- what Lightning calls
 
     def setup(self, stage: str) -> None:
-        """Takes the class names from the data."""
+        """Take the class names from the data."""
         if (names := self._names_in_data()) is None:
             return
         if self.num_classes and len(names) != self.num_classes:
@@ -95,7 +95,7 @@ class ClassificationModule(LightningModule):
         self.class_names = list(names)
 
     def configure_model(self) -> None:
-        """Builds the network if the number of classes was left to the data."""
+        """Build the network if the number of classes was left to the data."""
         names = self._names_in_data()
         if names is not None and not self.num_classes:
             self._set_num_classes(len(names))
@@ -108,7 +108,7 @@ class ClassificationModule(LightningModule):
             self.net.to(memory_format=torch.channels_last)
 
     def on_train_start(self) -> None:
-        # What a checkpoint from within an epoch has counted goes on in one process.
+        # One process resumes what a checkpoint from within an epoch has counted.
         counted = self._counted if self.global_rank == 0 else [0, 0]
         self._hits_and_seen = torch.tensor(counted, device=self.device)
         self._counted = [0, 0]
@@ -131,15 +131,15 @@ class ClassificationModule(LightningModule):
         self._start_evaluation()
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns `loss`, `preds` and `target` of each sample, all (N,)."""
+        """Return `loss`, `preds` and `target` of each sample, all (N,)."""
         return self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Probabilities (N, num_classes)."""
-        return self.evaluate(batch[0]).float().softmax(1)
+        """Return probabilities (N, num_classes)."""
+        return self.predict_logits(batch[0]).float().softmax(1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_names"] = self.class_names
@@ -149,7 +149,7 @@ class ClassificationModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get("class_names")
-        if not self.num_classes:  # to predict, there are no data that tell it
+        if not self.num_classes:  # in a prediction no data tell it
             self._set_num_classes(checkpoint["hyper_parameters"]["num_classes"])
             self.build()
             self.net.to(memory_format=torch.channels_last)
@@ -158,9 +158,11 @@ class ClassificationModule(LightningModule):
         self._counted = checkpoint.get("hits_and_seen", [0, 0])
 
     def _names_in_data(self) -> Sequence[str] | None:
-        if self._trainer is None:  # loaded from a checkpoint, from Python
+        try:
+            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        except RuntimeError:  # no trainer: loaded from a checkpoint, from Python
             return None
-        return getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
+        return getattr(datamodule, "class_names", None)
 
     def _set_num_classes(self, n: int) -> None:
         if n < 2:
@@ -174,7 +176,7 @@ class ClassificationModule(LightningModule):
 
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
         images, target = batch
-        logits = self.evaluate(images).float()
+        logits = self.predict_logits(images).float()
         loss = self.loss(logits, target)
         self.mean_loss.update(loss)
         self.evaluated.update(logits, target)
@@ -194,7 +196,7 @@ class ClassificationModule(LightningModule):
 
     @staticmethod
     def _check_names(checkpoint: Sequence[str] | None, data: Sequence[str] | None) -> None:
-        """Refuses a checkpoint whose outputs mean something else than the labels of the data."""
+        """Refuse a checkpoint whose outputs mean something else than the labels of the data."""
         for i, (stored, now) in enumerate(zip_longest(checkpoint or [], data or [])):
             if checkpoint and data and stored != now:
                 raise UserError(

@@ -15,6 +15,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from anneal import testing as photos
 from anneal.errors import UserError
+from anneal.progress import SampleCounter
 from anneal.vision.datamodule import ImageFolderDataModule, ProgressiveResizing
 from anneal.vision.decode import decode
 from anneal.vision.transforms import MixUpCutMix, TrainTransform, ValTransform
@@ -63,7 +64,7 @@ QUIET = {
 }
 
 
-def train(root, epochs=2, ckpt_path=None, save=None, stop_at=None, **options):
+def train(root, epochs=2, ckpt_path=None, save=None, stop_at=None, callbacks=(), **options):
     class Stop(Callback):
         def on_train_batch_end(self, trainer, *args):
             if trainer.global_step == stop_at:
@@ -71,7 +72,8 @@ def train(root, epochs=2, ckpt_path=None, save=None, stop_at=None, **options):
                 trainer.should_stop = True
 
     module = Seen()
-    trainer = Trainer(**QUIET, max_epochs=epochs, min_epochs=0, callbacks=[Stop()])
+    callbacks = [*callbacks, Stop()]
+    trainer = Trainer(**QUIET, max_epochs=epochs, min_epochs=0, callbacks=callbacks)
     trainer.fit(module, data_module(root, **options), ckpt_path=ckpt_path)
     assert not active_children()  # the workers have ended
     return module.epochs
@@ -134,7 +136,7 @@ def test_every_picture_comes_once_in_one_process(root, batch_size, world):
         loaders = []
         for rank in range(world):
             loader = getattr(data, f"{name}_dataloader")()
-            loader.rank, loader.world_size = rank, world
+            loader.batch_sampler.rank, loader.batch_sampler.world_size = rank, world
             loaders.append(loader)
         seen = [k[2] for loader in loaders for batch in loader.loader.batch_sampler for k in batch]
         assert sorted(seen) == list(range(len(data.splits[name])))
@@ -145,11 +147,11 @@ def test_every_picture_comes_once_in_one_process(root, batch_size, world):
 def test_repeated_pictures_never_meet_in_a_batch(root, world):
     data = data_module(root, repeats=3, batch_size=2)
     data.setup("fit")
-    loader = data.train_dataloader()
-    loader.world_size = world
+    sampler = data.train_dataloader().loader.batch_sampler
+    sampler.world_size = world
     seen = []
-    for loader.rank in range(world):
-        batches = [[index for _, _, index in batch] for batch in loader.loader.batch_sampler]
+    for sampler.rank in range(world):
+        batches = [[index for _, _, index in batch] for batch in sampler]
         for indices in batches[:-1]:  # the last one takes a short rest in
             assert len(set(indices)) == len(indices)
         seen += [index for indices in batches for index in indices]
@@ -185,6 +187,34 @@ def test_a_resumed_run_gets_the_same_pictures(root, tmp_path, workers, stop_at):
     after = train(root, ckpt_path=save, **options)
     flat = [batch for epochs in (before, after) for e in sorted(epochs) for batch in epochs[e]]
     assert same(flat, [batch for e in sorted(whole) for batch in whole[e]])
+
+
+def test_a_resumed_run_of_another_batch_size_gets_the_pictures_that_are_left(root, tmp_path):
+    def epoch(**options):
+        (batches,) = train(root, epochs=1, callbacks=[SampleCounter()], **options).values()
+        return batches
+
+    save = tmp_path / "stopped.ckpt"
+    whole = epoch()
+    before = epoch(save=save, stop_at=2)
+    after = epoch(ckpt_path=save, batch_size=3, num_workers=2)
+    assert [len(labels) for _, labels in after] == [3, 3, 3, 4]
+    images = torch.cat([images for images, _ in [*before, *after]])
+    assert torch.equal(images, torch.cat([images for images, _ in whole]))
+
+
+class Grey(ImageFolderDataModule):
+    """Trains on images of one value, which is their size."""
+
+    def train_transform(self):
+        return lambda image, size: torch.full((3, size, size), size, dtype=torch.uint8)
+
+
+def test_a_subclass_may_transform_training_images_in_its_own_way(root):
+    data = Grey(str(root), batch_size=4, num_workers=0, train_size=16)
+    data.setup("fit")
+    values = torch.cat([images for images, _ in data.train_dataloader()]).unique()
+    assert values.tolist() == [16]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux does")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from tiny import Tiny, fit, loader
+from yours import MNISTDataModule
 
 from anneal.commands.schedule import Preview, count_batches, preview, read_metric
 from anneal.commands.schedule_plots import changes, picture, table, terminal
@@ -16,7 +17,6 @@ from anneal.errors import UserError
 from anneal.optim.schedule import Schedule
 from anneal.optim.torch_schedulers import ReduceLROnPlateau
 from anneal.testing import logged
-from project.data.digits import MNISTDataModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = "--config=small.yaml"

@@ -366,7 +366,7 @@ def test_new_data_at_the_same_address_is_not_mixed_with_the_old(root, s3, tmp_pa
     ("root", "environment", "told"),
     [
         ("s3://empty", {}, "train/pictures.npz is not there"),
-        ("s3://data/wrong/prefix", {}, "python -m anneal.vision.shards FOLDER OUT makes some"),
+        ("s3://data/wrong/prefix", {}, "python train.py shards FOLDER OUT makes some"),
         ("s3://nobody-has-this", {}, "there is no such bucket"),
         ("s3://no_bucket!", {}, "Invalid bucket name"),
         ("s3://data", {"AWS_ACCESS_KEY_ID": ""}, "no credentials: set AWS_ACCESS_KEY_ID"),

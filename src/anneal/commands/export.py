@@ -1,4 +1,4 @@
-"""Writes a classifier into one file with all that it needs, and checks what that computes."""
+"""Export of a classifier: one file with all that it needs, whose results are checked."""
 
 import json
 import time
@@ -25,10 +25,10 @@ TIMED = 20
 
 
 class Probabilities(nn.Module):
-    """What an exported file computes.
+    """The computation of an exported file.
 
     Args:
-        model: Whose probabilities they are.
+        model: Has `predict_logits`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -36,8 +36,8 @@ class Probabilities(nn.Module):
         self.model = model
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, classes) float32 of (N, C, H, W) uint8."""
-        probabilities: Tensor = self.model.evaluate(pixels).float().softmax(1)
+        """Return probabilities (N, classes) float32 of pixels (N, C, H, W) uint8."""
+        probabilities: Tensor = self.model.predict_logits(pixels).float().softmax(1)
         return probabilities
 
 
@@ -48,23 +48,23 @@ def export(
     form: str,
     path: Path,
 ) -> str:
-    """Writes the weights of a checkpoint, those of an EMA if the run has one, and checks the file.
+    """Write the weights of a checkpoint, those of an EMA if the run has one, and check the file.
 
     Args:
-        model: A `Classifier`.
-        datamodule: Its `image_shape` and `image_about` say what the network takes.
+        model: Has `predict_logits` and `class_names`.
+        datamodule: Its `image_shape` and `input_description` describe the network's input.
         checkpoint: The weights, and the class names.
         form: A key of `ENDINGS`.
         path: The file to write.
 
     Returns:
-        Lines for a person: the file, its size, how exact and how fast it is.
+        Lines to print: the file, its size, how exact and how fast it is.
 
     Raises:
-        UserError: It can't be exported or written, or computes something else than the model.
+        UserError: It can't be exported or written, or differs from the model.
     """
-    if not (hasattr(model, "evaluate") and hasattr(model, "class_names")):
-        raise UserError(f"export is for classifiers, and {type(model).__name__} is no Classifier")
+    if not (hasattr(model, "predict_logits") and hasattr(model, "class_names")):
+        raise UserError(f"export is for classifiers, and {type(model).__name__} is none")
     shape = _shape(datamodule)
     _check(form, path)
     stored = read_checkpoint(checkpoint)
@@ -104,7 +104,7 @@ def export(
 
 
 def _shape(datamodule: LightningDataModule) -> tuple[int, ...]:
-    """Of one picture, channels first."""
+    """Return the shape of one image, channels first."""
     shape: tuple[int, ...] | None = getattr(datamodule, "image_shape", None)
     if shape is None:
         raise UserError(
@@ -115,7 +115,7 @@ def _shape(datamodule: LightningDataModule) -> tuple[int, ...]:
 
 
 def _check(form: str, path: Path) -> None:
-    """Raises UserError if the file has another format's ending or its packages are not here."""
+    """Raise UserError if the file has another format's ending or a package is missing."""
     if path.suffix != ENDINGS[form]:
         raise UserError(f"--output={path}: a file of {form} ends in {ENDINGS[form]}")
     missing = [name for name in NEEDED if form == "onnx" and find_spec(name) is None]
@@ -126,13 +126,13 @@ def _check(form: str, path: Path) -> None:
 def _about(
     model: Any, datamodule: LightningDataModule, checkpoint: Path, stored: dict[str, Any]
 ) -> dict[str, str]:
-    """What the file says of itself, by `exported.KEYS`."""
+    """Return the description that the file carries, by `exported.KEYS`."""
     shape = _shape(datamodule)
     return {
         "class_names": json.dumps(model.class_names or [str(i) for i in range(model.num_classes)]),
         "shape": json.dumps(shape),
         "input": f"{INPUT}: uint8 (batch, {', '.join(map(str, shape))}), 0 to 255; "
-        + getattr(datamodule, "image_about", ""),
+        + getattr(datamodule, "input_description", ""),
         "output": f"{OUTPUT}: float32 (batch, classes)",
         "run": (run_of(checkpoint) or checkpoint).resolve().name,
         "checkpoint": checkpoint.name,
@@ -179,7 +179,7 @@ def _dynamic() -> Any:
 
 
 def _pixels(n: int, shape: tuple[int, ...]) -> Tensor:
-    """Noise from dark to bright, as a network is sure of its class on any bright noise."""
+    """Return noise from dark to bright: on bright noise alone a network is sure of one class."""
     generator = torch.Generator().manual_seed(n)
     noise = torch.rand(n, *shape, generator=generator)
     return (256 * noise * torch.rand(n, 1, 1, 1, generator=generator)).to(torch.uint8)
@@ -190,7 +190,7 @@ def _difference(network: nn.Module, exported: Exported, pixels: Tensor) -> float
 
 
 def _seconds(exported: Exported, shape: tuple[int, ...]) -> float:
-    """Median time of one picture, after the first few."""
+    """Return the median time of one image, after the first few."""
     pixels, seconds = _pixels(1, shape), []
     for _ in range(3 + TIMED):
         start = time.perf_counter()

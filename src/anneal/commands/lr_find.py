@@ -1,37 +1,38 @@
-"""A learning rate to start from: Lightning's range test, for any module that takes an optimizer.
+"""A learning rate to start from: a range test, for any module that takes an optimizer.
 
-The rate rises from step to step, from one at which nothing happens to one at which the loss blows
-up (Smith 2017, arXiv 1506.01186, section 3.3). Then everything is put back as it was.
+The learning rate rises from step to step, from one at which nothing happens to one at which the
+loss blows up (Smith 2017, arXiv 1506.01186, section 3.3).
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from matplotlib.figure import Figure
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
 
 from anneal.errors import UserError
 
 FIRST, LAST = 10, -1  # the smoothed loss begins with next to nothing to smooth over
 LEAST = 5  # points that a slope can be read from
-SMOOTHING = 0.98  # what Lightning's running mean keeps in a step
+SMOOTHING = 0.98  # what the running mean of the loss keeps in a step
 
 
 @dataclass
 class Search:
-    """What a search has seen.
+    """The result of a search.
 
     Args:
-        lrs: The optimizer's rate in each step, (steps,).
+        lrs: The optimizer's learning rate in each step, (steps,).
         losses: The smoothed training loss in it, (steps,).
         optimizer: Name of the optimizer.
     """
@@ -42,10 +43,9 @@ class Search:
 
     @property
     def best(self) -> int:
-        """The step at which the loss falls fastest over the logarithm of the rate.
+        """The step at which the loss falls fastest over the logarithm of the learning rate.
 
-        Lightning's own suggestion takes the slope over the rate itself, where noise at the smallest
-        rates is steeper than everything else (its issue 21141).
+        Over the learning rate itself, noise at the smallest ones would be steeper than all else.
 
         Raises:
             UserError: The loss was never seen to fall.
@@ -69,6 +69,47 @@ class Search:
         return int(seen[slopes.argmin()])
 
 
+class LossRecorder(Callback):
+    """Records the smoothed loss of each step, and puts the weights back at the end.
+
+    Args:
+        steps: After how many the training ends, at the latest.
+        threshold: Ends it when the loss is so many times its lowest; None: never.
+
+    Attributes:
+        losses: The loss of each step.
+    """
+
+    def __init__(self, steps: int, threshold: float | None) -> None:
+        self.steps = steps
+        self.threshold = math.inf if threshold is None else threshold
+        self.losses: list[float] = []
+        self.mean = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.fit_loop.epoch_loop.max_steps = self.steps
+        self.weights = deepcopy(pl_module.state_dict())
+        disable = None if trainer.is_global_zero else True  # None: only in a terminal
+        self.bar = tqdm(total=self.steps, desc="lr_find", unit=" steps", disable=disable)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == len(self.losses):  # in the middle of an accumulation
+            return
+        self.bar.update()
+        loss = float(outputs["loss"]) if outputs else math.nan
+        self.mean = SMOOTHING * self.mean + (1 - SMOOTHING) * loss
+        self.losses.append(self.mean / (1 - SMOOTHING ** (len(self.losses) + 1)))
+        blown_up = self.losses[-1] > self.threshold * min(self.losses)
+        if trainer.strategy.broadcast(blown_up):
+            trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.bar.close()
+        pl_module.load_state_dict(self.weights)
+
+
 def search(
     trainer: Trainer,
     model: LightningModule,
@@ -79,16 +120,16 @@ def search(
     mode: Literal["exponential", "linear"] = "exponential",
     early_stop_threshold: float | None = 4.0,
 ) -> Search:
-    """Trains with rising rates, and leaves weights, optimizer and schedule as they were.
+    """Train with rising learning rates; weights, optimizer and schedule are left as they were.
 
     Args:
         trainer: Without callbacks and without an end of its own.
         model: Takes an `optimizer`, a callable, and hands it to `configure_optimizers`.
         datamodule: Its data.
-        min_lr: The optimizer's rate in the first step.
+        min_lr: The optimizer's learning rate in the first step.
         max_lr: In the last.
         num_training: How many steps.
-        mode: Whether each step multiplies the rate or adds to it.
+        mode: Whether each step multiplies the learning rate or adds to it.
         early_stop_threshold: Ends the search when the loss is so many times its lowest.
 
     Raises:
@@ -102,63 +143,45 @@ def search(
         raise UserError("lr_find runs on one machine: --trainer.num_nodes=1")
     if not hasattr(model, "optimizer"):
         raise UserError(f"lr_find: {type(model).__name__} takes no `optimizer`, whose lr to search")
-    # The folder is that of the checkpoint that the weights come back from.
-    with TemporaryDirectory() as folder, rates_in_proportion(model) as built:
-        trainer._default_root_dir = folder  # type: ignore[attr-defined]
-        found: Any = Tuner(trainer).lr_find(
-            model,
-            datamodule=datamodule,
-            min_lr=min_lr,
-            max_lr=max_lr,
-            num_training=num_training,
-            mode=mode,
-            early_stop_threshold=early_stop_threshold,
-            update_attr=False,
-        )
-    lrs, losses = (np.array(found.results[name]) for name in ("lr", "loss"))
-    # Lightning takes n values for n + 1 when it corrects the mean's start, and so halves the first.
-    n = np.arange(len(losses)) + 1
-    losses *= (1 - SMOOTHING ** (n + 1)) / (1 - SMOOTHING**n)
-    return Search(lrs, losses, type(built[0]).__name__)
+    space = np.geomspace if mode == "exponential" else np.linspace
+    lrs = space(min_lr, max_lr, num_training)
+    recorder = LossRecorder(num_training, early_stop_threshold)
+    with rising(model, lrs, recorder):
+        trainer.fit(model, datamodule=datamodule)
+    losses = np.array(recorder.losses)
+    return Search(lrs[: len(losses)], losses, type(trainer.optimizers[0]).__name__)
 
 
 @contextmanager
-def rates_in_proportion(model: LightningModule) -> Iterator[list[Optimizer]]:
-    """Meanwhile, the rates of a module's groups keep their ratios; the optimizers it has built."""
+def rising(model: LightningModule, lrs: np.ndarray, recorder: LossRecorder) -> Iterator[None]:
+    """Have a module configure its optimizer for these learning rates while the block runs.
+
+    For an optimizer with a learning rate of 1, that of each group is its ratio to the others.
+    """
     given: Any = model.optimizer
     configure = model.configure_optimizers
-    built: list[Optimizer] = []
 
     def configured() -> Any:
         result: Any = configure()
-        built.append(result["optimizer"] if isinstance(result, dict) else result)
-        keep_ratios(built[-1])
-        return result
+        optimizer = result["optimizer"] if isinstance(result, dict) else result
+        trainer = model.trainer
+        trainer.callbacks[:] = [recorder]  # type: ignore[attr-defined]  # the schedule's own goes
+        trainer.num_sanity_val_steps = 0
+        schedule = LambdaLR(optimizer, lambda step: float(lrs[min(step, len(lrs) - 1)]))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    # With a base rate of 1, the rate of every group is its ratio to it.
     unit: Any = partial(given or AdamW, lr=1.0)
     model.optimizer = unit
     model.configure_optimizers = configured  # type: ignore[method-assign]
     try:
-        yield built
+        yield
     finally:
         model.optimizer = given
         model.configure_optimizers = configure  # type: ignore[method-assign]
 
 
-def keep_ratios(optimizer: Optimizer) -> None:
-    """Has every step multiply the rates it is given, the same for all groups, by those of now."""
-    ratios = [group["lr"] for group in optimizer.param_groups]
-
-    def scale(optimizer: Optimizer, *_: Any) -> None:
-        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-            group["lr"] *= ratio
-
-    optimizer.register_step_pre_hook(scale)
-
-
 def picture(found: Search) -> Figure:
-    """The loss over the rate, the suggestion marked."""
+    """Draw the loss over the learning rate, the suggestion marked."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     lr, loss = found.lrs[found.best], found.losses[found.best]
@@ -176,7 +199,7 @@ def picture(found: Search) -> Figure:
 
 
 def report(found: Search, output: Path) -> None:
-    """Writes the picture, and prints the suggestion as an option of the command line."""
+    """Write the figure, and print the suggestion as an option of the command line."""
     figure, lr = picture(found), found.lrs[found.best]
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=120)

@@ -1,4 +1,4 @@
-"""Writes what a classifier predicted: a CSV file, and a sheet of the pictures."""
+"""Predictions of a classifier as a CSV file and as a sheet of the images."""
 
 import csv
 import sys
@@ -14,24 +14,25 @@ from torchvision.transforms.v2 import functional as F
 from anneal.errors import UserError
 from anneal.image_grid import plot_image_grid
 from anneal.runs.folder import next_free_path
+from anneal.system import atomic_write
 from anneal.vision.decode import decode
 from anneal.vision.files import ImageFiles
 
-SHOWN = 48  # pictures on a sheet
+SHOWN = 48  # images on a sheet
 COLUMNS = 8
 
-# The most likely classes of a sample, the first one first: (name, probability).
+# The most likely classes of a sample in their order: (name, probability).
 Top = list[tuple[str, float]]
 
 
 def check_predicts(model: LightningModule, trainer: Trainer) -> None:
-    """Raises UserError if there is nothing that `save_predictions` could write."""
+    """Raise UserError if there is nothing that `save_predictions` could write."""
     if trainer.world_size > 1:
         raise UserError("predict runs in one process: --trainer.devices=1")
     if not hasattr(model, "class_names"):
         raise UserError(
-            f"predict writes the probabilities of classes, and {type(model).__name__} is "
-            "no Classifier: call its predict_step from Python"
+            f"predict writes the probabilities of classes, and {type(model).__name__} "
+            "has no class_names: call its predict_step from Python"
         )
 
 
@@ -41,48 +42,49 @@ def save_predictions(
     model: LightningModule,
     datamodule: LightningDataModule,
 ) -> None:
-    """Writes `predictions.csv` and, of pictures in files, `predictions.png`; says where.
+    """Write `predictions.csv` and, for images in files, `predictions.png`; print their paths.
 
     Args:
         folder: Where to write.
         batches: Probabilities, (batch, classes) each.
-        model: A `Classifier`.
-        datamodule: What the samples came from; it knows which pictures couldn't be read.
+        model: Its `class_names` and `top_k` say what is written.
+        datamodule: The source of the samples; it knows which images couldn't be read.
 
     Raises:
-        UserError: No picture can be read.
+        UserError: No image can be read.
     """
     tops = most_likely(batches, model.top_k, model.class_names)  # type: ignore[arg-type]
     pictures: ImageFiles | None = getattr(datamodule, "predicted", None)
-    left_out: dict[str, str] = datamodule.left_out if pictures else {}  # type: ignore[attr-defined]
+    skipped: dict[str, str] = datamodule.skipped if pictures else {}  # type: ignore[attr-defined]
     if not tops:
-        raise UserError(f"no picture can be read: {next(iter(left_out.items()), '')}")
+        raise UserError(f"no picture can be read: {next(iter(skipped.items()), '')}")
     folder.mkdir(parents=True, exist_ok=True)  # of a checkpoint that lies in no run
     path = next_free_path(folder / "predictions.csv")
     if pictures is None:
         write_predictions(path, tops)
     else:
-        numbers = [i for i in range(len(pictures)) if pictures.path(i) not in left_out]
+        numbers = [i for i in range(len(pictures)) if pictures.path(i) not in skipped]
         write_predictions(path, tops, [pictures.path(i) for i in numbers])
         images = (decode(pictures.read(i)) for i in numbers)
         sheet = next_free_path(path.with_suffix(".png"))
-        draw_predictions(images, tops, len(tops)).savefig(sheet, dpi=120)
+        with atomic_write(sheet) as part:
+            draw_predictions(images, tops, len(tops)).savefig(part, dpi=120, format="png")
         print(sheet)
     print(path)
-    if left_out:
-        print(f"left out, as they can't be read: {len(left_out)}", file=sys.stderr)
-        for broken, reason in left_out.items():
+    if skipped:
+        print(f"left out, as they can't be read: {len(skipped)}", file=sys.stderr)
+        for broken, reason in skipped.items():
             print(f"  {broken}: {reason}", file=sys.stderr)
 
 
 def most_likely(
     batches: Iterable[Tensor], k: int, class_names: Sequence[str] | None = None
 ) -> list[Top]:
-    """The `k` most likely classes of every sample.
+    """Return the `k` most likely classes of every sample.
 
     Args:
         batches: Probabilities, (batch, classes) each.
-        k: How many, if there are so many classes.
+        k: The number, or fewer if there are fewer classes.
         class_names: Names; None: the classes' numbers.
     """
     tops: list[Top] = []
@@ -95,14 +97,14 @@ def most_likely(
 
 
 def write_predictions(path: Path, tops: Sequence[Top], paths: Sequence[str] | None = None) -> None:
-    """A CSV file with a line for every sample: its path or index, and its most likely classes.
+    """Write a CSV file with a line for each sample: path or index, and its most likely classes.
 
     Args:
         path: File to write.
-        tops: As `most_likely` gives them.
-        paths: Of the samples' files; None: their indices are written.
+        tops: As `most_likely` returns them.
+        paths: The samples' files; None: their indices are written.
     """
-    with path.open("w", newline="") as file:
+    with atomic_write(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         ranks = range(1, len(tops[0]) + 1)
         header = [name for r in ranks for name in (f"class_{r}", f"probability_{r}")]
@@ -112,12 +114,12 @@ def write_predictions(path: Path, tops: Sequence[Top], paths: Sequence[str] | No
 
 
 def draw_predictions(images: Iterable[Tensor], tops: Sequence[Top], total: int) -> Figure:
-    """The first pictures under their most likely class.
+    """Draw the first images under their most likely class.
 
     Args:
         images: (3, H, W) uint8 of any size.
-        tops: As `most_likely` gives them.
-        total: How many were predicted.
+        tops: As `most_likely` returns them.
+        total: The number of predictions.
     """
     pictures = []
     for image, top in zip(islice(images, SHOWN), tops, strict=False):

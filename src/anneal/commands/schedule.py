@@ -1,6 +1,5 @@
-"""The learning rate of a run ahead of it: the run's own schedule, stepped without its data."""
+"""The learning rate of a run before it starts: its own schedule, stepped without its data."""
 
-import csv
 import itertools
 import math
 import warnings
@@ -11,16 +10,15 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.trainer.connectors.data_connector import _process_dataloader
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.data import sized_len
 from numpy.typing import NDArray
 
 from anneal.data.sampler import EpochSampler
 from anneal.errors import UserError
+from anneal.lightning_internals import attach_data, batches_of_a_process
 from anneal.optim.callback import ScheduleCallback
 from anneal.optim.run_schedule import RunSchedule
+from anneal.runs import metrics
 
 HOW_LONG = (
     "say how long an epoch is: --samples=N of the training data (ImageNet has 1281167), or "
@@ -30,17 +28,16 @@ HOW_LONG = (
 
 @dataclass
 class Preview:
-    """What a schedule is going to do.
+    """The course of a schedule.
 
     Args:
-        lrs: The rate that each optimizer step of each parameter group is taken with,
-            (steps, groups).
-        momentum: The same of the first group's momentum (beta1 in Adam), (steps,).
-        groups: Names of the groups; one of them alone has none.
+        lrs: The learning rate of each optimizer step and parameter group, (steps, groups).
+        momentum: The first group's momentum (beta1 in Adam) in each step, (steps,).
+        groups: Names of the groups; a single group has none.
         steps_per_epoch: Optimizer steps in an epoch.
         warmup: Steps of the warmup.
-        length: Of epoch and run, and where it comes from, for people.
-        notes: What else they should know.
+        length: A sentence with the lengths of epoch and run, and their source.
+        notes: Other sentences for the reader.
     """
 
     lrs: NDArray[np.float64]
@@ -60,13 +57,13 @@ def preview(
     samples: int | None = None,
     metric_from: str | None = None,
 ) -> Preview:
-    """Steps the schedule of a run from its first step to its last.
+    """Step the schedule of a run from its first step to its last.
 
-    Everything is the run's own, but for the training batches, of which there is the number only.
+    Everything is the run's own but for the training batches, which are only counted.
 
     Args:
         trainer: As the run has it.
-        model: Hands its optimizer and schedule to `anneal.optim.configure.configure_optimizers`.
+        model: Hands its optimizer and schedule to `anneal.configure_optimizers`.
         datamodule: The run's data; neither prepared nor read.
         steps_per_epoch: Optimizer steps in an epoch; None: they follow from the data.
         samples: Training samples; None: as many as the data module has.
@@ -76,7 +73,7 @@ def preview(
         UserError: The length of an epoch is not known, or the run would be refused too.
     """
     trainer.strategy.connect(model)
-    trainer._data_connector.attach_data(model, datamodule=datamodule)
+    attach_data(trainer, model, datamodule)
     batches, origin = count_batches(trainer, datamodule, steps_per_epoch, samples)
     _replace_batches(trainer, datamodule, model, batches, final=steps_per_epoch is not None)
     model.setup("fit")
@@ -85,13 +82,13 @@ def preview(
     configured: Any = model.configure_optimizers()
     try:
         schedule: RunSchedule = configured["lr_scheduler"]["scheduler"]
-        conductor = next(c for c in trainer.callbacks if isinstance(c, ScheduleCallback))  # type: ignore[attr-defined]
+        callback = next(c for c in trainer.callbacks if isinstance(c, ScheduleCallback))  # type: ignore[attr-defined]
     except (TypeError, KeyError, StopIteration) as e:
         raise UserError(
             f"{type(model).__name__} does not hand its optimizer and schedule to "
-            "anneal.optim.configure.configure_optimizers: there is nothing to preview"
+            "anneal.configure_optimizers: there is nothing to preview"
         ) from e
-    conductor.on_train_start(trainer, model)
+    callback.on_train_start(trainer, model)
     if schedule.total_steps is None:
         raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
     values: list[float] = []
@@ -119,7 +116,7 @@ def count_batches(
     steps_per_epoch: int | None = None,
     samples: int | None = None,
 ) -> tuple[int | None, str]:
-    """Batches of one process in an epoch (None: without an end), and where the number is from."""
+    """Return one process's batches in an epoch (None: endless) and the source of the number."""
     for name, number in (("steps_per_epoch", steps_per_epoch), ("samples", samples)):
         if number is not None and number < 1:
             raise UserError(f"--{name}={number}: must be at least 1")
@@ -144,9 +141,7 @@ def count_batches(
     except Exception as e:  # whatever it needs that is not here
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"{reason}; to preview the schedule without the data, {HOW_LONG}") from e
-    # Lightning may share out the samples of a loader among the processes.
-    where = trainer, TrainerFn.FITTING, RunningStage.TRAINING
-    lengths = [sized_len(_process_dataloader(*where, loader)) for loader in loaders]
+    lengths = [batches_of_a_process(trainer, loader) for loader in loaders]
     longest = None if None in lengths else max(n for n in lengths if n is not None)
     return longest, f"from the batches of {name}"
 
@@ -158,19 +153,19 @@ def _replace_batches(
     batches: int | None,
     final: bool,
 ) -> None:
-    """Has the trainer count batches with nothing in them instead of reading any."""
+    """Have the trainer count batches with nothing in them instead of reading any."""
     blank: Iterable[int] = itertools.repeat(0) if batches is None else range(batches)
     datamodule.train_dataloader = lambda: blank  # type: ignore[method-assign]
     if final:
         trainer.limit_train_batches = 1.0
     if getattr(datamodule, "class_names", ()) is None:
-        # How many classes there are makes no difference to the rate, and a network needs some.
+        # The number of classes makes no difference to the learning rate, but a network needs one.
         count = getattr(model, "num_classes", None) or 2
         datamodule.class_names = [str(i) for i in range(count)]  # type: ignore[attr-defined]
 
 
 def validations(trainer: Trainer, schedule: RunSchedule) -> list[int]:
-    """After how many optimizer steps the run validates, in their order.
+    """Return after how many optimizer steps the run validates, in their order.
 
     As Lightning's training loop decides it: every `val_check_interval` of the batches of an epoch,
     in every `check_val_every_n_epoch`-th one, or of all batches if that is None.
@@ -195,15 +190,15 @@ def validations(trainer: Trainer, schedule: RunSchedule) -> list[int]:
 def step(
     schedule: RunSchedule, validated: Iterable[int] = (), values: Iterable[float] = ()
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps a schedule that has begun to its end.
+    """Step a schedule that has begun to its end.
 
     Args:
         schedule: The schedule, of a run with an end.
         validated: After how many steps a plateau looks at a value, rising.
-        values: What it sees.
+        values: The values that it sees.
 
     Returns:
-        Rates (steps, groups) and momentum (steps,).
+        Learning rates (steps, groups) and momentum (steps,).
     """
     groups, total = schedule.optimizer.param_groups, schedule.total_steps
     assert total is not None
@@ -212,7 +207,7 @@ def step(
     def in_force() -> Iterator[list[float]]:
         for steps in range(total):
             while looks and looks[-1][0] <= steps:
-                schedule.observe(looks.pop()[1])
+                schedule.step_metric(looks.pop()[1])
             yield [*(group["lr"] for group in groups), momentum_of(groups[0])]
             schedule.step()
 
@@ -224,22 +219,20 @@ def step(
 
 
 def momentum_of(group: dict[str, Any]) -> float:
-    """Momentum of a parameter group, beta1 in Adam; 0 if it has neither."""
+    """Return the momentum of a parameter group, beta1 in Adam; 0 if it has neither."""
     return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
 
 
 def read_metric(path: Path, metric: str) -> list[float]:
-    """The values of a metric in their order, from a run's folder or a CSV file.
+    """Return the values of a metric in their order, from a run's folder or a CSV file.
 
     Raises:
         UserError: It is not there.
     """
     file = path / "metrics.csv" if path.is_dir() else path
     try:
-        with file.open(newline="") as f:
-            rows = csv.DictReader(f)
-            columns = rows.fieldnames or []
-            values = [float(row[metric]) for row in rows if row.get(metric)]
+        table = metrics.read(file, complete=not path.is_dir())
+        values = table.values(metric)
     except OSError as e:
         raise UserError(f"--metric_from: {file}: {e.strerror}") from e
     except ValueError as e:
@@ -247,7 +240,7 @@ def read_metric(path: Path, metric: str) -> list[float]:
     if not values:
         raise UserError(
             f"--metric_from: {file} has no values of {metric} (schedule.monitor); its columns are "
-            f"{', '.join(columns) or 'missing'}"
+            f"{', '.join(table.columns) or 'missing'}"
         )
     return values
 

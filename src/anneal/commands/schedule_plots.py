@@ -1,4 +1,4 @@
-"""Previews as a person sees them: a table of changes, a plot in the terminal, a picture."""
+"""Previews of schedules as a table of changes, a plot in the terminal and a figure."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,16 +11,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from anneal.commands.schedule import Preview
+from anneal.runs.drops import drops
+from anneal.text_table import text_table
 
-ROWS = 16  # of a table; what is between is left out
-FEW = 8  # changes, whose rates are written into the picture
+ROWS = 16  # of a table; those in its middle are left out
+FEW = 8  # changes, whose learning rates are written into the figure
 POINTS = 400  # of a curve in the terminal
 COLOURS = ("bright_blue", "bright_red", "bright_green", "bright_magenta", "bright_yellow")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Change(NamedTuple):
-    """A place in a schedule that has a name.
+    """A named place in a schedule.
 
     Attributes:
         name: first, warmup ends, peak, low, drop, rise or last.
@@ -32,16 +34,14 @@ class Change(NamedTuple):
 
 
 def changes(preview: Preview) -> list[Change]:
-    """Where the first group's rate jumps or turns, in the order of the steps.
+    """Return where the first group's learning rate jumps or turns, in the order of the steps.
 
-    A drop or a rise lies between two stretches of one rate each; a peak or a low is where a slope
-    turns.
+    A drop or a rise lies between two constant stretches; at a peak or a low a slope turns.
     """
-    lr = preview.lrs[:, 0]
-    relative = np.round(lr / (lr.max() or 1), 9)  # what is less is rounding
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(relative)) + 1])
+    lr = relative_lr(preview)
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(lr)) + 1])
     held = np.diff([*starts, len(lr)]) > 1
-    slopes = np.sign(np.diff(relative[starts]))
+    slopes = np.sign(np.diff(lr[starts]))
     found = {0: "first"}
     if 0 < preview.warmup < len(lr):
         found[preview.warmup] = "warmup ends"
@@ -53,9 +53,15 @@ def changes(preview: Preview) -> list[Change]:
     return [Change(found[step], step) for step in sorted(found)]
 
 
+def relative_lr(preview: Preview) -> NDArray[np.float64]:
+    """Return the first group's learning rate over its highest, (steps,), rounding errors gone."""
+    lr = preview.lrs[:, 0]
+    return (lr / (float(lr.max()) or 1.0)).round(9)
+
+
 def rates(preview: Preview) -> dict[str, NDArray[np.float64]]:
-    """The curves that differ, (steps,) each: `lr`, or `lr body` and so on."""
-    names: dict[int, list[str]] = {}  # of the groups that go with each one's rates
+    """Return the curves that differ, (steps,) each: `lr`, or `lr body` and so on."""
+    names: dict[int, list[str]] = {}  # of the groups whose learning rates are equal
     for i, name in enumerate(preview.groups):
         like = (j for j in names if np.array_equal(preview.lrs[:, i], preview.lrs[:, j]))
         names.setdefault(next(like, i), []).append(name)
@@ -65,12 +71,12 @@ def rates(preview: Preview) -> dict[str, NDArray[np.float64]]:
 
 
 def cycles_momentum(preview: Preview) -> bool:
-    """Whether the momentum changes."""
+    """Return whether the momentum changes."""
     return bool(np.ptp(preview.momentum) > 0)
 
 
 def table(preview: Preview) -> str:
-    """The changes, a line each: step, epoch, rates and, if it changes, momentum."""
+    """Return a line for each change: step, epoch, learning rates and, if it changes, momentum."""
     columns = rates(preview)
     if cycles_momentum(preview):
         columns["momentum"] = preview.momentum
@@ -81,20 +87,11 @@ def table(preview: Preview) -> str:
     if len(lines) - 1 > ROWS:
         cut = slice(ROWS - 4, -4)
         lines[cut] = [[f"… {len(lines[cut])} more", *[""] * (len(lines[0]) - 1)]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
-            ]
-        ).rstrip()
-        for line in lines
-    )
+    return text_table(lines, left=1)
 
 
 def terminal(previews: Mapping[str, Preview]) -> str:
-    """The rates over epochs in characters, several told apart by letters and by colour."""
+    """Draw learning rates over epochs in characters, several with letters and colours."""
     is_log, (low, high) = scale(previews)
     figure = plotille.Figure()
     figure.width = 100 if shutil.get_terminal_size().columns > 120 else 50  # a tick every 10
@@ -121,7 +118,7 @@ def terminal(previews: Mapping[str, Preview]) -> str:
 
 
 def picture(previews: Mapping[str, Preview]) -> Figure:
-    """The rates over epochs and over steps, and the momentum if any of them changes it."""
+    """Draw learning rates over epochs and over steps, and the momentum if it changes."""
     lengths = {p.steps_per_epoch for p in previews.values()}
     panels = [("learning rate", "epochs")]
     if len(lengths) > 1:
@@ -161,25 +158,26 @@ def picture(previews: Mapping[str, Preview]) -> Figure:
 
 
 def scale(previews: Mapping[str, Preview]) -> tuple[bool, tuple[float, float]]:
-    """Whether the axis of rates is logarithmic, as ladders need it, and its limits."""
+    """Return whether the axis of learning rates is logarithmic, as for stairs, and its limits."""
     high = max(p.lrs.max() for p in previews.values()) or 1.0
-    stairs = [p.lrs[drops].min() for p in previews.values() if 0 < len(drops := _drops(p)) <= ROWS]
+    stairs = [p.lrs[at].min() for p in previews.values() if 0 < len(at := _stairs(p)) <= ROWS]
     if not stairs or min(stairs) <= 0:
         return False, (0.0, high * 1.08)
     return True, (min(stairs) / 2, high * 2)
 
 
-def _drops(preview: Preview) -> list[int]:
-    """The first steps on the stairs of a rate that only falls after its warmup."""
-    after = [c for c in changes(preview) if c.step > preview.warmup and c.name != "last"]
-    down = all(c.name == "drop" for c in after)
-    return [c.step for c in after] if down else []
+def _stairs(preview: Preview) -> list[int]:
+    """Return the first step after each drop, if nothing but drops follows the warmup."""
+    lr = relative_lr(preview)[preview.warmup :]
+    found = drops(lr, np.arange(len(lr)) / preview.steps_per_epoch)
+    only = len(found) == np.count_nonzero(np.diff(lr))
+    return [preview.warmup + step for step in found] if only else []
 
 
 def _curves(
     previews: Mapping[str, Preview], momentum: bool = False
 ) -> Iterator[tuple[str, Preview, NDArray[np.float64]]]:
-    """Label, preview and values of each curve."""
+    """Yield label, preview and values of each curve."""
     for name, preview in previews.items():
         if momentum:
             curves = {"": preview.momentum} if cycles_momentum(preview) else {}
@@ -190,7 +188,7 @@ def _curves(
 
 
 def show(previews: Mapping[str, Preview], output: Path) -> None:
-    """Prints notes, changes and the plot, and writes the picture."""
+    """Print notes, changes and the plot, and write the figure."""
     for name, preview in previews.items():
         print("\n".join(["", f"{name}: {preview.length}", *preview.notes, table(preview), ""]))
     print(terminal(previews))

@@ -1,4 +1,4 @@
-"""Large files of an S3 bucket, read through a bounded cache on disk that many processes share.
+"""Bounded cache on disk of an S3 bucket's large files, shared by many processes.
 
 A process holds the files it reads by locks (flock) that the kernel drops with the process, however
 that ends: what is held stays, what is not makes room for others, and nothing is left to mend.
@@ -29,7 +29,7 @@ REASONS = {
 
 
 class BucketError(UserError):
-    """What a bucket, its server or the network did not let us do.
+    """Refusal of a bucket, its server or the network.
 
     Args:
         message: For people.
@@ -63,13 +63,13 @@ class Bucket:
         return self.__dict__ | {"_client": None}
 
     def get(self, name: str) -> bytes:
-        """All of a small file."""
+        """Return the content of a small file."""
         with self._client_for(name) as (client, where):
             body: bytes = client.get_object(**where)["Body"].read()
             return body
 
     def download(self, name: str, file: BinaryIO) -> None:
-        """Writes a file of the bucket into an open one."""
+        """Write a file of the bucket into an open one."""
         from boto3.s3.transfer import TransferConfig
 
         one = TransferConfig(use_threads=False, multipart_threshold=1 << 40)
@@ -78,7 +78,7 @@ class Bucket:
 
     @contextmanager
     def _client_for(self, name: str) -> Iterator[tuple[Any, dict[str, str]]]:
-        """A client of this process, as one that came by a fork is not to be used."""
+        """Give a client of this process: one that came by a fork must not be used."""
         import boto3
         from boto3.exceptions import Boto3Error
         from botocore.config import Config
@@ -102,8 +102,8 @@ class Cached:
 
     Args:
         bucket: Where they come from.
-        folder: Where they lie, somewhere in `home`.
-        home: All of the cache, to which the bound applies; several buckets may share it.
+        folder: Their folder, somewhere in `home`.
+        home: The whole cache, which the bound applies to; several buckets may share it.
         max_bytes: That bound. The files that processes hold may exceed it.
     """
 
@@ -118,7 +118,7 @@ class Cached:
         return self.__dict__ | {"_ahead": None}
 
     def hold(self, name: str, size: int) -> BinaryIO:
-        """The file, fetched if it is not there; it stays on disk until this handle is closed."""
+        """Return the file, fetched if need be; it stays on disk until this handle is closed."""
         path = self.folder / name
         while True:
             try:
@@ -135,7 +135,7 @@ class Cached:
             file.close()
 
     def fetch_ahead(self, files: list[tuple[str, int]]) -> None:
-        """Fetches these files behind the back of the caller, if there is room for them."""
+        """Fetch these files in the background, if there is room for them."""
         if self._ahead and self._ahead[0] == os.getpid() and self._ahead[1].is_alive():
             return
         if missing := [f for f in files if not (self.folder / f[0]).exists()]:
@@ -149,7 +149,7 @@ class Cached:
                 self._fetch(name, size, ahead=True)
 
     def _fetch(self, name: str, size: int, ahead: bool = False) -> None:
-        """Whole or not at all. `ahead`: not if that means to wait, or to exceed the bound."""
+        """Fetch a file, whole or not at all. `ahead`: without waiting or exceeding the bound."""
         path, part = self.folder / name, self.folder / f"{name}.part"
         with _locked(self.folder / f"{name}.lock", wait=not ahead) as mine:
             if not mine or path.exists() or (file := self._reserve(part, size, ahead)) is None:
@@ -167,7 +167,7 @@ class Cached:
                 part.unlink(missing_ok=True)
 
     def _reserve(self, part: Path, size: int, ahead: bool) -> BinaryIO | None:
-        """A new file that is held and counts as full already; removes others that nobody holds."""
+        """Return a new file, held and of full size; remove others that nobody holds for it."""
         with _locked(self.home / "lock"):
             part.unlink(missing_ok=True)
             found = []
@@ -191,7 +191,7 @@ class Cached:
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether we are the only one in here, by a file for nothing else."""
+    """Give whether this process is the only one in here, by a file for nothing else."""
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -206,7 +206,7 @@ def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def _remove(path: Path) -> bool:
-    """Whether a file could be removed: not if anybody holds it."""
+    """Remove a file unless anybody holds it, and return whether it is gone."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

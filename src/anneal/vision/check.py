@@ -1,10 +1,9 @@
-"""python -m anneal.vision.check FOLDER: reads every picture and lists what is broken or odd.
+"""Read every image of a folder, and list what is broken or odd.
 
-Of a folder to train on it says also what training would refuse: its layout, its classes.
+Of a folder to train on, also say what training would refuse: its layout, its classes.
 """
 
 import argparse
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ LONG = 8  # times as long as wide
 
 
 def look(pictures: ImageFiles, index: int) -> tuple[str, str]:
-    """(`broken`, reason), (`odd`, what is) or two empty strings for one picture."""
+    """Return (`broken`, reason), (`odd`, reason) or two empty strings for one image."""
     try:
         data = pictures.read(index)
         image = decode(data)
@@ -53,14 +52,14 @@ def look(pictures: ImageFiles, index: int) -> tuple[str, str]:
 
 
 def endings_of(image_format: str) -> set[str]:
-    """Endings of file names that a format goes by."""
+    """Return the endings of file names of a format."""
     return {
         ending for ending, name in Image.registered_extensions().items() if name == image_format
     }
 
 
 def check(pictures: ImageFiles) -> Iterator[tuple[str, str, str]]:
-    """(path, `broken` or `odd`, why) of every picture that is not as most are."""
+    """Yield (path, `broken` or `odd`, reason) of every image that is not as most are."""
     indices = iter(range(len(pictures)))
     with (
         ThreadPoolExecutor() as pool,  # decoding leaves Python's lock alone
@@ -76,12 +75,12 @@ def check(pictures: ImageFiles) -> Iterator[tuple[str, str, str]]:
 
 @command
 def main(args: list[str] | None = None) -> int:
-    """Prints a line for each picture; the status is not 0 if any is broken or training refuses."""
-    parser = argparse.ArgumentParser(prog="python -m anneal.vision.check", description=__doc__)
+    """Print a line for each; the status is 1 if any is broken, 2 if training would refuse them."""
+    parser = argparse.ArgumentParser(prog="python train.py check", description=__doc__)
     parser.add_argument("folder", help="a folder (with its subfolders), a file or a pattern")
     folder = parser.parse_args(args).folder
     pictures = ImageFiles.find(folder)
-    warnings.simplefilter("ignore")  # all there is to say of a picture stands in its line
+    warnings.simplefilter("ignore")  # all there is to say of an image stands in its line
     counts: Counter[str] = Counter()
     for path, kind, why in check(pictures):
         counts[kind] += 1
@@ -90,7 +89,3 @@ def main(args: list[str] | None = None) -> int:
     if (base_of(root := Path(folder)) / "train").is_dir():
         scan(root)
     return 1 if counts["broken"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,6 @@
-"""Folders of pictures, ImageNet's among them, decoded by worker processes."""
+"""Folders of images, ImageNet's among them, decoded by worker processes."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from anneal.data.in_memory import check_split_size
+from anneal.data.sampler import EpochSampler
 from anneal.data.seeding import derive_seed, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
@@ -21,17 +21,17 @@ from anneal.system import cores
 from anneal.vision.files import ImageFiles, ImageSource, missing
 from anneal.vision.index import ImageFolder
 from anneal.vision.loader import DecodedDataset, ImageLoader, UnreadableImage
-from anneal.vision.transforms import MixUpCutMix, TrainTransform, ValTransform
+from anneal.vision.transforms import MixUpCutMix, TrainTransform, Transform, ValTransform
 
 
 @dataclass
 class ProgressiveResizing:
-    """Smaller training pictures in the first epochs, which cost less (Howard 2018, DAWNBench).
+    """Smaller training images in the first epochs, which cost less (Howard 2018, DAWNBench).
 
     Args:
-        start_size: Side of the first epochs' pictures, in pixels.
-        start_epoch: The size grows in a line from this epoch on,
-        end_epoch: and has reached `train_size` in this one.
+        start_size: Side of the first epochs' images, in pixels.
+        start_epoch: The epoch from which on the size grows linearly.
+        end_epoch: The epoch in which it has reached `train_size`.
         multiple: Sizes are rounded to multiples of this.
     """
 
@@ -45,7 +45,7 @@ class ProgressiveResizing:
             raise UserError("data.progressive: end_epoch must come after start_epoch")
 
     def size(self, train_size: int, epoch: int) -> int:
-        """Side of the pictures of an epoch."""
+        """Return the side of the images of an epoch."""
         if epoch < self.start_epoch:
             return self.start_size
         if epoch >= self.end_epoch:
@@ -65,27 +65,27 @@ class ImageFolderDataModule(LightningDataModule):
     Args:
         root: Folder with `train` and `val` (and `test`, for the test after a training) and a folder
             for each class in these, or ImageNet's archives as they unpack, or shards made by
-            `python -m anneal.vision.shards`, also as s3://bucket/prefix.
-        batch_size: Pictures in a batch of one process.
+            `python train.py shards`, also as s3://bucket/prefix.
+        batch_size: Images in a batch of one process.
         num_workers: Processes that decode, for each training process; 0: the training process
             itself; None: one for each core that there is for it, at most 16.
-        train_size: Side of training pictures, in pixels.
-        progressive: Smaller pictures in the first epochs.
-        val_resize: Short side that pictures are resized to for validation, test and prediction.
+        train_size: Side of training images, in pixels.
+        progressive: Smaller images in the first epochs.
+        val_resize: Short side that images are resized to for validation, test and prediction.
         val_size: Side of the square that is cut from the centre of these.
-        scale: Least and greatest part of a picture's area that is cut out for training.
-        interpolation: How pictures are resized.
-        antialias: Whether they are smoothed where they shrink, as Pillow does.
+        scale: Least and greatest part of an image's area that is cut out for training.
+        interpolation: How images are resized.
+        antialias: Whether they are smoothed where they shrink, as in Pillow.
         flip: Probability of a mirror image in training.
-        augment: A transform of torchvision.transforms.v2 for training pictures, uint8, such as
+        augment: A transform of torchvision.transforms.v2 for training images, uint8, such as
             TrivialAugmentWide or RandAugment.
-        erasing: Probability that a rectangle of a training picture is erased.
+        erasing: Probability that a rectangle of a training image is erased.
         mixup: alpha of MixUp in training, 0: none.
         cutmix: alpha of CutMix in training, 0: none. With both, either is drawn for each batch.
-        repeats: How often each picture comes in an epoch of unchanged length (repeated
+        repeats: How often each image comes in an epoch of unchanged length (repeated
             augmentation, Hoffer et al. 2020, arXiv 1901.09335).
-        broken: Whether a picture that can't be read ends the run or is left out.
-        max_broken: How many may be left out.
+        broken: Whether an image that can't be read ends the run or is skipped.
+        max_broken: How many may be skipped.
         cache_dir: Where the list of files, and shards from a bucket, are kept for the next run;
             None: ~/.cache/anneal.
         predict_path: What to predict: a file, a folder or a pattern such as 'photos/*.jpg'.
@@ -115,17 +115,9 @@ class ImageFolderDataModule(LightningDataModule):
         predict_path: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers or 0, 0),
-            ("train_size", train_size, 8),
-            ("val_size", val_size, 8),
-            ("mixup", mixup, 0),
-            ("cutmix", cutmix, 0),
-            ("repeats", repeats, 1),
-        ):
-            if value < least:
-                raise UserError(f"data.{name}={value}: must be at least {least}")
+        at_least(1, batch_size=batch_size, repeats=repeats)
+        at_least(8, train_size=train_size, val_size=val_size)
+        at_least(0, num_workers=num_workers or 0, mixup=mixup, cutmix=cutmix)
         self.root = root
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -138,33 +130,33 @@ class ImageFolderDataModule(LightningDataModule):
         self.max_broken = max_broken
         self.cache_dir = cache_dir
         self.predict_path = predict_path
-        self.train_transform = TrainTransform(
+        self._train_transform = TrainTransform(
             scale, interpolation, antialias, flip, augment, erasing
         )
         self.image_shape = (3, val_size, val_size)
-        self.image_about = (
+        self.input_description = (
             f"RGB, the short side resized to {val_resize} ({interpolation}, "
             f"antialias={str(antialias).lower()}), then the centre of {val_size}x{val_size}"
         )
         self.val_transform = ValTransform(val_resize, val_size, interpolation, antialias)
         self.class_names: list[str] | None = None
         self.splits: dict[str, Any] = {}
-        self.left_out: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
         self.mix: MixUpCutMix | None = None
 
     def prepare_data(self) -> None:
-        """Makes the list of files; Lightning calls this in one process of each machine."""
+        """Make the list of files; Lightning calls this in one process of each machine."""
         if self.predict_path:
             return
-        splits = self._find_splits()
+        splits = self.find_splits()
         if self.trainer and self.trainer.state.fn == "test" and "test" not in splits:
             raise UserError(f"data.root: {self.root} has no folder test: use validate")
 
     def setup(self, stage: str | None = None) -> None:
-        """Finds the pictures, once."""
+        """Find the images, once."""
         if self.splits or (stage == "predict" and self.predict_path):
             return
-        self.splits = self._find_splits()
+        self.splits = self.find_splits()
         names = self.splits["train"].class_names
         self.class_names = names
         for split, pictures in self.splits.items():
@@ -176,16 +168,23 @@ class ImageFolderDataModule(LightningDataModule):
 
     @property
     def has_test(self) -> bool:
-        """Whether there are test pictures, apart from those for validation."""
+        """Whether there are test images, apart from those for validation."""
         return "test" in self.splits
 
+    def train_transform(self) -> Transform:
+        """Return what makes a training image: a function of (3, H, W) uint8 and a size in pixels.
+
+        A subclass may return another one. Its random numbers are torch's.
+        """
+        return self._train_transform
+
     def train_dataloader(self) -> ImageLoader:
-        """The training pictures, in an order of its own for each epoch."""
+        """Return the training images, in an order of its own for each epoch."""
         fixed = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
         pictures = self.splits["train"]
         return self._batches(
             pictures,
-            self.train_transform,
+            self.train_transform(),
             "train",
             seed=None if fixed else global_seed(),
             position=partial(resume_position, self.trainer),
@@ -194,15 +193,15 @@ class ImageFolderDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> ImageLoader:
-        """The validation pictures, in the order of their names."""
+        """Return the validation images, in the order of their names."""
         return self._batches(self.splits["val"], self.val_transform, "val")
 
     def test_dataloader(self) -> ImageLoader:
-        """The test pictures, if `has_test`."""
+        """Return the test images, if `has_test`."""
         return self._batches(self.splits["test"], self.val_transform, "test")
 
     def predict_dataloader(self) -> ImageLoader:
-        """The pictures of `predict_path`, or the validation pictures."""
+        """Return the images of `predict_path`, or the validation images."""
         if self.predict_path:
             self.predicted: ImageSource = ImageFiles.find(self.predict_path)
         else:
@@ -212,7 +211,7 @@ class ImageFolderDataModule(LightningDataModule):
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
-        """Mixes a training batch, on the device."""
+        """Mix a training batch, on the device."""
         if self.mix is None or self.trainer is None or not self.trainer.training:
             return batch
         with torch.random.fork_rng(devices=[]):
@@ -221,12 +220,13 @@ class ImageFolderDataModule(LightningDataModule):
             return self.mix(*batch)
 
     def size_of(self, epoch: int) -> int:
-        """Side of the training pictures of an epoch."""
+        """Return the side of the training images of an epoch."""
         if self.progressive is None:
             return self.train_size
         return self.progressive.size(self.train_size, epoch)
 
-    def _find_splits(self) -> dict[str, Any]:
+    def find_splits(self) -> dict[str, Any]:
+        """Return an `ImageSource` for each split, by name; a subclass may find them elsewhere."""
         if self.root.startswith("s3://") or list(Path(self.root).glob("train/index.json")):
             from anneal.vision.streaming import ImageShards
 
@@ -236,7 +236,7 @@ class ImageFolderDataModule(LightningDataModule):
     def _batches(
         self,
         pictures: ImageSource,
-        transform: Callable[[Tensor, int], Tensor],
+        transform: Transform,
         split: str,
         skip: bool = False,
         **share: Any,
@@ -247,35 +247,41 @@ class ImageFolderDataModule(LightningDataModule):
         check_split_size(self.root, split, len(pictures), self.batch_size, world)
         return ImageLoader(
             DecodedDataset(pictures, transform, self.size_of, global_seed()),
-            self.batch_size,
+            EpochSampler(len(pictures), self.batch_size, **share),
             workers(world) if self.num_workers is None else self.num_workers,
             give_way=bool(self.trainer and self.trainer.strategy.root_device.type == "cpu"),
-            on_broken=partial(self._on_broken, skip=skip),
-            **share,
+            on_unreadable=partial(self._on_unreadable, skip=skip),
         )
 
-    def _on_broken(self, picture: UnreadableImage, skip: bool) -> None:
-        """Ends the run or counts, as `broken` says."""
+    def _on_unreadable(self, image: UnreadableImage, skip: bool) -> None:
+        """End the run or count, as `broken` says."""
         if not (skip or self.broken == "skip"):
             raise UserError(
-                f"{picture.path} can't be read: {picture.reason}. Mend or remove it, or leave out "
-                "such pictures with --data.broken=skip; python -m anneal.vision.check "
-                f"{self.root} lists them all",
+                f"{image.path} can't be read: {image.reason}. Mend or remove it, or leave out "
+                f"such pictures with --data.broken=skip; python train.py check {self.root} "
+                "lists them all",
                 status=1,
             )
-        if picture.path in self.left_out:
+        if image.path in self.skipped:
             return
-        self.left_out[picture.path] = picture.reason
-        n = len(self.left_out)
+        self.skipped[image.path] = image.reason
+        n = len(self.skipped)
         if skip:
             return
-        rank_zero_warn(f"left out, {n} so far: {picture.path}: {picture.reason}")
+        rank_zero_warn(f"left out, {n} so far: {image.path}: {image.reason}")
         if n > self.max_broken:
             raise UserError(
                 f"{n} pictures can't be read, more than data.max_broken={self.max_broken}", status=1
             )
 
 
+def at_least(least: int, **values: float) -> None:
+    """Raise UserError for a value below `least`."""
+    for name, value in values.items():
+        if value < least:
+            raise UserError(f"data.{name}={value}: must be at least {least}")
+
+
 def workers(processes: int) -> int:
-    """Worker processes for one of several training processes on this machine."""
+    """Return the worker processes for one of several training processes on this machine."""
     return min(16, math.ceil(cores() / processes))

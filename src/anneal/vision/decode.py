@@ -1,4 +1,4 @@
-"""From an encoded picture of any kind to RGB, by one rule for training, validation, prediction."""
+"""Decoding of images of any kind to RGB, the same for training, validation and prediction."""
 
 import warnings
 from contextlib import suppress
@@ -19,18 +19,18 @@ APPLICATION = {bytes([marker]) for marker in (*range(0xE0, 0xF0), 0xFE)}  # and 
 
 
 class UnreadableImageError(Exception):
-    """Why a picture can't be read."""
+    """Reason why an image can't be read."""
 
 
 def decode(data: bytes) -> Tensor:
-    """An RGB image, (3, H, W) uint8, its channels last in memory.
+    """Return an RGB image, (3, H, W) uint8, its channels last in memory.
 
     Grey is repeated, CMYK and palettes are converted, alpha is dropped, 16 bits are scaled to 8,
     and EXIF's rotation is applied. A plain JPEG takes simplejpeg's way, which gives the same pixels
     as Pillow's in half the time.
 
     Raises:
-        UnreadableImageError: It is cut, no picture, or larger than MAX_PIXELS.
+        UnreadableImageError: It is cut, no image, or larger than MAX_PIXELS.
     """
     is_jpeg = data.startswith(b"\xff\xd8")
     if is_jpeg and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
@@ -46,7 +46,7 @@ def decode(data: bytes) -> Tensor:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Any picture that Pillow reads, in RGB."""
+    """Return any image that Pillow reads, in RGB."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bombs are refused below, odd EXIF does not matter
@@ -68,7 +68,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _has_exif(data: bytes) -> bool:
-    """Whether a JPEG has EXIF among the segments it begins with."""
+    """Return whether a JPEG has EXIF among the segments it begins with."""
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] in APPLICATION:
         if data.startswith(EXIF, at + 4):

@@ -1,11 +1,10 @@
-"""Encoded pictures with their labels, wherever they lie, and single files to predict."""
+"""Encoded images with their labels, and single files to predict."""
 
 import glob
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,47 +18,63 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".
 MAX_BYTES = 1 << 30
 
 
-class ImageSource(Protocol):
-    """What the data module needs of a split: a folder, a list of files, shards in a bucket.
+class ImageSource:
+    """One split: encoded images and their labels.
 
-    Attributes:
-        class_names: One for each label.
+    Paths lie in two arrays, so that any number of processes share them.
+
+    Args:
+        prefix: The beginning of every path.
+        names: What follows it, all of them one after the other, UTF-8.
+        ends: Where each of them ends in `names`, (N,) int64.
         labels: (N,) int64.
+        class_names: One for each label.
     """
 
-    class_names: list[str]
-    labels: np.ndarray
+    def __init__(
+        self,
+        prefix: str,
+        names: np.ndarray,
+        ends: np.ndarray,
+        labels: np.ndarray,
+        class_names: list[str],
+    ) -> None:
+        self.prefix = prefix
+        self.names = names
+        self.ends = ends
+        self.labels = labels
+        self.class_names = class_names
 
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes:
-        """The encoded picture; raises UnreadableImageError if it can't be read."""
-        ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def path(self, index: int) -> str:
-        """How a person finds it."""
-        ...
+        """Return where an image lies, for people."""
+        start = self.ends[index - 1] if index else 0
+        return self.prefix + os.fsdecode(self.names[start : self.ends[index]].tobytes())
+
+    def read(self, index: int) -> bytes:
+        """Return an encoded image; raises UnreadableImageError if it can't be read."""
+        return read_file(self.path(index))
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """A permutation of 0..N-1 to train in."""
-        ...
+        """Return a permutation of 0..N-1 to train in."""
+        return torch.randperm(len(self), generator=generator)
 
 
-class ImageFiles:
-    """Pictures in files of their own, which have no labels: their labels are their numbers.
+class ImageFiles(ImageSource):
+    """Images in files of their own, without classes: their labels are their numbers.
 
     Args:
         files: The files.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.files = list(files)
-        self.class_names: list[str] = []
-        self.labels = np.arange(len(self.files))
+        super().__init__("", *pack(map(str, files)), np.arange(len(files)), [])
 
     @classmethod
     def find(cls, where: str) -> "ImageFiles":
-        """All pictures that a file, a folder (with its subfolders) or a glob pattern means.
+        """Return all images that a file, a folder (with its subfolders) or a glob pattern names.
 
         Raises:
             UserError: There are none.
@@ -79,32 +94,27 @@ class ImageFiles:
             rank_zero_info(f"{where}: {others} files are no pictures by their ending, skipped")
         return cls(pictures)
 
-    def __len__(self) -> int:
-        return len(self.files)
 
-    def read(self, index: int) -> bytes:
-        return read_file(self.files[index])
-
-    def path(self, index: int) -> str:
-        return str(self.files[index])
-
-    def order(self, generator: torch.Generator) -> Tensor:
-        return torch.randperm(len(self), generator=generator)
+def pack(paths: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return paths one after the other, and where each of them ends."""
+    encoded = [os.fsencode(path) for path in paths]
+    ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+    return np.frombuffer(b"".join(encoded), np.uint8), ends
 
 
 def missing(labels: np.ndarray, class_names: list[str]) -> list[str]:
-    """The classes that have no picture."""
+    """Return the classes that have no image."""
     counts = np.bincount(labels, minlength=len(class_names))
     return [name for name, n in zip(class_names, counts, strict=True) if not n]
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is one by the ending of its name, and not hidden."""
+    """Return whether a file is an image by the ending of its name, and not hidden."""
     return not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
 
 
 def read_file(path: Path | str) -> bytes:
-    """All of a file; raises UnreadableImageError if it can't be read."""
+    """Return the content of a file; raises UnreadableImageError if it can't be read."""
     try:
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):  # a pipe is read for ever

@@ -1,4 +1,4 @@
-"""A folder of pictures as an index in arrays, which is made once and kept on disk."""
+"""Index of a folder of images: arrays that are made once and kept on disk."""
 
 import json
 import os
@@ -8,49 +8,34 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from anneal.system import cache_folder, key_of
 from anneal.vision import layouts
-from anneal.vision.files import read_file
+from anneal.vision.files import ImageSource
 
 ARRAYS = ("names", "ends", "labels")
 
 
-class ImageFolder:
-    """One split. Its index is three arrays, so that any number of processes share it.
+class ImageFolder(ImageSource):
+    """One split of a folder.
 
     Args:
         folder: Folder of the split.
-        class_names: One for each label.
-        names: Paths in the folder, UTF-8, one after the other.
-        ends: (N,) int64, where each path ends in `names`.
-        labels: (N,) int64.
+        *arrays: The other arguments of `ImageSource`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        class_names: list[str],
-        names: np.ndarray,
-        ends: np.ndarray,
-        labels: np.ndarray,
-    ) -> None:
+    def __init__(self, folder: Path, *arrays: Any) -> None:
+        super().__init__(f"{folder}{os.sep}", *arrays)
         self.folder = folder
-        self.class_names = class_names
-        self.names = names
-        self.ends = ends
-        self.labels = labels
 
     @classmethod
     def splits(cls, root: Path, cache_dir: Path | None = None) -> dict[str, "ImageFolder"]:
-        """`train`, `val` and, if there is one, `test` of a folder.
+        """Return `train`, `val` and, if there is one, `test` of a folder.
 
         Args:
             root: In one of the layouts of `anneal.vision.layouts`.
-            cache_dir: Where the index is kept for the next time; None: ~/.cache/anneal. It is made
-                anew when any folder below `root` has changed.
+            cache_dir: Where the index is kept for the next run; None: ~/.cache/anneal. It is made
+                again when any folder below `root` has changed.
 
         Raises:
             UserError: The folder is in no such layout, or its parts disagree.
@@ -62,24 +47,9 @@ class ImageFolder:
             _store(cache, index)
         names = layouts.class_names(root, index["classes"])
         return {
-            split: cls(base / split, names, *(index[f"{split}_{a}"] for a in ARRAYS))
+            split: cls(base / split, *(index[f"{split}_{a}"] for a in ARRAYS), names)
             for split in index["splits"]
         }
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> bytes:
-        return read_file(self.path(index))
-
-    def path(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return os.path.join(
-            self.folder, os.fsdecode(self.names[start : self.ends[index]].tobytes())
-        )
-
-    def order(self, generator: torch.Generator) -> Tensor:
-        return torch.randperm(len(self), generator=generator)
 
 
 # ---- the index on disk: a folder of arrays that are mapped into memory, not read
@@ -90,7 +60,7 @@ def _cache_of(base: Path, cache_dir: Path | None) -> Path:
 
 
 def _load(cache: Path) -> dict[str, Any] | None:
-    """The stored index, if the folders it was made from have not changed."""
+    """Return the stored index, if the folders it was made from have not changed."""
     try:
         index = json.loads((cache / "index.json").read_text())
         if any(layouts.stamp(Path(p)) != stamp for p, stamp in index["sources"].items()):
@@ -106,7 +76,7 @@ def _load(cache: Path) -> dict[str, Any] | None:
 
 
 def _store(cache: Path, index: dict[str, Any]) -> None:
-    """Whole or not at all; where nothing can be written, the next run makes it again."""
+    """Store the index as a whole; where nothing can be written, the next run makes it again."""
     about = {k: index[k] for k in ("classes", "sources", "splits")}
     base = Path(next(iter(index["sources"]))).parent
     about |= {"base": str(base), "has_test": (base / "test").is_dir()}

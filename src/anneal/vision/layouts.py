@@ -1,4 +1,4 @@
-"""The layouts that folders of pictures come in, ImageNet's among them, read into one index.
+"""Layouts of folders of images, ImageNet's among them, read into one index.
 
     ROOT/train/CLASS/...  ROOT/val/CLASS/...  (ROOT/test/CLASS/...)     class folders
     ROOT/train/CLASS/...  ROOT/val/*.JPEG     and one of                ImageNet's own archives
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from anneal.errors import UserError
-from anneal.vision.files import is_picture, missing
+from anneal.vision.files import is_picture, missing, pack
 
 KAGGLE = Path("ILSVRC/Data/CLS-LOC")
 SOLUTION = "LOC_val_solution.csv"
@@ -31,12 +31,12 @@ WANTED = "wanted: {root}/train/CLASS/picture.jpg and {root}/val/CLASS/picture.jp
 
 
 def base_of(root: Path) -> Path:
-    """The folder that `train` and `val` lie in."""
+    """Return the folder that `train` and `val` lie in."""
     return root / KAGGLE if (root / KAGGLE / "train").is_dir() else root
 
 
 def scan(root: Path) -> dict[str, Any]:
-    """The index of all splits, and which folders and files it was made from.
+    """Return the index of all splits, and the folders and files it was made from.
 
     Raises:
         UserError: The folder is in none of the layouts, or its parts disagree.
@@ -69,9 +69,7 @@ def scan(root: Path) -> dict[str, Any]:
                 "folder or fill it"
             )
         index["splits"].append(split)
-        encoded = [os.fsencode(p) for p in paths]
-        index[f"{split}_names"] = np.frombuffer(b"".join(encoded), np.uint8)
-        index[f"{split}_ends"] = np.cumsum([len(p) for p in encoded], dtype=np.int64)
+        index[f"{split}_names"], index[f"{split}_ends"] = pack(paths)
         index[f"{split}_labels"] = labels
     return index
 
@@ -97,7 +95,7 @@ def _by_class_folders(
 def _flat(
     root: Path, folder: Path, classes: list[str], sources: dict[str, int]
 ) -> tuple[np.ndarray, list[str]]:
-    """A folder of pictures whose classes stand in a file."""
+    """Read a folder of images whose classes are listed in a file."""
     sources[str(folder)] = stamp(folder)
     paths = sorted(e.name for e in _visible(folder) if is_picture(e.name))
     file, truth = _ground_truth(root, folder, paths)
@@ -115,7 +113,7 @@ def _flat(
 
 
 def _ground_truth(root: Path, folder: Path, paths: list[str]) -> tuple[Path, dict[str, str]]:
-    """The file that says the classes, and the class folder for each name without its ending."""
+    """Return the file that lists the classes, and the class folder by name without ending."""
     for place in (root, folder, folder.parent, root / DEVKIT):
         if (file := place / SOLUTION).is_file():
             with _reading(file), file.open(newline="") as f:
@@ -140,7 +138,7 @@ def _ground_truth(root: Path, folder: Path, paths: list[str]) -> tuple[Path, dic
 
 
 def _devkit_numbers(meta: Path) -> dict[int, str]:
-    """Class folders by ILSVRC2012_ID."""
+    """Return class folders by ILSVRC2012_ID."""
     from scipy.io import loadmat
 
     try:
@@ -152,7 +150,7 @@ def _devkit_numbers(meta: Path) -> dict[int, str]:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Says which list it is that can't be understood."""
+    """Name the list that can't be understood."""
     try:
         yield
     except (OSError, ValueError, LookupError, csv.Error) as e:
@@ -160,7 +158,7 @@ def _reading(file: Path) -> Iterator[None]:
 
 
 def _walk(folder: Path, prefix: str, sources: dict[str, int]) -> Iterator[str]:
-    """Pictures of a class folder and its subfolders, as paths below the split's folder."""
+    """Yield the images of a class folder and its subfolders, as paths below the split's folder."""
     sources[str(folder)] = stamp(folder)
     for entry in _visible(folder):
         if entry.is_dir():
@@ -178,7 +176,7 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def class_names(root: Path, classes: list[str]) -> list[str]:
-    """`n01440764 tench` where a file gives the words, else the folder's name."""
+    """Return names such as `n01440764 tench` where a file has the words, else the folders'."""
     if not (root / NAMES).is_file():
         return classes
     with _reading(root / NAMES):
@@ -188,5 +186,5 @@ def class_names(root: Path, classes: list[str]) -> list[str]:
 
 
 def stamp(path: Path) -> int:
-    """Changes when a file is written, or when an entry of a folder comes, goes or is renamed."""
+    """Return what changes when a file is written, or an entry of a folder comes, goes or moves."""
     return path.stat().st_mtime_ns

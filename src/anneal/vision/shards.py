@@ -1,14 +1,13 @@
-"""Makes LitData shards of a folder of pictures, for a data set past one machine's disk.
+"""Conversion of a folder of images into LitData shards, for data past one machine's disk.
 
-    python -m anneal.vision.shards FOLDER OUT [--short_side=256] [--quality=90] [--num_workers=N]
+    python train.py shards FOLDER OUT [--short_side=256] [--quality=90] [--num_workers=N]
 
-makes OUT/train and OUT/val of a folder of pictures: LitData's index.json and chunks, and
-pictures.npz with what is to be known of all pictures without reading them. They are trained on with
---data.root=OUT or, after `aws s3 sync OUT s3://BUCKET/PREFIX`, --data.root=s3://BUCKET/PREFIX.
+makes OUT/train and OUT/val: LitData's index.json and chunks, and pictures.npz with the labels and
+paths of all images. Train on them with --data.root=OUT or, after `aws s3 sync OUT
+s3://BUCKET/PREFIX`, with --data.root=s3://BUCKET/PREFIX.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from io import BytesIO
@@ -25,6 +24,7 @@ from anneal.data.seeding import make_generator
 from anneal.errors import UserError, command
 from anneal.system import cores
 from anneal.vision.decode import UnreadableImageError, decode
+from anneal.vision.files import pack
 from anneal.vision.index import ImageFolder
 from anneal.vision.streaming import TABLE, need_litdata
 
@@ -32,12 +32,12 @@ CHUNK = 64 << 20  # bytes, LitData's own default
 
 
 class Encoded(Dataset[tuple[int, bytes | None, str]]):
-    """Pictures as they are to be stored.
+    """Images in the form that is stored.
 
     Args:
-        pictures: Where they come from.
-        short_side: Larger ones are scaled down to this, in pixels; None: none is.
-        quality: Of the JPEG that is then made; with neither, a file stays as it is.
+        pictures: Their source.
+        short_side: Side in pixels that larger ones are scaled down to; None: none is.
+        quality: Quality of the JPEG that is then made; with neither, a file stays as it is.
     """
 
     def __init__(self, pictures: ImageFolder, short_side: int | None, quality: int | None) -> None:
@@ -49,7 +49,7 @@ class Encoded(Dataset[tuple[int, bytes | None, str]]):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[int, bytes | None, str]:
-        """The index, the bytes and an empty string, or None and what is wrong."""
+        """Return the index, the bytes and an empty string, or None and the reason."""
         try:
             data = self.pictures.read(index)
             pixels = decode(data)
@@ -69,7 +69,7 @@ class Encoded(Dataset[tuple[int, bytes | None, str]]):
 def convert(
     encoded: Encoded, out: Path, order: list[int], num_workers: int
 ) -> Iterator[tuple[str, str]]:
-    """Writes the shards of one split, and yields path and reason of each broken picture."""
+    """Write the shards of one split, and yield path and reason of each broken image."""
     from litdata.streaming import Cache
 
     pictures = encoded.pictures
@@ -87,14 +87,9 @@ def convert(
         raise UserError(f"{pictures.folder}: no picture can be read")
     writer.done()
     writer.merge()
-    names = [os.fsencode(os.path.relpath(pictures.path(i), pictures.folder)) for i in stored]
-    np.savez_compressed(
-        out / TABLE,
-        class_names=np.array(pictures.class_names),
-        labels=pictures.labels[stored],
-        names=np.frombuffer(b"".join(names), np.uint8),
-        ends=np.cumsum([len(name) for name in names], dtype=np.int64),
-    )
+    names, ends = pack(pictures.path(i).removeprefix(pictures.prefix) for i in stored)
+    class_names, labels = np.array(pictures.class_names), pictures.labels[stored]
+    np.savez_compressed(out / TABLE, class_names=class_names, labels=labels, names=names, ends=ends)
 
 
 def _as_is(sample: Any) -> Any:
@@ -102,7 +97,7 @@ def _as_is(sample: Any) -> Any:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts all splits; the number of broken pictures."""
+    """Convert all splits, and return the number of broken images."""
     need_litdata()
     if str(args.out).startswith("s3:"):
         raise UserError(f"OUT={args.out}: a folder; aws s3 sync FOLDER {args.out} brings it there")
@@ -139,10 +134,10 @@ def run(args: argparse.Namespace) -> int:
 
 @command
 def main(args: list[str] | None = None) -> int:
-    """The status is 1 if a picture was broken; all others are in OUT then."""
+    """Run the command; the status is 1 if an image was broken, and all others are in OUT then."""
     parser = argparse.ArgumentParser(
-        prog="python -m anneal.vision.shards",
-        description="Makes LitData shards of a folder of pictures.",
+        prog="python train.py shards",
+        description="Make LitData shards of a folder of images.",
     )
     parser.add_argument("folder", help="with train/CLASS/... and val/CLASS/..., or ImageNet's own")
     parser.add_argument("out", help="a new folder")
@@ -154,7 +149,3 @@ def main(args: list[str] | None = None) -> int:
         return 1 if run(options) else 0
     except OSError as e:
         raise UserError(f"{e.filename or options.out}: {e.strerror or e}", status=1) from e
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Pictures in LitData's shards, in a folder or, past one machine's disk, in an S3 bucket."""
+"""Images in LitData's shards, in a folder or, past one machine's disk, in an S3 bucket."""
 
 import hashlib
 import json
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from anneal.errors import UserError
-from anneal.system import cache_folder
+from anneal.system import atomic_write, cache_folder
 from anneal.vision.bucket import Bucket, BucketError, Cached
+from anneal.vision.files import ImageSource
 
 SPLITS = ("train", "val", "test")
 WINDOW = 16  # chunks among which an epoch is shuffled
@@ -28,11 +29,11 @@ INDEX, TABLE = "index.json", "pictures.npz"
 os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")
 
 
-class ImageShards:
+class ImageShards(ImageSource):
     """One split of shards.
 
     From a bucket, chunks come whole into a cache on disk, which the processes of a machine share.
-    LitData's own cache serves reading in order: by index it fetches every picture on its own, or
+    LitData's own cache serves reading in order: by index it fetches every image on its own, or
     reads a whole chunk for each, and a killed process leaves chunks in it that nothing removes.
 
     Args:
@@ -52,10 +53,8 @@ class ImageShards:
         try:
             chunks = json.loads(index)["chunks"]
             with np.load(BytesIO(table)) as arrays:
-                self.class_names: list[str] = arrays["class_names"].tolist()
-                self.labels: np.ndarray = arrays["labels"]
-                self.names: np.ndarray = arrays["names"]
-                self.ends: np.ndarray = arrays["ends"]
+                names, ends, labels = (arrays[name] for name in ("names", "ends", "labels"))
+                super().__init__(f"{url}#", names, ends, labels, arrays["class_names"].tolist())
         except (ValueError, KeyError, BadZipFile) as e:
             raise UserError(f"{url}: its {INDEX} or {TABLE} is damaged: convert again") from e
         self.files = [(str(c["filename"]), int(c["chunk_bytes"])) for c in chunks]
@@ -74,10 +73,10 @@ class ImageShards:
         max_cache_gb: float = 100.0,
         storage_options: dict[str, Any] | None = None,
     ) -> dict[str, "ImageShards"]:
-        """`train`, `val` and, if there is one, `test`.
+        """Return `train`, `val` and, if there is one, `test`.
 
         Args:
-            root: What `anneal.vision.shards` made: a folder or s3://bucket/prefix.
+            root: What `python train.py shards` made: a folder or s3://bucket/prefix.
             cache_dir: Where chunks of a bucket are kept; None: ~/.cache/anneal.
             max_cache_gb: How many GB (10^9 bytes) of them, of all data sets together. A disk that
                 holds less holds less of them.
@@ -107,7 +106,7 @@ class ImageShards:
                 if missing:
                     raise UserError(
                         f"{root}: {split}/{INDEX} or {split}/{TABLE} is not there: no shards, or "
-                        "not all of them. python -m anneal.vision.shards FOLDER OUT makes some"
+                        "not all of them. python train.py shards FOLDER OUT makes some"
                     ) from e
                 if isinstance(e, OSError):
                     raise UserError(f"{Path(root) / split}: {e.strerror}") from e
@@ -126,9 +125,8 @@ class ImageShards:
         folder = home / key[:16]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            written = folder / f"{INDEX}.{os.getpid()}"
-            written.write_bytes(index)
-            written.replace(folder / INDEX)
+            with atomic_write(folder / INDEX, shared=True) as part:
+                part.write_bytes(index)
         except OSError as e:
             raise UserError(f"{folder}: no cache for {url} there: {e.strerror}") from e
         cache = Cached(
@@ -144,15 +142,8 @@ class ImageShards:
             )
         return pictures
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None}
-
-    def path(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return f"{self.url}#{os.fsdecode(self.names[start : self.ends[index]].tobytes())}"
 
     def read(self, index: int) -> bytes:
         if self._reader is None or self._reader.pid != os.getpid():
@@ -160,7 +151,7 @@ class ImageShards:
         return self._reader.read(int(index))
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """Chunks in random order, pictures shuffled in a window that glides over WINDOW of them."""
+        """Shuffle the chunks, and their images in a window that glides over WINDOW of them."""
         place = torch.randperm(len(self.files), generator=generator)
         self.sequence.copy_(place.argsort())
         counts = torch.from_numpy(np.diff(self.starts))
@@ -169,7 +160,7 @@ class ImageShards:
 
 
 class _Reader:
-    """What one process has open of a split."""
+    """The files of a split that one process has open."""
 
     def __init__(self, pictures: ImageShards) -> None:
         from litdata import StreamingDataset
@@ -178,7 +169,7 @@ class _Reader:
         self.pictures = pictures
         self.held: OrderedDict[int, BinaryIO | None] = OrderedDict()
         self.lock = threading.Lock()
-        # batch_decode=0: no other pictures are unpacked with the one that is asked for.
+        # batch_decode=0: no other images are unpacked with the one that is asked for.
         self.dataset = StreamingDataset(str(pictures.folder), max_pre_download=HELD, batch_decode=0)
 
     def read(self, index: int) -> bytes:
@@ -209,7 +200,7 @@ class _Reader:
 
 
 def need_litdata() -> None:
-    """Says what to install where LitData is missing."""
+    """Raise UserError with what to install if LitData is missing."""
     try:
         import litdata  # noqa: F401
     except ModuleNotFoundError as e:

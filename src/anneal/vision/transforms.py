@@ -1,4 +1,6 @@
-"""What happens to one decoded picture (in a worker) and to a batch of them (on the device)."""
+"""Transforms of one decoded image (in a worker) and of a batch (on the device)."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -7,23 +9,25 @@ from torchvision.transforms.v2 import functional as F
 
 from anneal.errors import UserError
 
-LONGEST = 4  # times the short side; more of a picture is never in its central crop
+Transform = Callable[[Tensor, int], Tensor]  # an image (3, H, W) uint8 and a size in pixels
+
+LONGEST = 4  # times the short side; more of an image is never in its central crop
 
 
 class TrainTransform:
-    """A random part of a picture, resized, flipped and augmented; torch's random numbers.
+    """Random part of an image, resized, flipped and augmented, with torch's random numbers.
 
     Args:
-        scale: Least and greatest part of the picture's area.
+        scale: Least and greatest part of the image's area.
         interpolation: How it is resized, as torchvision names it: `bilinear`, `bicubic`.
-        antialias: Whether it is smoothed where it shrinks, as Pillow does.
+        antialias: Whether it is smoothed where it shrinks, as in Pillow.
         flip: Probability of a mirror image.
         augment: Any transform of uint8 images, such as v2.TrivialAugmentWide.
         erasing: Probability that a rectangle is erased (Zhong et al. 2017, arXiv 1708.04896).
-        fill: The colour it then has, 0 to 255 for each channel.
+        fill: Its colour then, 0 to 255 for each channel.
 
     Raises:
-        UserError: No such part of an area, or no probability.
+        UserError: `scale` is no part of an area, or a probability is none.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class TrainTransform:
         self.erase = v2.RandomErasing(erasing, value=fill) if erasing else None
 
     def __call__(self, image: Tensor, size: int) -> Tensor:
-        """From (3, H, W) uint8 to (3, size, size) uint8."""
+        """Return an image (3, size, size) uint8 of one (3, H, W) uint8."""
         part = self.crop.make_params([image])
         top, left = part["top"], part["left"]
         image = image[:, top : top + part["height"], left : left + part["width"]]
@@ -61,16 +65,16 @@ class TrainTransform:
 
 
 class ValTransform:
-    """The centre of a picture, always the same.
+    """Centre of an image, always the same.
 
     Args:
-        resize: Short side that the whole picture is resized to, in pixels.
+        resize: Short side that the whole image is resized to, in pixels.
         crop: Side of the square cut from its centre.
         interpolation: As in `TrainTransform`.
         antialias: As in `TrainTransform`.
 
     Raises:
-        UserError: The square is larger than the picture.
+        UserError: The square is larger than the image.
     """
 
     def __init__(self, resize: int, crop: int, interpolation: str, antialias: bool) -> None:
@@ -82,7 +86,7 @@ class ValTransform:
         self.antialias = antialias
 
     def __call__(self, image: Tensor, size: int = 0) -> Tensor:
-        """From (3, H, W) uint8 to (3, crop, crop) uint8."""
+        """Return an image (3, crop, crop) uint8 of one (3, H, W) uint8."""
         height, width = image.shape[-2:]
         most = LONGEST * min(height, width)
         if max(height, width) > most:  # a line of pixels would be resized to gigabytes
@@ -93,7 +97,7 @@ class ValTransform:
 
 
 class MixUpCutMix:
-    """MixUp or CutMix, one of them for each batch, at random if both are asked for.
+    """MixUp or CutMix, drawn for each batch if both are asked for.
 
     Args:
         mixup: alpha of MixUp's Beta distribution (Zhang et al. 2018, arXiv 1710.09412); 0: none.
@@ -106,14 +110,14 @@ class MixUpCutMix:
         self.ways = [way(alpha=alpha, num_classes=num_classes) for way, alpha in ways if alpha]
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) as float and the shares of all classes, (N, num_classes)."""
+        """Return images (N, 3, H, W) as float and the shares of all classes, (N, num_classes)."""
         way = self.ways[int(torch.randint(len(self.ways), ()))]
         mixed, shares = way(images.float(), labels)
         return mixed, shares
 
 
 def resize(image: Tensor, size: list[int], interpolation: str, antialias: bool) -> Tensor:
-    """torchvision's resize; with the picture in one piece, channels last, it is half as long."""
+    """Resize with torchvision, in half the time: the image in one piece, channels last."""
     image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     mode = v2.InterpolationMode(interpolation)
     resized: Tensor = F.resize(image, size, interpolation=mode, antialias=antialias)
