@@ -1,63 +1,44 @@
-# make train   set up (once) and train the default recipe; ARGS="--trainer.max_epochs=3" overrides
-# make test    set up (once) and run the tests;            ARGS="-k resume" picks some
-# make figures draw the pictures of docs/optimizers.md
-# make bench   run the benchmarks and write benchmarks/README.md; ARGS="--mnist=data raw_loop" as there
-# make lint    ruff and mypy, as CI runs them
-# make docs    the site of docs/ in site/; what is wrong with a page is an error
-# make lock    write requirements.lock: the versions that are installed, with their hashes
-# make rename NAME=...  give the project a name of yours
-# make slim    leave what a project on images needs
-# LOCKED=1     set up with exactly what is in requirements.lock
+# make train    train the default recipe; ARGS="--trainer.max_epochs=3" overrides
+# make test     run the tests;            ARGS="-k resume" picks some
+# make lint     ruff, mypy and import-linter, as CI runs them
+# make setup | lock | rename | upgrade    see src/anneal/engine.mk
+# make bench | docs | figures | slim     see below
+#
+# Each installs first what it needs and has not got.
 
-PYTHON ?= python3
 ARGS ?=
-LOCKED ?=
-BIN := .venv/bin
+.DEFAULT_GOAL := setup
+include src/anneal/engine.mk
 
-.PHONY: setup train test figures bench lint docs lock rename slim
-setup: .venv/installed
-
-# Installed again only when pyproject.toml changes.
-.venv/installed: pyproject.toml
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Anneal needs Python 3.11 or newer')"
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	$(if $(LOCKED),$(BIN)/pip install --quiet --require-hashes -r requirements.lock)
-	$(BIN)/pip install --quiet $(if $(LOCKED),--no-deps) -e ".[dev]"
-	@touch $@
-
+.PHONY: train test lint
 train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
 
-test: .venv/installed
+test: .venv/installed-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-figures: .venv/installed
-	$(BIN)/python -m anneal.figures
-
-bench: .venv/installed
-	$(BIN)/python benchmarks $(ARGS)
-
-lint: .venv/installed
+lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo $(CONTRACTS) pyproject.toml
 
+# ---- The template's own, from here to the end: `make slim` removes it.
+
+.PHONY: bench docs figures slim
+# Draw the figures of docs/optimizers.md anew, by the commands that stand there.
+figures: .venv/installed
+	$(BIN)/python train.py figures
+
+# Run the benchmarks, write benchmarks/README.md; ARGS="--mnist=data raw_loop" as is said there.
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks $(ARGS)
+
+# The site of docs/ in site/; whatever is wrong with a page is an error.
 docs: .venv/installed
 	$(BIN)/python -c "import zensical, mkdocstrings" 2> /dev/null || $(BIN)/pip install --quiet -e ".[docs]"
 	$(BIN)/python scripts/site.py
 
-# For Linux and macOS, every Python from 3.11 on; torch for Linux is the index's own, built for CUDA.
-lock: .venv/installed
-	$(BIN)/pip install --quiet uv
-	$(BIN)/pip freeze --exclude-editable > .venv/tested.txt
-	$(BIN)/uv pip compile pyproject.toml --extra dev --constraint .venv/tested.txt --universal \
-	  --python-version 3.11 --generate-hashes --no-annotate --quiet \
-	  --custom-compile-command "make lock" --output-file requirements.lock
-
-rename: .venv/installed
-	$(if $(NAME),,$(error say the new name: make rename NAME=...))
-	$(BIN)/python scripts/rename.py $(NAME)
-
+# Remove the examples, the benchmarks, the engine's tests and the pages about the template.
 slim: .venv/installed
-	$(BIN)/python scripts/slim.py
+	@$(BIN)/python scripts/slim.py

@@ -28,8 +28,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anneal.cli.imports import cli
+import anneal
+from anneal.cli.entry import import_main
 from anneal.vision.check import main as check
+
+sys.path.append(str(Path(__file__).parents[1]))
+import train
+
+import_main()  # once, before all that is forked
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = (
@@ -179,7 +185,7 @@ def run(folder: Path, words: list[str]) -> tuple[int, float, int]:
             if words[0] == "check":
                 status = check(words[1:])
             else:
-                cli.main(words)
+                anneal.main(train.fit, train.PACKAGES, words)
                 status = 0
         except SystemExit as e:
             status = int(e.code or 0)

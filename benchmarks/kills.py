@@ -29,7 +29,13 @@ import torch
 from lightning.pytorch import Callback
 from PIL import Image
 
-from anneal.cli.imports import cli
+import anneal
+from anneal.cli.entry import import_main
+
+sys.path.append(str(Path(__file__).parents[1]))
+import train
+
+import_main()  # once, before all that is forked
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 DIGITS = """
@@ -143,7 +149,7 @@ def start(folder: Path, args: list[str]) -> int:
     sys.argv = [str(TRAIN), *args]
     status = 1
     try:
-        cli.main(args)
+        anneal.main(train.fit, train.PACKAGES, args)
         status = 0
     except SystemExit as e:
         status = int(e.code or 0)

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
-
-from project.models.resnet import NarrowResNet
+from training import yours
 
 NORMALIZE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -58,7 +57,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     train, val = loaders(args.root, args.size, args.batch_size)
-    net = NarrowResNet((2, 2, 2, 2), 16, small_stem=True, num_classes=len(train.dataset.classes))
+    net = yours.NarrowResNet(
+        (2, 2, 2, 2), 16, small_stem=True, num_classes=len(train.dataset.classes)
+    )
     optimizer = torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
     start = time.monotonic()

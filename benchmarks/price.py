@@ -12,12 +12,10 @@ import argparse
 
 import torch
 from torch import Tensor
-from training import ROOT, Trained, trained
+from training import ROOT, Trained, trained, yours
 from turns import Row, hand_over, lead, ratio
 
 from anneal.system import cores
-from project.data.digits import MNISTDataModule
-from project.models.digits import MNISTConvNet
 
 BASE = (f"--config={ROOT / 'configs/mnist.yaml'}", "--trainer.precision=bf16-mixed")
 WITHOUT = {
@@ -28,7 +26,7 @@ WITHOUT = {
 }
 
 
-class ChannelsFirst(MNISTConvNet):
+class ChannelsFirst(yours.MNISTConvNet):
     """The same network in torch's default layout."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -39,7 +37,7 @@ class ChannelsFirst(MNISTConvNet):
         self.net.to(memory_format=torch.contiguous_format)
 
 
-class FloatDigits(MNISTDataModule):
+class FloatDigits(yours.MNISTDataModule):
     """The same digits, kept as float32 from the start."""
 
     def setup(self, stage: str | None = None) -> None:

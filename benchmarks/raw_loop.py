@@ -26,12 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from training import trained
+from training import trained, yours
 from turns import Row, hand_over, in_turns, ratio
 
 from anneal.system import keep_freed_memory
-from project.data.digits import MNISTDataModule
-from project.models import digits as mnist
 
 BATCH, LR = 64, 0.003
 EPOCHS = {"MLP": 30, "MNISTConvNet": 4}
@@ -41,8 +39,8 @@ WAYS = ("floor", "kept", "loader", "anneal")
 def prepared(net: str) -> tuple[nn.Module, Tensor, Tensor]:
     """The network as the module runs it, normalized training images and their labels."""
     torch.manual_seed(0)
-    module = getattr(mnist, net)()
-    data = MNISTDataModule()
+    module = getattr(yours, net)()
+    data = yours.MNISTDataModule()
     data.setup()
     images, labels = data.splits["train"]
     images = ((images - module.mean) / module.std).contiguous(memory_format=torch.channels_last)
@@ -92,7 +90,7 @@ def by_command(net: str, epochs: int) -> float:
         "trainer.max_epochs": epochs,
     }
     options = [f"--{key}={value}" for key, value in words.items()]
-    samples = MNISTDataModule().train_samples
+    samples = yours.MNISTDataModule().train_samples
     per_epoch = samples / -(-samples // BATCH)
     return 1e6 * per_epoch / trained(["--config=empty.yaml", *options]).samples_per_second
 

@@ -24,10 +24,10 @@ from gpu_loop import images_per_second
 from photos_time import RECIPE
 from torch.utils.data import DataLoader
 from torchvision.models import resnet18
+from training import yours
 from turns import Row, hand_over, in_turns, ratio
 
 from anneal.vision.datamodule import ProgressiveResizing
-from project.models.resnet import ImageClassifier
 
 SIZE, CLASSES = 224, 1000
 EPOCHS = RECIPE["trainer"]["max_epochs"]
@@ -62,7 +62,7 @@ def plain(batch: int, steps: int) -> Callable[[], float]:
 
 def ours(size: int, batch: int, steps: int) -> float:
     """`ImageClassifier` by Lightning, without the first step."""
-    model = ImageClassifier("resnet18", num_classes=CLASSES)
+    model = yours.ImageClassifier("resnet18", num_classes=CLASSES)
     images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
     batches = [(images, torch.randint(CLASSES, (batch,)))] * (steps + 1)
     clock = Clock()

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 TRAIN = str(ROOT / "train.py")
+sys.path += [str(ROOT), str(ROOT / "tests/engine")]
+import yours  # noqa: E402, F401  the project's classes, whatever the package is called
 
 
 class Trained(NamedTuple):

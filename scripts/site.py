@@ -1,4 +1,4 @@
-"""Makes the site of docs/ in site/: `python scripts/site.py` or `make docs`.
+"""Make the site of docs/ in site/: `python scripts/site.py` or `make docs`.
 
 The pages are those that GitHub shows. The site has a reference besides, made from docstrings and
 type hints, and no links to files outside of docs/. Whatever is wrong with a page is an error.
@@ -35,11 +35,11 @@ def main() -> None:
 
 
 def reference() -> dict[str, list[str]]:
-    """Modules by page: one for each folder, and one for what lies beside the folders."""
+    """Return modules by page: one for each folder, and one for what lies beside the folders."""
     found: dict[str, list[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        if not parts[-1].startswith("__"):
+        if not parts[-1].startswith("__") and "clone" not in parts:  # scripts of make
             found.setdefault(".".join(parts[:-1]), []).append(".".join(parts))
     return found
 

@@ -1,52 +1,41 @@
 """The project under another name."""
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from clones import ROOT, commit, git, lint, make_clone, python
 from helpers import SMALL
+from yours import PACKAGE
 
-ROOT = Path(__file__).parents[2]
-HERE = next(ROOT.glob("src/*/cli.py")).parent
-ME = ["-c", "user.name=me", "-c", "user.email=me@localhost"]
-
-
-def git(folder: Path, *args: str) -> str:
-    command = ["git", "-C", str(folder), *ME, *args]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+RENAME = "src/anneal/clone/rename.py"
+# train.py without this checkout's own packages, among which is one of the old name.
+ALONE = """
+import os, runpy, sys
+here = os.path.join(os.getcwd(), "src")
+sys.path = [path for path in sys.path if not path.endswith(os.sep + "src") or path == here]
+runpy.run_path("train.py", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """The files in git as they are now, committed in a repository of their own."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in git(ROOT, "ls-files", "-co", "--exclude-standard", "-z").split("\0"):
-        if name and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    git(folder, "init", "-q")
-    git(folder, "add", "-A")
-    git(folder, "commit", "-qm", "All")
-    return folder
+    return make_clone(tmp_path_factory.mktemp("clone"))
 
 
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"PYTHONPATH": str(folder / "src")}
-    return subprocess.run(
-        [sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True
-    )
-
-
-def words(folder: Path, name: str) -> list[str]:
-    """The files, their names included, that have a word."""
-    files = [n for n in git(folder, "ls-files", "-z").split("\0") if n and n != "LICENSE"]
-    pattern = re.compile(rf"\b{name}\b", re.IGNORECASE)
+def naming(folder: Path, name: str) -> list[str]:
+    """The files that name a package: in an import, a path or a dotted name."""
+    pattern = re.compile(rf"src/{name}\b|\b{name}\.(models|data)\b|^(from|import) {name}\b", re.M)
+    files = [n for n in git(folder, "ls-files", "-z").split("\0") if n and n != "CHANGELOG.md"]
     texts = {n: (folder / n).read_text(errors="ignore") for n in files}
     return [n for n, text in texts.items() if pattern.search(text) or pattern.search(n)]
+
+
+def test_the_engine_and_its_tests_do_not_know_the_projects_name():
+    files = git(ROOT, "ls-files", "-co", "--exclude-standard", "src/anneal", "tests/engine").split()
+    texts = {n: (ROOT / n).read_text() for n in files if (ROOT / n).is_file()}
+    named = re.compile(rf"\b(from|import) {PACKAGE}\b|src/{PACKAGE}\b|{PACKAGE}\.(models|data)\b")
+    assert [n for n, text in texts.items() if named.search(text)] == []
 
 
 @pytest.mark.parametrize(
@@ -57,12 +46,17 @@ def words(folder: Path, name: str) -> list[str]:
         ("MyProject", "a package's name has small letters"),
         ("json", "there is a module of that name"),
         ("torch", "there is a module of that name"),
-        ("optimizer", "uses the word for something else"),
-        (HERE.name, "is its name already"),
+        ("anneal", "there is a module of that name"),
+        ("examples", "there is a module of that name"),
+        ("used", "uses the word for something else"),
+        (PACKAGE, "is its name already"),
     ],
 )
 def test_a_name_that_does_not_do_is_refused_in_a_line(clone, name, reason):
-    done = run(clone, "scripts/rename.py", name)
+    (clone / "CONTRIBUTING.md").write_text("What used.models are.\n")
+    commit(clone)
+    done = python(clone, RENAME, name)
+    git(clone, "reset", "--hard", "-q", "HEAD~1")
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {name}: ")
     assert reason in done.stderr
@@ -71,19 +65,42 @@ def test_a_name_that_does_not_do_is_refused_in_a_line(clone, name, reason):
 
 
 def test_it_trains_and_passes_its_tests_under_two_names_in_turn(clone):
+    """A name of 25 letters, which is wider than any line expects, and one of 3."""
     (clone / "small.yaml").write_text(SMALL)
-    names = ["_".join(parts) for parts in (("my", "project"), ("another", "name"))]
-    done = run(clone, "scripts/rename.py", names[0])
-    assert "some changes are not committed" in done.stderr
-    old = next((clone / "src").iterdir()).name
-    for name in names:
-        done = run(clone, "scripts/rename.py", name, "--dirty")
+    assert "some changes are not committed" in python(clone, RENAME, "net").stderr
+    commit(clone, "A recipe")
+    old = PACKAGE
+    for name in ("a_name_of_25_letters_which", "net"):
+        name = name[:25]
+        done = python(clone, RENAME, name)
         assert done.returncode == 0, done.stderr
-        assert words(clone, old) == []
-        assert len(words(clone, name)) > 50
+        assert naming(clone, old) == []
+        assert len(naming(clone, name)) > 10
+        changed = git(clone, "status", "--porcelain", "-uall").splitlines()
+        assert len(changed) <= 25
+        assert not [line for line in changed if "src/anneal" in line or "tests/engine" in line]
+        lint(clone)
+        commit(clone, name)
         old = name
-    assert not run(clone, "-m", "ruff", "format", "--check", ".").returncode
-    done = run(clone, "train.py", "--config=small.yaml", "--run_name=r")
+    assert f'name = "{old}"' in (clone / "pyproject.toml").read_text()
+    done = python(clone, "train.py", "--config=small.yaml", "--run_name=r")
     assert done.returncode == 0, done.stderr
-    done = run(clone, "-m", "pytest", "-q", "tests/modules/test_mnist.py", "tests/test_optim.py")
+    tests = ["tests/project/test_digits_nets.py", "tests/engine/test_optim.py"]
+    done = python(clone, "-m", "pytest", "-q", *tests)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_run_from_before_is_resumed_and_tested(tmp_path):
+    folder = make_clone(tmp_path)
+    (folder / "small.yaml").write_text(SMALL)
+    commit(folder, "A recipe")
+    done = python(folder, "train.py", "--config=small.yaml", "--run_name=r")
+    assert done.returncode == 0, done.stderr
+    assert python(folder, RENAME, "plankton").returncode == 0
+    for words in (
+        ["fit", "--run=r", "--ckpt_path=last", "--trainer.max_epochs=3"],
+        ["test", "--run=r", "--ckpt_path=best"],
+    ):
+        done = python(folder, "-c", ALONE, *words)
+        assert done.returncode == 0, done.stderr
+    assert [path.name for path in (folder / "runs").iterdir()] == ["r"]
