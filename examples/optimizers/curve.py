@@ -1,4 +1,4 @@
-"""A polynomial fit: what overfitting is, and what weight decay does about it."""
+"""A polynomial that overfits, and what weight decay does about it."""
 
 from typing import Any
 
@@ -9,9 +9,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from anneal.errors import UserError
-from anneal.optim.configure import OptimizerCallable, Schedule, configure_optimizers
-from examples.optimizers.figure import TrainingFigure, settings
+from anneal import OptimizerCallable, Schedule, UserError, configure_optimizers
+from examples.optimizers.figure import TrainingFigure, describe
 from examples.optimizers.fits import CurveFit, draw
 from examples.optimizers.points import LIMIT
 
@@ -23,13 +22,13 @@ class Curve(LightningModule):
 
     It is a sum of Legendre polynomials, f(x) = sum of w_k sqrt(2k + 1) P_k(x / 2), which are
     orthonormal over -2 to 2. In powers of x the same polynomial is all but untrainable: there the
-    Hessian's eigenvalues differ by a factor of 1e32 at degree 38, and no descent gets past the
-    first dozen powers. Here most directions are learnt in a few hundred steps; the few that the
-    points hardly determine, and that make a fit swing between them, are the slow ones. With decay
-    they end before they start: the optimizer's `weight_decay` is the L2 penalty.
+    Hessian's eigenvalues differ by a factor of 1e32 at degree 38, and gradient descent does not get
+    past the first dozen powers. Here most directions are learnt in a few hundred steps. The slow
+    ones are the few that the points hardly determine, which let a fit swing between the points.
+    Weight decay, the L2 penalty, keeps these small from the start.
 
     Args:
-        degree: Of the polynomial, 0 to 100; it has degree + 1 weights.
+        degree: Degree of the polynomial, 0 to 100; it has degree + 1 weights.
         optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
         schedule: How the learning rate changes.
     """
@@ -50,7 +49,7 @@ class Curve(LightningModule):
         self.label = ""
 
     def forward(self, x: Tensor) -> Tensor:
-        """y of the polynomial at x, both of any one shape."""
+        """Return y of the polynomial at x, both of the same shape, which may be any."""
         k = torch.arange(self.degree + 1, device=x.device)
         scaled = x[..., None].to(self.weights.dtype) / LIMIT
         features = torch.special.legendre_polynomial_p(scaled, k) * (2 * k + 1).sqrt()
@@ -58,15 +57,15 @@ class Curve(LightningModule):
         return y
 
     def configure_callbacks(self) -> list[Callback]:
-        """The picture at the end of a training."""
-        return [TrainingFigure()]
+        """Draw the fit at the end of a training."""
+        return [TrainingFigure()] if self.trainer.state.fn == "fit" else []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer and schedule as configured."""
+        """Build optimizer and schedule as configured."""
         return configure_optimizers(self, self.optimizer, self.schedule)
 
     def on_train_start(self) -> None:
-        self.label = f"degree {self.degree}, {settings(self.trainer)}"
+        self.label = f"degree {self.degree}, {describe(self.trainer)}"
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._error(batch, "train")
@@ -88,10 +87,10 @@ class Curve(LightningModule):
 
     @torch.no_grad()
     def fit(self) -> CurveFit:
-        """The polynomial as it is now, to be drawn."""
+        """Return the polynomial as it is now, to be drawn."""
         x = torch.linspace(-LIMIT, LIMIT, 801, dtype=torch.float64)
         return CurveFit(self.label, x, self(x.to(self.device)).double().cpu())
 
     def draw(self) -> Figure:
-        """The polynomial, the curve and its points."""
+        """Draw the polynomial, the curve and its points."""
         return draw([self.fit()])

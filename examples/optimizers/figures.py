@@ -1,6 +1,6 @@
-"""Pictures of finished runs.
+"""Figures of finished runs: `python train.py figures RUN ...`.
 
-Without a run, all pictures of docs/optimizers.md, by the commands that stand there.
+Without a run, all figures of docs/optimizers.md, by the commands on that page.
 """
 
 import argparse
@@ -11,18 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from matplotlib.animation import writers
+from anneal import UserError, command, find_run, next_free_path, read_checkpoint
+from examples.optimizers import COMMANDS, fits, gallery, trajectories
+from examples.optimizers.figure import save
 
-from anneal.cli.imports import cli
-from anneal.errors import UserError, command
-from anneal.runs import folder as runs
-from examples.optimizers import fits, gallery
-from examples.optimizers import trajectories as walks
-from examples.optimizers.saving import save
-
-ROOT = Path(__file__).parents[2]
-TOUR = ROOT / "docs" / "optimizers.md"
-PACKAGES = ["examples.optimizers"]
+PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
 QUIET = [
     f"--trainer.{key}=false" for key in ("logger", "enable_progress_bar", "enable_model_summary")
 ]
@@ -30,95 +23,108 @@ QUIET = [
 
 @command
 def main(args: list[str] | None = None) -> int:
-    """Runs one command; the exit status."""
-    parser = argparse.ArgumentParser("python -m examples.optimizers.figures", description=__doc__)
+    """Run the command `figures` and return its exit status."""
+    about = f"{COMMANDS['figures'][1]}; without a run, all figures of docs/optimizers.md."
+    parser = argparse.ArgumentParser("python train.py figures", description=about)
     parser.add_argument(
         "runs",
         nargs="*",
         metavar="RUN",
-        help="folder or name of a run of a Surface or a Curve; several are drawn over each other",
+        help="folder or name of a run of a Surface or a Curve; several go into one figure",
     )
-    parser.add_argument("-o", "--output", type=Path, help="by default the first run's picture.png")
+    parser.add_argument("-o", "--output", type=Path, help="by default the first run's figure.png")
     parser.add_argument(
-        "--animate", action="store_true", help="make a film, GIF or, if OUTPUT ends so, MP4"
+        "--animate", action="store_true", help="write an animation: a GIF, or what OUTPUT ends in"
     )
     options = parser.parse_args(args)
     if options.runs:
         print(draw(options.runs, options.output, options.animate))
     else:
-        render(TOUR)
+        render(PAGE)
     return 0
 
 
 def draw(names: list[str], output: Path | None = None, animate: bool = False) -> Path:
-    """Draws finished runs, all over the same function or all fits of the curve.
+    """Draw finished runs, all of them over the same function or all of them polynomial fits.
 
     Args:
         names: Folders, or names of folders in runs/.
-        output: What to write; None: picture.png or .gif in the first run's folder.
-        animate: Whether to make a film.
+        output: The file to write; None: figure.png or .gif in the first run's folder.
+        animate: Whether to write an animation.
+
+    Returns:
+        The file that was written.
 
     Raises:
         UserError: They can't be drawn, or not together, or there is no ffmpeg for an MP4.
     """
-    folders = [runs.find_run(Path("runs"), name) for name in names]
-    path = output or runs.next_free_path(folders[0] / f"picture{'.gif' if animate else '.png'}")
+    folders = [find_run(Path("runs"), name) for name in names]
+    path = output or next_free_path(folders[0] / f"figure{'.gif' if animate else '.png'}")
     saved = [_last(folder) for folder in folders]
     path.parent.mkdir(parents=True, exist_ok=True)
     if all("fit" in one for one in saved) and not animate:
         save(fits.draw([fits.CurveFit(**one["fit"]) for one in saved]), path)
         return path
-    if not all("walk" in one for one in saved):
-        only = "only runs of a Surface make a film" if animate else "some are of a Surface or Curve"
-        raise UserError(f"{', '.join(names)} can't be drawn: {only}")
-    ways = [walks.Trajectory(**one["walk"]) for one in saved]
-    starts = {way.path.shape[1] for way in ways}
-    if len({way.function for way in ways}) > 1 or len(starts) > 1:
+    key = trajectories.CHECKPOINT_KEY
+    if not all(key in one for one in saved):
+        one = "a Surface can be animated" if animate else "one kind, Surface or Curve, can be drawn"
+        raise UserError(f"{', '.join(names)} can't be drawn: only runs of {one}")
+    done = [trajectories.Trajectory(**one[key]) for one in saved]
+    starts = {trajectory.path.shape[1] for trajectory in done}
+    if len({trajectory.function for trajectory in done}) > 1 or len(starts) > 1:
         raise UserError(f"{', '.join(names)}: not over one function from one start or one grid")
     if not animate:
-        save(walks.draw(ways), path)
+        save(trajectories.draw(done), path)
         return path
     if starts != {1}:
-        raise UserError("a film is of walks from one start: train without model.grid")
-    writer = "ffmpeg" if path.suffix == ".mp4" else "pillow"
-    if not writers.is_available(writer):
-        raise UserError(f"{path}: an MP4 needs ffmpeg, which is not there; make a .gif")
-    walks.film(ways).save(path, writer=writer, fps=12, dpi=80)
+        raise UserError("an animation starts from one point: train without model.grid")
+    _write(done, path)
     return path
 
 
+def _write(done: list[trajectories.Trajectory], path: Path) -> None:
+    from matplotlib.animation import writers
+
+    writer = "ffmpeg" if path.suffix == ".mp4" else "pillow"
+    if not writers.is_available(writer):
+        raise UserError(f"{path}: an MP4 needs ffmpeg, which is not there; make a .gif")
+    trajectories.animate(done).save(path, writer=writer, fps=12, dpi=80)
+
+
 def _last(folder: Path) -> dict[str, Any]:
-    path = folder / "checkpoints" / runs.LAST
+    path = folder / "checkpoints" / "last.ckpt"
     if not path.is_file():
-        raise UserError(f"{folder} has no checkpoints/{runs.LAST}, which holds what is drawn")
-    return runs.read_checkpoint(path)
+        raise UserError(f"{folder} has no checkpoints/last.ckpt, which holds what is drawn")
+    return read_checkpoint(path)
 
 
-def commands(tour: Path) -> list[list[str]]:
-    """The commands in a Markdown file that train and draw, as words, in their order."""
-    blocks = re.findall(r"```sh\n(.*?)```", tour.read_text(), re.DOTALL)
+def commands(page: Path) -> list[list[str]]:
+    """Return the commands of train.py in a Markdown file, as words after that name, in order."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("python ")]
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [words[2:] for words in found if words[:2] == ["python", "train.py"]]
 
 
-def render(tour: Path) -> None:
-    """Runs all commands of a Markdown file in this process, its runs in a folder for the time."""
+def render(page: Path) -> None:
+    """Run all commands of a Markdown file in this process, its runs in a temporary folder."""
     with TemporaryDirectory() as folder:
-        for words in commands(tour):
+        for words in commands(page):
             words = [re.sub("^runs/", f"{folder}/", word) for word in words]
-            if words[0] == "train.py":
-                cli.main(
-                    PACKAGES, ["fit", *words[1:], f"--trainer.default_root_dir={folder}", *QUIET]
-                )
-            elif words[:2] == ["-m", "examples.optimizers.gallery"]:
-                gallery.main(words[2:])
-            elif (
-                words[:2] == ["-m", "examples.optimizers.figures"]
-                and words[2:]
-                and (status := main(words[2:]))
-            ):
+            status = 0
+            if words[0] == "gallery":
+                status = gallery.main(words[1:])
+            elif words[0] != "figures":
+                run_training([*words, f"--trainer.default_root_dir={folder}", *QUIET])
+            elif words[1:]:  # not this command itself
+                status = main(words[1:])
+            if status:
                 sys.exit(status)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run_training(words: list[str]) -> None:
+    """Train by the words of a command line, in this process."""
+    import train
+    from anneal import main
+
+    main(train.fit, train.PACKAGES, ["fit", *words])

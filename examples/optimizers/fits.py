@@ -1,4 +1,4 @@
-"""Pictures of polynomial fits: the curve, the points to train on and to test on, the fit."""
+"""Figures of polynomial fits: the curve, its training and test points, and the fit."""
 
 from dataclasses import dataclass
 
@@ -23,14 +23,14 @@ class CurveFit:
     y: Tensor
 
     def error(self, points: tuple[Tensor, Tensor]) -> float:
-        """Mean squared error at points x, y; all of them are among those evaluated."""
+        """Return the mean squared error at points x, y, all of which are among those evaluated."""
         x, y = (t.flatten() for t in points)
         nearest = (self.x - x[:, None]).abs().argmin(1)
         return float((self.y[nearest] - y).square().mean())
 
 
 def draw(fits: list[CurveFit]) -> Figure:
-    """One panel for each fit."""
+    """Draw each fit in a panel of its own."""
     figure = Figure(figsize=(9, 3.2 * len(fits) + 0.4), layout="constrained")
     panels = figure.subplots(len(fits), 1, squeeze=False, sharex=True).flat
     for axes, fit in zip(panels, fits, strict=True):

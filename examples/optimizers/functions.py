@@ -1,6 +1,6 @@
-"""Losses of one or two numbers, which can be drawn: what an optimizer is let loose on.
+"""Surfaces: losses of one or two numbers that an optimizer minimizes and a figure shows.
 
-Each is a plain function of tensors of any one shape, x or x and y, with what a picture of it needs.
+Each is a plain function of x, or of x and y, tensors of the same shape.
 """
 
 import inspect
@@ -11,18 +11,18 @@ from pkgutil import resolve_name
 import torch
 from torch import Tensor
 
-from anneal.errors import UserError
+from anneal import UserError
 
 Loss = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Function:
-    """A loss and its surroundings.
+    """A loss, and what a figure of it shows.
 
     Args:
         loss: Takes x, or x and y, tensors of one shape, and returns the losses in that shape.
-        view: Lowest and highest value shown, of x (and of y). Empty: what a path covers.
+        view: Lowest and highest value shown, of x (and of y). Empty: what a trajectory covers.
         minima: All minima, the lowest first. Empty: not known.
     """
 
@@ -36,26 +36,31 @@ class Function:
 
     @property
     def dims(self) -> int:
-        """1 or 2, as many as the loss has arguments."""
+        """The number of arguments of the loss, 1 or 2."""
         return len(inspect.signature(self.loss).parameters)
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Losses (...) at points (..., dims)."""
+        """Return the losses (...) at points (..., dims)."""
         return self.loss(*points.unbind(-1))
 
 
 BUILT_IN: dict[str, Function] = {}
 
 
-def shown(
+def surface(
     *view: tuple[float, float], minima: tuple[tuple[float, ...], ...] = ()
 ) -> Callable[[Loss], Function]:
-    """Makes a `Function` of a loss; one's own can be decorated with it too."""
+    """Decorate a loss, a built-in one or your own, with what a figure of it shows.
+
+    Args:
+        *view: Lowest and highest value shown, of x (and of y).
+        minima: All minima, the lowest first.
+    """
     return lambda loss: Function(loss, view, minima)
 
 
 def find(name: str) -> Function:
-    """The built-in function of that name, or what is at an import path.
+    """Return the built-in function of that name, or the one at an import path.
 
     Raises:
         UserError: There is none, or it doesn't take one or two numbers.
@@ -79,13 +84,13 @@ def find(name: str) -> Function:
 # ---- of one number
 
 
-@shown((-5, 5), minima=((0,),))
+@surface((-5, 5), minima=((0,),))
 def well(x: Tensor) -> Tensor:
     """x²/2: the gradient is x, so plain descent multiplies x by 1 - lr at each step."""
     return x**2 / 2
 
 
-@shown((-3, 6), minima=((0,), (2.92245,)))
+@surface((-3, 6), minima=((0,), (2.92245,)))
 def two_wells(x: Tensor) -> Tensor:
     """sqrt(1 + x²) - 0.8 exp(-8 (x - 3)²): a wide deep well at 0, a narrow shallow one near 3.
 
@@ -98,13 +103,13 @@ def two_wells(x: Tensor) -> Tensor:
 # ---- of two numbers
 
 
-@shown((-5, 5), (-3, 3), minima=((0, 0),))
+@surface((-5, 5), (-3, 3), minima=((0, 0),))
 def quadratic(x: Tensor, y: Tensor) -> Tensor:
     """x²/2 + 10 y²/2: ill-conditioned, ten times as steep in y as in x."""
     return (x**2 + 10 * y**2) / 2
 
 
-@shown((-10, 2), (-2, 2), minima=((0, 0),))
+@surface((-10, 2), (-2, 2), minima=((0, 0),))
 def valley(x: Tensor, y: Tensor) -> Tensor:
     """x²/20 + sqrt(1 + 25 y²) - 1: a long valley between steep walls.
 
@@ -113,25 +118,25 @@ def valley(x: Tensor, y: Tensor) -> Tensor:
     return x**2 / 20 + (1 + 25 * y**2).sqrt() - 1
 
 
-@shown((-1.5, 1.5), (-1.5, 1.5), minima=((0, 0),))
+@surface((-1.5, 1.5), (-1.5, 1.5), minima=((0, 0),))
 def scales(x: Tensor, y: Tensor) -> Tensor:
     """50 x² + 0.005 y²: gradients of very different scale, 100 x and 0.01 y."""
     return 50 * x**2 + 0.005 * y**2
 
 
-@shown((-2, 2), (-3, 3), minima=((0, -2), (0, 2)))
+@surface((-2, 2), (-3, 3), minima=((0, -2), (0, 2)))
 def saddle(x: Tensor, y: Tensor) -> Tensor:
     """x²/2 - y²/2 + y⁴/16: a saddle at 0, where the gradient is 0, between two minima."""
     return x**2 / 2 - y**2 / 2 + y**4 / 16
 
 
-@shown((-2, 2), (-1, 3), minima=((1, 1),))
+@surface((-2, 2), (-1, 3), minima=((1, 1),))
 def rosenbrock(x: Tensor, y: Tensor) -> Tensor:
     """(1 - x)² + 100 (y - x²)²: a bent valley (Rosenbrock 1960, Computer Journal 3)."""
     return (1 - x) ** 2 + 100 * (y - x**2) ** 2
 
 
-@shown((-4.5, 4.5), (-4.5, 4.5), minima=((3, 0.5),))
+@surface((-4.5, 4.5), (-4.5, 4.5), minima=((3, 0.5),))
 def beale(x: Tensor, y: Tensor) -> Tensor:
     """Sum of (c - x + x yⁱ)² for c = 1.5, 2.25, 2.625 and i = 1, 2, 3: flat, with steep corners.
 
@@ -141,7 +146,7 @@ def beale(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([(c - x + x * y**i) ** 2 for c, i in terms]).sum(0)
 
 
-@shown((-3.5, 3.5), (-3.5, 3.5), minima=((0, 0),))
+@surface((-3.5, 3.5), (-3.5, 3.5), minima=((0, 0),))
 def rastrigin(x: Tensor, y: Tensor) -> Tensor:
     """20 + x² + y² - 10 cos 2πx - 10 cos 2πy: a minimum near every pair of whole numbers.
 
@@ -150,7 +155,7 @@ def rastrigin(x: Tensor, y: Tensor) -> Tensor:
     return 20 + x**2 + y**2 - 10 * torch.cos(2 * torch.pi * x) - 10 * torch.cos(2 * torch.pi * y)
 
 
-@shown(
+@surface(
     (-5, 5),
     (-5, 5),
     minima=((3, 2), (-2.805118, 3.131313), (-3.77931, -3.283186), (3.584428, -1.848127)),

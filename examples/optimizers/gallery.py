@@ -1,4 +1,4 @@
-"""The gallery: twelve optimizers on six surfaces, `python -m examples.optimizers.gallery`."""
+"""Twelve optimizers on six surfaces: `python train.py gallery`."""
 
 import argparse
 import logging
@@ -9,9 +9,11 @@ import torch
 from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
 
+from anneal import command
+from examples.optimizers import COMMANDS
+from examples.optimizers.figure import save
 from examples.optimizers.functions import find
 from examples.optimizers.points import Steps
-from examples.optimizers.saving import save
 from examples.optimizers.surface import Surface
 from examples.optimizers.trajectories import Trajectory, draw_panel
 
@@ -24,8 +26,8 @@ STARTS = {
     "rastrigin": [2.3, -2.7],
     "himmelblau": [0.0, -1.0],
 }
-# On the surfaces in the order above. Of the rates 1, 2, 5 times a power of ten up to 1 (Adagrad 2,
-# Adadelta 20), one of the best after 100 steps on a path that stays in the picture.
+# Learning rates on the surfaces in the order above: of 1, 2 and 5 times a power of ten up to 1
+# (Adagrad 2, Adadelta 20), one of the best after 100 steps whose path stays in the figure.
 RATES = {
     "SGD": (0.1, 0.5, 0.002, 0.02, 0.005, 0.01),
     "Momentum": (0.1, 0.5, 0.001, 0.002, 0.001, 0.01),
@@ -46,27 +48,27 @@ SETTINGS = {
 }
 
 
-def walk(function: str, optimizer: str, lr: float, steps: int = STEPS) -> Trajectory:
-    """Trains a surface, without logs and checkpoints."""
+def train(function: str, optimizer: str, lr: float, steps: int = STEPS) -> Trajectory:
+    """Train a surface, without logs and checkpoints, and return its trajectory."""
     settings = SETTINGS.get(optimizer, {})
     cls = getattr(torch.optim, "SGD" if settings else optimizer)
     make = partial(cls, lr=lr, **settings)
     module = Surface(function, STARTS[function], optimizer=make)
     trainer = Trainer(accelerator="cpu", max_epochs=1, barebones=True)
     trainer.fit(module, Steps(steps))
-    done = module.walk()
+    done = module.trajectory()
     return Trajectory(function, f"{optimizer} {lr:g}", done.path, done.lrs)
 
 
 def draw_gallery(function: str, steps: int = STEPS) -> Figure:
-    """All optimizers on one surface, each in a panel of its own."""
+    """Draw all optimizers on one surface, each in a panel of its own."""
     place = list(STARTS).index(function)
     figure = Figure(figsize=(10, 7.6), layout="constrained")
     figure.suptitle(
         f"{function}, {steps} steps: optimizer, lr: how far above the lowest minimum at the end"
     )
     for axes, (optimizer, rates) in zip(figure.subplots(3, 4).flat, RATES.items(), strict=True):
-        done = walk(function, optimizer, rates[place], steps)
+        done = train(function, optimizer, rates[place], steps)
         draw_panel(axes, done)
         lowest = find(function).minima[0]
         above = float(done.losses[-1, 0] - find(function)(torch.tensor(lowest)))
@@ -75,9 +77,10 @@ def draw_gallery(function: str, steps: int = STEPS) -> Figure:
     return figure
 
 
-def main(args: list[str] | None = None) -> None:
-    """Writes `gallery-SURFACE.png` for each surface."""
-    parser = argparse.ArgumentParser("python -m examples.optimizers.gallery", description=__doc__)
+@command
+def main(args: list[str] | None = None) -> int:
+    """Write `gallery-SURFACE.png` for each surface and return the exit status."""
+    parser = argparse.ArgumentParser("python train.py gallery", description=COMMANDS["gallery"][1])
     parser.add_argument("surfaces", nargs="*", help=f"some of {', '.join(STARTS)}; by default all")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/figures"), help="folder")
     options = parser.parse_args(args)
@@ -88,7 +91,4 @@ def main(args: list[str] | None = None) -> None:
         path = options.output / f"gallery-{function}.png"
         save(draw_gallery(function), path)
         print(path)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -1,4 +1,4 @@
-"""Batches for modules that are drawn: none at all for a surface, points of a curve for a fit."""
+"""Data of the lab: empty batches for a surface, points of Runge's curve for a polynomial."""
 
 from functools import partial
 
@@ -6,16 +6,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from anneal.data.in_memory import InMemoryBatches
-from anneal.errors import UserError
-from anneal.progress import resume_position
+from anneal import InMemoryBatches, UserError, resume_position
 
 LIMIT = 2.0
 SPACING = 0.1
 
 
 class Steps(LightningDataModule):
-    """No data: an epoch of so many batches with nothing in them, for a loss without samples.
+    """An epoch of empty batches, for a loss that takes no samples.
 
     Args:
         steps: Batches in an epoch.
@@ -31,16 +29,17 @@ class Steps(LightningDataModule):
         return InMemoryBatches(nothing, nothing, 1, position=partial(resume_position, self.trainer))
 
     def val_dataloader(self) -> InMemoryBatches:
-        """One batch."""
+        """Return one empty batch."""
         return InMemoryBatches(torch.zeros(1, 0), torch.zeros(1, 0), 1)
 
 
 class CurvePoints(LightningDataModule):
     """Points of Runge's curve y = 1 / (1 + 25 x²), without noise (Runge 1901).
 
-    To train on, x = 0, ±0.1, ±0.2, ... ±2; to validate and test on, those halfway between, ±0.05,
-    ±0.15, ... ±1.95. A batch is all of them, x and y (1, points) each. With 41 points, a polynomial
-    of degree 38 is nearly free to meet them all, and to do as it likes in between.
+    The training points are x = 0, ±0.1, ±0.2, ... ±2; those for validation and test lie halfway
+    between, at ±0.05, ±0.15, ... ±1.95. A batch is all of them, x and y (1, points) each. There are
+    41 training points, so that a polynomial of degree 38 can nearly pass through all of them and
+    take almost any value in between.
 
     Args:
         steps: Batches in an epoch.
@@ -63,19 +62,19 @@ class CurvePoints(LightningDataModule):
 
 
 def runge(x: Tensor) -> Tensor:
-    """y = 1 / (1 + 25 x²)."""
+    """Return y = 1 / (1 + 25 x²)."""
     return 1 / (1 + 25 * x**2)
 
 
 def train_points() -> tuple[Tensor, Tensor]:
-    """x and y, (1, 41) each, float64."""
+    """Return x and y of the training points, (1, 41) each, float64."""
     n = round(LIMIT / SPACING)
     x = SPACING * torch.arange(-n, n + 1, dtype=torch.float64)[None]
     return x, runge(x)
 
 
 def test_points() -> tuple[Tensor, Tensor]:
-    """x and y, (1, 40) each, float64."""
+    """Return x and y of the points halfway between, (1, 40) each, float64."""
     x = train_points()[0][:, :-1] + SPACING / 2
     return x, runge(x)
 

@@ -1,4 +1,4 @@
-"""An optimizer at work: the network is one or two numbers, the loss a function one can draw."""
+"""An optimizer at work on a network of one or two numbers, whose loss can be drawn."""
 
 from typing import Any
 
@@ -8,12 +8,17 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from anneal.data.seeding import global_seed, make_generator
-from anneal.errors import UserError
-from anneal.optim.configure import OptimizerCallable, Schedule, configure_optimizers
-from examples.optimizers.figure import TrainingFigure, settings
+from anneal import (
+    OptimizerCallable,
+    Schedule,
+    UserError,
+    configure_optimizers,
+    global_seed,
+    make_generator,
+)
+from examples.optimizers.figure import TrainingFigure, describe
 from examples.optimizers.functions import find
-from examples.optimizers.trajectories import Trajectory, draw
+from examples.optimizers.trajectories import CHECKPOINT_KEY, Trajectory, draw
 
 NAMES = "xy"
 
@@ -25,20 +30,20 @@ class Surface(LightningModule):
     `val/y` where an epoch ended; of many starts the mean loss and the position of the first.
 
     All starts are rows of one parameter (starts, dims) and their losses are summed, so that each
-    has the gradient it would have alone. It also goes the way it would go alone if the optimizer
-    works element by element, as all but LBFGS, Muon and Adafactor do, and if no gradient is
-    clipped.
+    has the gradient it would have alone. Each also takes the trajectory it would take alone if the
+    optimizer works element by element, as all but LBFGS, Muon and Adafactor do, and if no gradient
+    is clipped.
 
     Args:
         function: `well` or `two_wells` of x; `quadratic`, `valley`, `scales`, `saddle`,
             `rosenbrock`, `beale`, `rastrigin` or `himmelblau` of x and y; or the import path of
             your own, of tensors x or x and y. Their formulas are in `functions.py`.
-        start: Where to start, x or x and y. None: in the middle of the view.
-        grid: Start from so many points a side, spread over what is shown of the function, instead
-            of from one. The picture is then of which start ends in which minimum.
+        start: The start, x or x and y. None: the middle of the view.
+        grid: Number of starts along each axis, spread over the view of the function, instead of
+            one start. The figure then shows which start ends in which minimum.
         noise: Standard deviation of a normal random number that is added to each component of the
-            gradient, as a mini-batch adds its own; drawn anew for every step, from seed and step,
-            and the same for all starts.
+            gradient, like the noise of a mini-batch. It is drawn anew for every step, from seed and
+            step, and is the same for all starts.
         optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
         schedule: How the learning rate changes.
     """
@@ -66,13 +71,13 @@ class Surface(LightningModule):
         self.label = ""
 
     def _starts(self, start: list[float] | None, grid: int | None) -> Tensor:
-        """The points to start from, (starts, dims)."""
+        """Return the points to start from, (starts, dims)."""
         dims, view = self.loss.dims, self.loss.view
         if grid is not None:
             if start is not None or grid < 2 or not view or not self.loss.minima:
                 raise UserError(
                     f"model.grid={grid}: must be at least 2, goes without model.start, and with a "
-                    "function whose view and minima are known (examples.optimizers.functions.shown)"
+                    "function whose view and minima are known (@surface in functions.py)"
                 )
             # In the middle of equal cells.
             sides = [low + (high - low) * (torch.arange(grid) + 0.5) / grid for low, high in view]
@@ -84,16 +89,16 @@ class Surface(LightningModule):
         return torch.tensor([start], dtype=torch.get_default_dtype())
 
     def configure_callbacks(self) -> list[Callback]:
-        """The picture at the end of a training."""
-        return [TrainingFigure()]
+        """Draw the trajectory at the end of a training."""
+        return [TrainingFigure()] if self.trainer.state.fn == "fit" else []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer and schedule as configured."""
+        """Build optimizer and schedule as configured."""
         return configure_optimizers(self, self.optimizer, self.schedule)
 
     def on_train_start(self) -> None:
         noise = f"; noise {self.noise:g}" if self.noise else ""
-        self.label = settings(self.trainer) + noise
+        self.label = describe(self.trainer) + noise
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if len(self.path) == self.trainer.global_step:  # not in the middle of an accumulation
@@ -122,19 +127,19 @@ class Surface(LightningModule):
         self.log_dict(metrics | where, batch_size=1, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["walk"] = vars(self.walk())
+        checkpoint[CHECKPOINT_KEY] = vars(self.trajectory())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        walk = Trajectory(**checkpoint["walk"])
-        self.path, self.lrs = list(walk.path[:-1].to(self.points)), walk.lrs
+        done = Trajectory(**checkpoint[CHECKPOINT_KEY])
+        self.path, self.lrs = list(done.path[:-1].to(self.points)), done.lrs
 
-    def walk(self) -> Trajectory:
-        """The way so far."""
+    def trajectory(self) -> Trajectory:
+        """Return the trajectory so far."""
         here = self.points.detach().clone()
         return Trajectory(
             self.function, self.label, torch.stack([*self.path, here]).cpu(), [*self.lrs]
         )
 
     def draw(self) -> Figure:
-        """The way over the function, or which start ends in which minimum."""
-        return draw([self.walk()])
+        """Draw the trajectory over the function, or which start ends in which minimum."""
+        return draw([self.trajectory()])

@@ -1,13 +1,12 @@
-"""Pictures of walks over a function of one or two numbers: paths, comparisons, basins, films."""
+"""Figures of trajectories over a function: one or several, basins of many starts, animations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
@@ -17,20 +16,24 @@ from torch import Tensor
 
 from examples.optimizers.functions import Function, find
 
+if TYPE_CHECKING:
+    from matplotlib.animation import FuncAnimation
+
+CHECKPOINT_KEY = "walk"  # under which checkpoints have held a trajectory from the start
 BY_STEP = colormaps["plasma"]
-FRAMES = 50  # of a film, at most
+FRAMES = 50  # the most in an animation
 MOST_STEPS_MARKED = 200  # with more, dots would hide the line
 NEAR = 0.02  # of the view: an end so close to a minimum has reached it
 
 
 @dataclass
 class Trajectory:
-    """The way of one optimizer.
+    """The points that one optimizer has gone through.
 
     Args:
-        function: Its name or import path.
+        function: Name or import path of the function.
         label: Optimizer, settings, schedule.
-        path: Where each start stood before the first step and after every one,
+        path: Position of each start before the first step and after every one,
             (steps + 1, starts, dims).
         lrs: Learning rate of every step.
     """
@@ -42,29 +45,31 @@ class Trajectory:
 
     @property
     def losses(self) -> Tensor:
-        """(steps + 1, starts)."""
+        """Loss at each position, (steps + 1, starts)."""
         return find(self.function)(self.path)
 
 
-Show = Callable[[int], None]  # shows a walk as far as a step
+Show = Callable[[int], None]  # shows a trajectory as far as a step
 
 
-def draw(walks: list[Trajectory]) -> Figure:
-    """One walk with its steps by colour, several overlaid, or the basins of many starts.
+def draw(trajectories: list[Trajectory]) -> Figure:
+    """Draw one trajectory with its steps by colour, several overlaid, or the basins of many starts.
 
-    All walks are over the same function, from one start each, or all of them from a grid.
+    All are over the same function, from one start each, or all of them from a grid.
     """
-    if walks[0].path.shape[1] > 1:
-        return draw_basins(walks)
-    return _draw_paths(walks)[0]
+    if trajectories[0].path.shape[1] > 1:
+        return draw_basins(trajectories)
+    return _draw_paths(trajectories)[0]
 
 
-def film(walks: list[Trajectory]) -> FuncAnimation:
-    """The same as a film of walks from one start."""
-    figure, shows = _draw_paths(walks)
+def animate(trajectories: list[Trajectory]) -> "FuncAnimation":
+    """Animate trajectories from one start each."""
+    from matplotlib.animation import FuncAnimation
+
+    figure, shows = _draw_paths(trajectories)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not for every frame
-    steps = max(len(walk.path) for walk in walks) - 1
+    steps = max(len(trajectory.path) for trajectory in trajectories) - 1
     frames = np.unique(np.linspace(0, steps, FRAMES).round().astype(int))
 
     def show(step: int) -> list[Any]:
@@ -75,19 +80,19 @@ def film(walks: list[Trajectory]) -> FuncAnimation:
     return FuncAnimation(figure, show, [*frames, *[steps] * 5], interval=80)  # rests at the end
 
 
-def draw_basins(walks: list[Trajectory], columns: int = 2) -> Figure:
-    """Every start coloured by the minimum in which it ends, one panel a walk."""
-    function = find(walks[0].function)
-    columns = min(columns, len(walks))
-    rows = -(-len(walks) // columns)
+def draw_basins(trajectories: list[Trajectory], columns: int = 2) -> Figure:
+    """Draw every start in the colour of the minimum in which it ends, one panel a trajectory."""
+    function = find(trajectories[0].function)
+    columns = min(columns, len(trajectories))
+    rows = -(-len(trajectories) // columns)
     size = (5.2 * columns, 4.6 * rows + 0.5) if function.dims == 2 else (8, 3 * rows + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(f"{function.name}: each start has the colour of the minimum it ends in")
     all_axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, walk in zip(all_axes, walks, strict=False):
+    for axes, trajectory in zip(all_axes, trajectories, strict=False):
         colours = np.array([*colormaps["Set2"].colors[: len(function.minima)], (0.3,) * 3])  # type: ignore[attr-defined]
-        which = ends_in(function, walk.path[-1])
-        starts = walk.path[0].numpy()
+        which = ends_in(function, trajectory.path[-1])
+        starts = trajectory.path[0].numpy()
         if function.dims == 2:
             side = round(len(starts) ** 0.5)
             image = colours[which].reshape(side, side, 3).transpose(1, 0, 2)
@@ -95,42 +100,43 @@ def draw_basins(walks: list[Trajectory], columns: int = 2) -> Figure:
             _contours(axes, function, function.view, filled=False)
         else:
             _curve(axes, function, function.view[0])
-            axes.scatter(starts[:, 0], walk.losses[0].numpy(), c=colours[which], s=25, zorder=3)
+            losses = trajectory.losses[0].numpy()
+            axes.scatter(starts[:, 0], losses, c=colours[which], s=25, zorder=3)
         for at, colour in zip(function.minima, colours, strict=False):
             _star(axes, function, at, colour)
         lost = int((which == -1).sum())
         note = f"\n(dark: {lost} of {len(starts)} have not arrived)" if lost else ""
-        axes.set_title(walk.label + note, fontsize=9)
+        axes.set_title(trajectory.label + note, fontsize=9)
     for axes in list(all_axes):
         axes.axis("off")
     return figure
 
 
 def ends_in(function: Function, points: Tensor) -> np.ndarray:
-    """Index of the minimum that each point (starts, dims) has reached; -1: none."""
+    """Return the index of the minimum that each point (starts, dims) has reached; -1: none."""
     minima = torch.tensor(function.minima, dtype=points.dtype)
     size = torch.tensor([high - low for low, high in function.view], dtype=points.dtype)
     distance, nearest = ((points[:, None] - minima) / size).norm(dim=-1).min(1)
     return torch.where(distance < NEAR, nearest, -1).numpy()
 
 
-def draw_panel(axes: Axes, walk: Trajectory) -> None:
-    """A walk of one start over contours, its steps by colour."""
-    function = find(walk.function)
-    view = _view(function, [walk])
+def draw_panel(axes: Axes, trajectory: Trajectory) -> None:
+    """Draw a trajectory from one start over contours, its steps by colour."""
+    function = find(trajectory.function)
+    view = _view(function, [trajectory])
     _contours(axes, function, view)
-    points = _clip(walk.path[:, 0].numpy(), view)
+    points = _clip(trajectory.path[:, 0].numpy(), view)
     _trace(axes, points, None)
     axes.plot(*points[0], "o", ms=7, mfc="white", mec="black", zorder=5)
     _star_all(axes, function)
     axes.set(xlim=view[0], ylim=view[1])
 
 
-def _draw_paths(walks: list[Trajectory]) -> tuple[Figure, list[Show]]:
-    """Left the function with the paths, right what became of loss or position over the steps."""
-    function = find(walks[0].function)
-    single = len(walks) == 1
-    view = _view(function, walks)
+def _draw_paths(trajectories: list[Trajectory]) -> tuple[Figure, list[Show]]:
+    """Draw the paths over the function (left), and loss or position over the steps (right)."""
+    function = find(trajectories[0].function)
+    single = len(trajectories) == 1
+    view = _view(function, trajectories)
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1], gridspec_kw={"wspace": 0.08})
     shows: list[Show] = []
@@ -140,15 +146,15 @@ def _draw_paths(walks: list[Trajectory]) -> tuple[Figure, list[Show]]:
     else:
         _curve(left, function, view[0])
         left.set(xlabel="x", ylabel="loss")
-    for i, walk in enumerate(walks):
+    for i, trajectory in enumerate(trajectories):
         colour = None if single else f"C{i}"
-        points = walk.path[:, 0].numpy()
-        losses = walk.losses[:, 0].numpy()
+        points = trajectory.path[:, 0].numpy()
+        losses = trajectory.losses[:, 0].numpy()
         at = points if function.dims == 2 else np.stack([points[:, 0], losses], 1)
         at = _clip(at, [*view, left.get_ylim()][:2])
         shows.append(_trace(left, at, colour))
         over_steps = losses if function.dims == 2 else points[:, 0]
-        shows.append(_line(right, over_steps, colour or "0.3", walk.label))
+        shows.append(_line(right, over_steps, colour or "0.3", trajectory.label))
         left.plot(*at[0], "o", ms=9, mfc="white", mec=colour or "black", zorder=5)
         left.plot(*at[-1], "X", ms=8, mfc=colour or "red", mec="white", zorder=5)
     _star_all(left, function)
@@ -157,47 +163,51 @@ def _draw_paths(walks: list[Trajectory]) -> tuple[Figure, list[Show]]:
     for label, (marker, face) in marks.items():
         left.plot([], [], marker, ms=9, mfc=face, mec="black", label=label)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=9)
-    _label_right(right, function, walks, view)
+    _label_right(right, function, trajectories, view)
     if single:
-        figure.colorbar(_steps_of(walks[0]), ax=left, label="step", pad=0.01)
-        figure.suptitle(f"{function.name}: {walks[0].label}", fontsize=11)
+        steps = ScalarMappable(Normalize(0, len(trajectories[0].path) - 1), BY_STEP)
+        figure.colorbar(steps, ax=left, label="step", pad=0.01)
+        figure.suptitle(f"{function.name}: {trajectories[0].label}", fontsize=11)
     else:
         figure.suptitle(function.name, fontsize=11)
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", fontsize=9)
     return figure, shows
 
 
-def _label_right(right: Axes, function: Function, walks: list[Trajectory], view: Any) -> None:
+def _label_right(
+    right: Axes, function: Function, trajectories: list[Trajectory], view: Any
+) -> None:
     right.set_xlabel("step")
     if function.dims == 2:
         right.set_ylabel("loss")
-        losses = torch.cat([walk.losses.flatten() for walk in walks])
-        if losses.min() >= 0:  # a millionth of the first loss is as good as none
+        losses = torch.cat([trajectory.losses.flatten() for trajectory in trajectories])
+        if losses.min() >= 0:  # a millionth of the first loss counts as none
             right.set_yscale("log")
             right.set_ylim(bottom=max(float(losses.min()), 1e-6 * float(losses[0])))
     else:
         right.set(ylabel="x", ylim=view[0])
         for at in function.minima:
             right.axhline(at[0], color="goldenrod", ls=":", lw=1)
-    if len(walks) == 1 and len(set(walks[0].lrs)) > 1:
-        rate = right.twinx()
-        rate.step(range(len(walks[0].lrs)), walks[0].lrs, where="post", color="C0", lw=1)
-        rate.set_ylabel("learning rate", color="C0")
-        rate.set_ylim(0, 1.05 * max(walks[0].lrs))
+    if len(trajectories) == 1 and len(set(trajectories[0].lrs)) > 1:
+        lrs = trajectories[0].lrs
+        axes = right.twinx()
+        axes.step(range(len(lrs)), lrs, where="post", color="C0", lw=1)
+        axes.set_ylabel("learning rate", color="C0")
+        axes.set_ylim(0, 1.05 * max(lrs))
 
 
-def _view(function: Function, walks: list[Trajectory]) -> list[tuple[float, float]]:
-    """What is shown of x and y: the function's view, or what the walks cover and a bit more."""
+def _view(function: Function, trajectories: list[Trajectory]) -> list[tuple[float, float]]:
+    """Return the limits of x and y: the function's view, or a bit more than the trajectories."""
     if function.view:
         return list(function.view)
-    points = torch.cat([walk.path.flatten(0, 1) for walk in walks]).nan_to_num()
+    points = torch.cat([trajectory.path.flatten(0, 1) for trajectory in trajectories]).nan_to_num()
     low, high = points.min(0).values, points.max(0).values
     margin = 0.2 * (high - low) + 0.1
     return list(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
 
 
 def _clip(points: np.ndarray, view: Any) -> np.ndarray:
-    """Points far outside are drawn not so far outside: no renderer takes 1e30."""
+    """Move points far outside nearer: no renderer takes 1e30."""
     low, high = np.array(view).T
     margin = 3 * (high - low)
     near: np.ndarray = np.clip(np.nan_to_num(points), low - margin, high + margin)
@@ -205,7 +215,7 @@ def _clip(points: np.ndarray, view: Any) -> np.ndarray:
 
 
 def _contours(axes: Axes, function: Function, view: Any, filled: bool = True) -> None:
-    """Lines of equal loss; between them lie areas of similar size, smaller near the minimum."""
+    """Draw lines of equal loss, between areas of similar size that get smaller near the minimum."""
     x, y = (torch.linspace(low, high, 201, dtype=torch.float64) for low, high in view)
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     losses = function(grid).numpy()
@@ -223,13 +233,8 @@ def _curve(axes: Axes, function: Function, view: tuple[float, float]) -> None:
     axes.set_ylim(axes.get_ylim())
 
 
-def _steps_of(walk: Trajectory) -> ScalarMappable:
-    """What a colour bar needs."""
-    return ScalarMappable(Normalize(0, len(walk.path) - 1), BY_STEP)
-
-
 def _trace(axes: Axes, points: np.ndarray, colour: str | None) -> Show:
-    """Draws a path, its steps by colour unless there is one for all."""
+    """Draw a path, its steps by colour unless one colour is given."""
     steps = len(points) - 1
     colours = BY_STEP(np.linspace(0, 1, steps + 1)) if colour is None else colour
     pieces = np.stack([points[:-1], points[1:]], 1)

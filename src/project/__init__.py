@@ -1,0 +1,1 @@
+"""The project: its networks (`models`) and its data (`data`). Everything here is yours to edit."""

@@ -1,3 +1,5 @@
+"""The networks for digits: sizes, and that each can learn."""
+
 import re
 from functools import partial
 
@@ -5,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from anneal.errors import UserError
+from anneal import UserError
 from project.data.digits import MNISTDataModule
 from project.models.classifier import Classifier
 from project.models.digits import MLP, MNISTConvNet, SoftmaxRegression

@@ -1,7 +1,7 @@
 """Every ImageNet recipe against its source: what is in force at each optimizer step of a whole run.
 
-What a source says stands here as plain arithmetic, without torch's schedulers and ours. The recipe
-is read by the command line as it stands in configs/; nothing is trained.
+What a source says is written here as plain arithmetic, without torch's schedulers and the engine's.
+The recipe is read by the command line as it stands in configs/; nothing is trained.
 """
 
 import copy
@@ -9,10 +9,11 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, wraps
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,12 +24,8 @@ from torchvision import models
 from torchvision import transforms as T
 from torchvision.transforms import v2
 
-from anneal.callbacks.ema import EMA
-from anneal.cli.main import CLI, main
-from anneal.optim.callback import ScheduleCallback
-from anneal.optim.configure import parameter_groups
-from anneal.optim.run_schedule import RunSchedule
-from anneal.vision.transforms import MixUpCutMix
+from anneal import EMA, MixUpCutMix, RunSchedule, parameter_groups
+from anneal.testing import main
 from project.models.resnet import ImageClassifier
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -116,32 +113,44 @@ class Photos:
         return torch.randperm(IMAGES, generator=generator)
 
 
+class Planned(Exception):
+    """Ends a command where its training would begin, with what would be trained."""
+
+
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """What the command line makes of a recipe, as far as the first training step."""
+    """What the command line makes of a recipe: its trainer and its schedule, begun."""
     build = ImageClassifier.build
 
     def build_without_weights(module: ImageClassifier) -> None:
         with torch.device("meta"):
             build(module)
 
+    @wraps(pl.Trainer.fit)
+    def stop(trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        given = [*args, *kwargs.values()]
+        (module,) = (value for value in given if isinstance(value, pl.LightningModule))
+        (data,) = (value for value in given if isinstance(value, pl.LightningDataModule))
+        raise Planned(trainer, module, data)
+
     @cache
-    def planned(recipe: str, *args: str) -> tuple[CLI, RunSchedule]:
+    def planned(recipe: str, *args: str) -> tuple[pl.Trainer, RunSchedule]:
         quick = "--trainer.accelerator=cpu", "--model.num_classes=1000"
-        cli = main(["fit", f"--config={CONFIGS / recipe}.yaml", *quick, *args])
-        module, trainer, data = cli.model, cli.trainer, cli.datamodule
+        with pytest.raises(Planned) as e:
+            main(["fit", f"--config={CONFIGS / recipe}.yaml", *quick, *args])
+        trainer, module, data = e.value.args
         trainer.strategy.connect(module)
-        trainer._data_connector.attach_data(module, datamodule=data)
+        module.trainer = data.trainer = trainer
+        trainer.datamodule = data
         data.splits = {"train": Photos()}
         trainer.fit_loop.max_batches = len(data.train_dataloader())
         schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"]
-        conductor = next(c for c in trainer.callbacks if isinstance(c, ScheduleCallback))
-        conductor.on_train_start(trainer, module)
-        return cli, schedule
+        trainer.callbacks[0].on_train_start(trainer, module)  # tells the schedule the run's length
+        return trainer, schedule
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImageClassifier, "build", build_without_weights)
-        patch.setattr(CLI, "fit", lambda self, **kwargs: None)
+        patch.setattr(pl.Trainer, "fit", stop)
         patch.chdir(tmp_path_factory.mktemp("run"))
         yield planned
 
@@ -156,7 +165,7 @@ def in_force(schedule: RunSchedule, accuracies: Sequence[float] = ()) -> np.ndar
                 yield from map(read, groups)
                 schedule.step()
             if accuracies:
-                schedule.observe(accuracies[epoch])
+                schedule.step_metric(accuracies[epoch])
 
     return np.fromiter(run(), np.dtype((float, 3))).reshape(-1, len(groups), 3)
 
@@ -214,7 +223,7 @@ def test_rates_and_sizes_of_all_lengths_of_the_fast_recipes_are_the_source_s(
 ):
     assert length in lengths(recipe)
     epochs, start, end = length
-    cli, schedule = planned(
+    trainer, schedule = planned(
         recipe,
         *SOURCES[recipe].one,
         f"--trainer.max_epochs={epochs}",
@@ -224,18 +233,18 @@ def test_rates_and_sizes_of_all_lengths_of_the_fast_recipes_are_the_source_s(
     peak = {"imagenet_resnet50_fast": 1.7, "imagenet_resnet18_fast": 0.5}[recipe]
     source = replace(SOURCES[recipe], epochs=epochs, rate=ffcv(peak, epochs))
     assert np.abs(in_force(schedule) - expected(source)).max() <= 1e-12
-    sizes = [cli.datamodule.size_of(epoch) for epoch in range(epochs)]
+    sizes = [trainer.datamodule.size_of(epoch) for epoch in range(epochs)]
     line = np.interp(np.arange(epochs), [start, end], [160, 192])
     assert sizes == [32 * round(size / 32) for size in line]
     assert set(sizes) == {160, 192}
 
 
 def test_average_of_the_modern_recipe_decays_as_in_the_source_at_each_step(planned):
-    cli, schedule = planned("imagenet_resnet50_modern", "--trainer.devices=8")
-    (ema,) = (c for c in cli.trainer.callbacks if isinstance(c, EMA))
+    trainer, schedule = planned("imagenet_resnet50_modern", "--trainer.devices=8")
+    (ema,) = (c for c in trainer.callbacks if isinstance(c, EMA))
     module = pl.LightningModule()
     module.weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
-    ema.setup(cli.trainer, module, "fit")
+    ema.setup(trainer, module, "fit")
     (average,) = ema._average_model.parameters()
     decay = 1 - min(1, (1 - 0.99998) * (8 * 128 * 32 / 600))
     copies = True
@@ -318,7 +327,7 @@ def test_training_pictures_are_those_of_the_reference_for_the_same_random_number
 ):
     """torchvision's references: crop, flip, (augment,) normalise, erase, on Pillow's images."""
     data = planned(recipe)[0].datamodule
-    ours, size = copy.deepcopy(data.train_transform), data.train_size
+    ours, size = copy.deepcopy(data.train_transform()), data.train_size
     ours.augment = None  # draws its signs in another way than the reference's
     normalise = T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     steps = [T.RandomResizedCrop(size), T.RandomHorizontalFlip(), T.ToTensor(), normalise]
@@ -389,7 +398,7 @@ def test_modern_recipe_mixes_each_batch_with_its_neighbours_one_way_or_the_other
 
 
 def test_modern_recipe_augments_with_trivial_augment_bilinearly(planned, photo):
-    augment = planned("imagenet_resnet50_modern")[0].datamodule.train_transform.augment
+    augment = planned("imagenet_resnet50_modern")[0].datamodule.train_transform().augment
     expected = v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)
     for seed in range(50):
         torch.manual_seed(seed)

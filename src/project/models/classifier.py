@@ -1,4 +1,4 @@
-"""What all image classifiers share: preprocessing, loss, metrics, class names."""
+"""What the classifiers share: normalisation, loss, metrics, training step and optimizer."""
 
 from collections.abc import Sequence
 
@@ -21,24 +21,26 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Classifier(ClassificationModule):
-    """Base of the classifiers. A subclass builds `self.net`, from images to logits.
+    """Base of the classifiers; a subclass sets `self.net`, which maps images to logits.
 
-    Images are (N, C, H, W) with values from 0 to 255, uint8 or float.
+    Images are (N, C, H, W) with values from 0 to 255, uint8 or float. Validation, test and
+    prediction are in `ClassificationModule`, which takes `loss` and `metrics` from here.
 
     Args:
         num_classes: Number of classes, the same as in the data. None: as many as the data has, for
             a subclass that builds its network in `build`.
-        mean: Mean of each channel of pixels scaled to 0..1, by default MNIST's.
-        std: Standard deviation of the same.
+        mean: Mean of each channel, for pixels scaled to 0..1; the default is MNIST's.
+        std: Standard deviation of each channel, likewise.
         label_smoothing: Share of the target spread evenly over all classes, in training only.
-        optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
+        optimizer: Any `torch.optim.Optimizer`; None: AdamW with torch's defaults.
         schedule: How the learning rate changes.
         decay_norm: Whether the optimizer's weight decay applies to norms too.
         decay_bias: Whether it applies to biases too, those of norms aside.
-        lr_batch_size: The number of samples in a step that the optimizer's lr is given for, as 256
-            in most recipes: it is scaled to the real one (processes x batch_size x accumulation).
-            None: lr as it is.
-        top_k: `acc_top3` counts a prediction as right if the class is among the 3 most likely.
+        lr_batch_size: Number of samples in a step that the optimizer's lr is meant for, 256 in most
+            recipes; lr is scaled to the actual number (processes x batch_size x accumulation).
+            None: lr is not scaled.
+        top_k: Number of classes of the third metric: `acc_top3` counts a prediction as right if
+            the class is among the 3 most likely.
     """
 
     mean: Tensor
@@ -70,11 +72,11 @@ class Classifier(ClassificationModule):
         self.decay_bias = decay_bias
         self.lr_batch_size = lr_batch_size
         for name, values in (("mean", mean), ("std", std)):
-            # In the units of the pixels. Not in the state: the hyper-parameters have them.
+            # In units of pixels. Not part of the state: the hyperparameters hold them.
             self.register_buffer(name, 255 * torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def metrics(self, num_classes: int) -> dict[str, Metric | MetricCollection]:
-        """What validation and test log of logits (N, num_classes) and labels (N,), by name."""
+        """Return the metrics of validation and test, of logits (N, num_classes), labels (N,)."""
         metrics: dict[str, Metric | MetricCollection] = {
             "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
             "acc_macro": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
@@ -86,31 +88,32 @@ class Classifier(ClassificationModule):
         return metrics
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of plain pixels, (N, C, H, W) from 0 to 255."""
+        """Return logits (N, num_classes) of images (N, C, H, W) with values from 0 to 255."""
         pixels = (images.to(self.mean.dtype) - self.mean) / self.std
-        # With the channels last in memory, convolutions are about twice as fast in bf16.
+        # With channels last in memory, convolutions are about twice as fast in bf16.
         logits: Tensor = self.net(pixels.contiguous(memory_format=torch.channels_last))
         return logits
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer and schedule as configured."""
-        return configure_optimizers(
-            self,
-            self.optimizer,
-            self.schedule,
-            self.decay_norm,
-            self.decay_bias,
-            self.lr_batch_size,
-        )
-
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of each sample in validation and test, (N,)."""
+        """Return the loss of each sample, (N,), that validation and test average."""
         return F.cross_entropy(logits, target, reduction="none")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch; targets are labels (N,) or shares of classes (N, classes)."""
         images, target = batch
         logits = self(images).float()
         loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, batch_size=len(target), prog_bar=True)
-        self.count_hits(logits, target)
+        self.count_hits(logits, target)  # for train/acc
         return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build optimizer and schedule as configured."""
+        return configure_optimizers(
+            self,
+            self.optimizer,
+            self.schedule,
+            decay_norm=self.decay_norm,
+            decay_bias=self.decay_bias,
+            lr_batch_size=self.lr_batch_size,
+        )

@@ -1,4 +1,4 @@
-"""Networks for 28x28 grey images, from a linear one to a small convolutional one."""
+"""Networks for 28x28 grey images: softmax regression, a multilayer perceptron, a small ConvNet."""
 
 from typing import Any, Literal
 
@@ -46,17 +46,17 @@ class MLP(Classifier):
 
 
 class MNISTConvNet(Classifier):
-    """A small convolutional net with batch norm, 72,922 parameters by default.
+    """A small convolutional network with batch norm, 72,922 parameters by default.
 
-    Three stages of convolutions, the first of 5x5, the others of 3x3, each with twice the channels
-    of the one before. A maximum over 2x2 follows the first and the second stage, one over all that
-    is left the third. Then one linear layer.
+    Three stages of convolutions, each with twice the channels of the one before; the first
+    convolution is 5x5, the others are 3x3. A 2x2 max pooling follows the first and the second
+    stage, a global one the third. One linear layer gives the logits.
 
     Args:
         width: Channels of the first stage (24: 162,946 parameters).
         depth: Convolutions in each stage (1: 24,314 parameters; with width 12: 13,918).
-        stride: Pixels that the first convolution moves by; 2 makes the first maximum needless and
-            halves the time of a step.
+        stride: Stride of the first convolution; 2 replaces the first pooling and halves the time
+            of a step.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class MNISTConvNet(Classifier):
 def _stage(
     channels_in: int, channels: int, depth: int, kernel: int = 3, stride: int = 1
 ) -> list[nn.Module]:
-    """`depth` times convolution, batch norm and ReLU; only the first trims the border."""
+    """Return `depth` times convolution, batch norm and ReLU; only the first has no padding."""
     layers: list[nn.Module] = []
     for i in range(depth):
         layers += [
-            # Batch norm takes the mean off, so a bias would have no effect.
+            # Batch norm subtracts the mean, so a bias would have no effect.
             nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
             if i
             else nn.Conv2d(channels_in, channels, kernel, stride, bias=False),

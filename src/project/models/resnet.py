@@ -1,4 +1,4 @@
-"""ResNets and the other classifiers of torchvision, from random or from given weights."""
+"""Classifier of photos: a ResNet or any other network of torchvision, new or pretrained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,28 +23,29 @@ class ImageClassifier(Classifier):
     """A network of torchvision.models by name, for colour photos.
 
     Args:
-        arch: Its name: resnet18, resnet34, resnet50, resnet101, resnet152, or any other.
+        arch: Name of the network: resnet18, resnet34, resnet50, resnet101, resnet152, or any other.
         num_classes: Number of classes; None: as many as the data has.
         width: Channels of the first stage of resnet18 and resnet34, 64 in the paper; each of the
-            other stages has twice those of the one before.
+            other stages has twice the channels of the one before.
         small_stem: Whether resnet18 and resnet34 begin with one 3x3 convolution of stride 2 instead
-            of a 7x7 one and a pooling, for pictures of about 100 pixels.
+            of a 7x7 one and a pooling, for photos of about 100 pixels.
         zero_init_residual: Whether the last norm of each residual branch starts at zero (Goyal et
             al. 2017, arXiv 1706.02677, section 5.1); ResNets only.
-        blurpool: Whether convolutions that skip pixels blur first (Zhang 2019, arXiv 1904.11486).
+        blurpool: Whether strided convolutions blur first (Zhang 2019, arXiv 1904.11486).
         weights: Weights to start from: a checkpoint, or torchvision's by name (`DEFAULT`,
-            `IMAGENET1K_V1`). The last layer starts afresh if the number of classes differs.
+            `IMAGENET1K_V1`). The last layer is initialised anew if the number of classes differs.
         freeze_body: Whether only the last layer is trained.
-        body_lr_factor: Factor of the learning rate of all layers but the last.
+        body_lr_factor: Factor that scales the learning rate of all layers but the last.
         compile: Whether torch.compile runs the network.
-        flip_tta: Whether evaluation takes the mean of a picture's and its mirror image's logits.
-        zoom_tta: How many times as large evaluation sees the middle of a picture, too: the mean of
-            the logits of the whole, made smaller by this factor, and of its middle, cut as small
+        flip_tta: Whether evaluation averages the logits of a photo and of its mirror image.
+        zoom_tta: Zoom of test-time augmentation, more than 1: evaluation averages the logits of the
+            whole photo, scaled down by this factor, and of a crop of the same size from its middle
             (He et al. 2015, arXiv 1512.03385, section 3.4, take five scales). With val_size 176,
-            1.375 makes both 128 pixels. More than 1; None: only the whole, as it is.
-        mean: Mean of each channel of pixels scaled to 0..1, by default ImageNet's.
-        std: Standard deviation of the same.
-        **kwargs: Those of `Classifier`.
+            1.375 makes both 128 pixels. None: only the whole photo, not scaled.
+        mean: Mean of each channel, for pixels scaled to 0..1; the default is ImageNet's.
+        std: Standard deviation of each channel, likewise.
+        top_k: Number of classes of the third metric, as in `Classifier`.
+        **kwargs: Further arguments of `Classifier`.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class ImageClassifier(Classifier):
             raise UserError(f"model.zoom_tta={self.zoom_tta}: must be more than 1, such as 1.375")
 
     def build(self) -> None:
-        """Builds `self.net` when the number of classes is known."""
+        """Build `self.net`; called when the number of classes is known."""
         options = {"zero_init_residual": True} if self.zero_init_residual else {}
         if self.width != 64 or self.small_stem:
             self.net = NarrowResNet(
@@ -110,14 +111,15 @@ class ImageClassifier(Classifier):
         if self.freeze_body:
             self.net.requires_grad_(False)
             self.head.requires_grad_(True)
-            self.net.eval()  # its norms keep their statistics; Lightning leaves modes as they are
+            self.net.eval()  # its norms keep their statistics; Lightning does not change modes
 
     @property
     def head(self) -> nn.Module:
-        """The last layer."""
+        """The last layer, which gives the logits."""
         return [m for m in self.net.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
 
     def configure_model(self) -> None:
+        """Build the network, load `weights` if it is to be trained, and compile it."""
         super().configure_model()
         if self.weights and self.trainer.state.fn == "fit":
             self.load_weights(self.weights)
@@ -125,10 +127,10 @@ class ImageClassifier(Classifier):
             self.net.compile()  # in place: the names of the weights stay
 
     def load_weights(self, weights: str) -> None:
-        """Takes over all weights but those of a last layer of another size.
+        """Load all weights but those of a last layer of another size.
 
         Raises:
-            UserError: They can't be read, or are another network's.
+            UserError: They can't be read, or belong to another network.
         """
         if Path(weights).is_file():
             state = read_checkpoint(Path(weights))["state_dict"]
@@ -159,18 +161,20 @@ class ImageClassifier(Classifier):
         self.net.load_state_dict({k: state[k] for k in own if k not in fresh}, strict=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build optimizer and schedule as configured, with the body's learning rate scaled."""
         return configure_optimizers(
             self,
             self.optimizer,
             self.schedule,
-            self.decay_norm,
-            self.decay_bias,
-            self.lr_batch_size,
-            self.head,
-            self.body_lr_factor,
+            decay_norm=self.decay_norm,
+            decay_bias=self.decay_bias,
+            lr_batch_size=self.lr_batch_size,
+            head=self.head,
+            body_lr_factor=self.body_lr_factor,
         )
 
-    def evaluate(self, images: Tensor) -> Tensor:
+    def predict_logits(self, images: Tensor) -> Tensor:
+        """Return logits for validation, test and prediction, averaged over the augmented views."""
         views = [images]
         if self.zoom_tta is not None:
             size = [round(side / self.zoom_tta) for side in images.shape[-2:]]
@@ -182,14 +186,14 @@ class ImageClassifier(Classifier):
 
 
 class NarrowResNet(ResNet):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's ResNet of basic blocks with other channels or another stem.
+    """A torchvision ResNet of basic blocks with another width or another stem.
 
     Args:
-        layers: Blocks in each of the four stages.
+        layers: Number of blocks in each of the four stages.
         width: Channels of the first stage.
-        small_stem: One 3x3 convolution of stride 2 and no pooling.
+        small_stem: Whether it begins with one 3x3 convolution of stride 2 and no pooling.
         num_classes: Number of classes.
-        **kwargs: Those of torchvision's ResNet.
+        **kwargs: Further arguments of torchvision's ResNet.
     """
 
     def __init__(
@@ -205,6 +209,7 @@ class NarrowResNet(ResNet):  # type: ignore[misc]  # torchvision has no types
             self.maxpool = nn.Identity()
         self.fc = nn.Linear(8 * width, num_classes)
 
+    # A private method, as it is in torchvision 0.29: no argument of ResNet scales basic blocks.
     def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
         if planes == 64:
             self.inplanes = self.width
@@ -214,7 +219,7 @@ class NarrowResNet(ResNet):  # type: ignore[misc]  # torchvision has no types
 
 
 class BlurConv2d(nn.Module):
-    """A convolution that skips pixels, after a 3x3 binomial blur.
+    """A strided convolution after a 3x3 binomial blur.
 
     Args:
         conv: The convolution.
@@ -236,7 +241,7 @@ class BlurConv2d(nn.Module):
 
 
 def add_blurpool(net: nn.Module) -> None:
-    """Puts a blur before every convolution of a stride above 1 and at least 16 channels."""
+    """Put a blur before every convolution with a stride above 1 and at least 16 input channels."""
     for name, child in net.named_children():
         if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
             setattr(net, name, BlurConv2d(child))
