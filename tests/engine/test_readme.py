@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from importlib import import_module
 
 import pytest
 from launch import TRAIN, train
@@ -11,27 +10,31 @@ from pages import PAGES, ROOT, commands
 from anneal import testing as photos
 from anneal.testing import main
 
-WALKED = [
-    "README.md",
-    "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("photos", "reports", "export", "devices")),
-]
-# Whose commands are run by the tests of these names.
+WALKED_PAGES = ("devices", "export", "photos", "reports", "schedules", "upgrading")
+WALKED = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in WALKED_PAGES)]
+# Whose commands are run by these tests.
 ELSEWHERE = {
-    "docs/optimizers.md": "test_figures.py",
-    "docs/your-own.md": "test_your_own.py",
-    "docs/sweeps.md": "test_sweep.py",
+    "docs/optimizers.md": "examples/optimizers/tests/test_figures.py",
+    "docs/your-own.md": "tests/engine/test_your_own.py",
+    "docs/sweeps.md": "tests/engine/test_sweep.py",
 }
+TOOLS = {"report", "card", "sweep", "check", "shards", "figures", "gallery"}  # exit with a status
+ENDS_EARLY = r"--print_config|\.help="
 STEPS = {"limit_train_batches": 4, "limit_val_batches": 2, "log_every_n_steps": 2}
 SHORT = [f"--trainer.{key}={n}" for key, n in {"max_epochs": 3, **STEPS}.items()]
 FEW_PHOTOS = ["--data.batch_size=4", "--data.num_workers=0", "--trainer.check_val_every_n_epoch=1"]
 NOT_OURS = ("pip", "wandb", "source", "pre-commit", "pytest")
 ON_CLUSTERS = ("torchrun", "sbatch")  # run by test_scale.py
-MAKE = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+MAKEFILES = [ROOT / "Makefile", *(ROOT / "src/anneal").glob("*.mk")]
+MAKE = {
+    name
+    for path in MAKEFILES
+    for name in re.findall(r"^([a-z-]+):", path.read_text(), re.MULTILINE)
+}
 
 
 def shortened(words: list[str]) -> list[str]:
-    """What goes to train.py, of few and small steps where it starts a training."""
+    """Return what goes to train.py: few and small steps where it starts a training."""
     starts = not words or words[0] == "fit" or words[0].startswith("--")
     if not starts or any("ckpt_path" in word or ".help" in word for word in words):
         return words
@@ -45,13 +48,14 @@ def test_every_page_with_commands_is_walked():
         *ELSEWHERE,
     }
     for name in ELSEWHERE.values():
-        assert (ROOT / "tests" / name).is_file()
+        assert (ROOT / name).is_file()
 
 
 @pytest.mark.filterwarnings("ignore:Precision bf16-mixed", "ignore:schedule. the warmup takes")
 @pytest.mark.parametrize("name", WALKED)
 def test_the_commands_of_a_page_run_one_after_the_other(name, run, tmp_path):
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for folder in ("configs", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     photos.image_folder(tmp_path / "data/photos")
     if name == "docs/export.md":  # on a model of digits
         photos.save(
@@ -70,14 +74,12 @@ def test_the_commands_of_a_page_run_one_after_the_other(name, run, tmp_path):
             if words[2:3] != ["schedule"] and any("devices=" in word for word in words):
                 two = ("--trainer.accelerator=cpu", "--trainer.devices=2")  # of 2 cores
                 train(tmp_path, *shortened(words[2:]), *two)
-            elif re.search(r"--print_config|\.help=", words[-1]):
+            elif words[2:3] and (words[2] in TOOLS or re.search(ENDS_EARLY, words[-1])):
                 with pytest.raises(SystemExit) as e:
                     main(words[2:])
                 assert not e.value.code
             else:
                 run(*shortened(words[2:]))
-        elif words[:2] == ["python", "-m"]:
-            assert import_module(words[2]).main(words[3:]) == 0, words
         elif words[0] == "torchrun" and "--nnodes=2" not in words:
             where = words.index("train.py")
             command = [*words[:where], str(TRAIN), *shortened(words[where + 1 :])]
@@ -98,22 +100,45 @@ def test_links_and_pictures_of_a_page_are_there(page):
         if anchor:
             titles = re.findall(r"^#+ (.+)", target.read_text(), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles]
-    for path in re.findall(r"`((?:src|configs|tests|scripts|docs|benchmarks)/[\w/.-]+)`", text):
+    folders = "src|configs|tests|scripts|docs|benchmarks|examples"
+    for path in re.findall(rf"`((?:{folders})/[\w/.-]+)`", text):
         assert (ROOT / path).exists() or path in own, path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_a_page_names_are_there(page):
+    tests = {path.name for folder in ("tests", "examples") for path in (ROOT / folder).rglob("*")}
+    text = page.read_text()
+    own = re.findall(r"```\w+\n# tests/\S*?(\w+\.py)", text)  # what the reader is told to write
+    assert set(re.findall(r"\btest_\w+\.py\b", text)) <= tests.union(own)
+
+
+def test_commands_are_of_one_family():
+    heads = [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("examples/*/configs/*.yaml")]
+    for page in [*PAGES, *heads]:
+        assert "python -m anneal" not in page.read_text(), page
 
 
 def test_the_readme_is_short():
     lines = PAGES[0].read_text().splitlines()
-    assert len(lines) <= 200
-    first_screen = "\n".join(lines[:35])
-    assert "make train" in first_screen
-    assert "make test" in first_screen
-    assert "](docs/figures/" in first_screen
+    assert len(lines) <= 170
+    first_screen = "\n".join(lines[:40])
+    for needed in ("make train", "make test", "minutes", "GB", "test/acc"):
+        assert needed in first_screen
+    shown = set(re.findall(r"\]\(docs/(figures/[\w-]+\.png)\)", first_screen))
+    assert shown
+    of_optimizers = (ROOT / "docs/optimizers.md").read_text()
+    assert all(f"]({name})" in of_optimizers for name in shown)
+
+
+def test_no_page_tells_to_install_another_project_of_this_name():
+    for page in PAGES:
+        assert not re.search(r"pip install\s+(-U\s+)?anneal\b", page.read_text()), page
 
 
 def test_nothing_points_at_the_repository_that_a_project_was_made_from():
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     pattern = re.compile(r"(github|gitlab)\.(com|io)/[\w-]+/anneal|[\w-]+\.github\.io|shields\.io")
     for name in names.stdout.split("\0")[:-1]:
-        if (ROOT / name).is_file() and name != "tests/test_readme.py":
+        if (ROOT / name).is_file() and name != "tests/engine/test_readme.py":
             assert not pattern.search((ROOT / name).read_text(errors="ignore")), name
