@@ -6,8 +6,6 @@ made here, from value and type. All mistakes are collected, a line each.
 """
 
 import itertools
-import re
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +13,6 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from anneal.cli.files import Tree, no_file, read_file, typed_key
 from anneal.cli.schema import (
@@ -23,28 +20,23 @@ from anneal.cli.schema import (
     Parameter,
     Schema,
     arguments,
-    base_classes,
+    default_of,
     fields_of,
-    group_of,
-    in_words,
     members,
     option_names,
+    path_of,
     resolve,
     takes_class,
     takes_list,
 )
+from anneal.cli.values import Text, checked, fits, shown, takes_dict, untyped, wrong_value
 from anneal.cli.words import BESIDE, no_option
-from anneal.errors import UserError, did_you_mean, nearest
+from anneal.errors import UserError, nearest
 from anneal.runs.config import FORMAT, check_format, flatten, with_current_names
 
-QUOTES = " (YAML takes off, no, on and yes for booleans: put quotes around it)"
 NO_OPTION = "no such option"
 NO_KEYS = "expected keys under it, got "
 LONGEST = 2000  # characters of an error
-
-
-class Text(str):
-    """The value of a flag, as typed."""
 
 
 class Scope(NamedTuple):
@@ -322,80 +314,3 @@ class Config:
 
 KWARGS = "dict_kwargs"
 PLAIN = (bool, int, float, str, list, NoneType)  # what a configuration can hold
-
-
-def path_of(cls: Any) -> str:
-    """Return the shortest import path of a class or function: torch.optim.SGD."""
-    parts, name = cls.__module__.split("."), cls.__qualname__
-    for n in range(1, len(parts)):
-        module = sys.modules.get(".".join(parts[:n]))
-        if vars(module or object).get(name) is cls:
-            return f"{'.'.join(parts[:n])}.{name}"
-    return f"{cls.__module__}.{name}"
-
-
-def default_of(parameter: Parameter | None) -> Any:
-    """Return the default of an argument, REQUIRED if it has none."""
-    return parameter.default if parameter else REQUIRED
-
-
-def takes_dict(hint: Any) -> bool:
-    """Whether a type takes a dictionary of values."""
-    return hint is Any or dict in {get_origin(k) or k for k in members(hint)}
-
-
-def untyped(value: Any) -> Any:
-    """Return the value of a flag whose type is not known."""
-    if not isinstance(value, Text):
-        return value
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        return str(value)
-
-
-def checked(value: Any, hint: Any) -> Any:
-    """Return a value as plain data if it fits the type; jsonargparse decides.
-
-    Raises:
-        UserError: It does not fit.
-    """
-    if hint is Any:
-        return untyped(value)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--x", type=hint)
-    try:
-        if not isinstance(value, Text):
-            parser.parse_object({"x": value})
-            return value
-        found = parser.parse_args([f"--x={value}"])
-        return yaml.safe_load(parser.dump(found, skip_unset=False))["x"]
-    except Exception as e:  # of a dozen types
-        raise UserError(wrong_value(value, hint)) from e
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value that another class took fits a type; classes are looked at later."""
-    if isinstance(value, dict | list):
-        return bool(base_classes(hint)) or group_of(hint) is not None or takes_list(hint)
-    try:
-        checked(value, hint)
-    except UserError:
-        return False
-    return True
-
-
-def wrong_value(value: Any, hint: Any) -> str:
-    """Say what is wrong with a value that its type refused."""
-    kinds, bases = members(hint), base_classes(hint)
-    choices = [str(v) for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]
-    quotes = QUOTES if value in (True, False) and (choices or str in kinds) else ""
-    near = did_you_mean(str(value), choices) if not bases else ""
-    return f"expected {in_words(hint)}, got {shown(value)}{quotes}{near}"
-
-
-def shown(value: Any) -> str:
-    """Return a value as a message shows it: texts in quotes, numbers and lists as they are."""
-    text = str(value)
-    plain = re.fullmatch(r"True|False|None|[-+.\d]+|[\[{(].*", text)
-    return text if plain else f"'{text}'"

@@ -7,10 +7,10 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 
-from anneal.cli.config import path_of
 from anneal.cli.main import quiet
 from anneal.cli.parser import CLASSES, CommandParser, as_yaml, converted, dumped
 from anneal.cli.run import Run
+from anneal.cli.schema import path_of
 from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
 from anneal.runs.resume import nothing_left

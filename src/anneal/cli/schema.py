@@ -1,6 +1,7 @@
 """What a configuration may hold: names, types and defaults from signatures, and classes by name."""
 
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import is_dataclass
@@ -199,3 +200,18 @@ def _load(module: str, name: str) -> Any:
         if outer and e.name == module:
             return getattr(_load(outer, inner), name)
         raise
+
+
+def path_of(cls: Any) -> str:
+    """Return the shortest import path of a class or function: torch.optim.SGD."""
+    parts, name = cls.__module__.split("."), cls.__qualname__
+    for n in range(1, len(parts)):
+        module = sys.modules.get(".".join(parts[:n]))
+        if vars(module or object).get(name) is cls:
+            return f"{'.'.join(parts[:n])}.{name}"
+    return f"{cls.__module__}.{name}"
+
+
+def default_of(parameter: Parameter | None) -> Any:
+    """Return the default of an argument, REQUIRED if it has none."""
+    return parameter.default if parameter else REQUIRED
