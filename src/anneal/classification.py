@@ -39,7 +39,7 @@ class ClassificationModule(LightningModule):
         # A checkpoint holds plain values only, so that torch.load(weights_only=True) reads it. From
         # the command line all of them are plain; from Python an optimizer is a class or function.
         self.save_hyperparameters(logger=False)
-        rich = [name for name, value in self.hparams.items() if not _is_plain(value)]
+        rich = [name for name, value in self.hparams.items() if not is_plain(value)]
         self.save_hyperparameters(ignore=rich, logger=False)
         self.num_classes = 0  # until it is known
         self.class_names: list[str] | None = None
@@ -205,7 +205,8 @@ class ClassificationModule(LightningModule):
                 )
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether a value is one that JSON, and so a configuration, can hold."""
     try:
         json.dumps(value)
     except (TypeError, ValueError):

@@ -9,9 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision import datasets
 from torchvision.transforms import v2
-from yours import MNISTDataModule
 
 from anneal.optim.configure import Schedule, configure_optimizers
 
@@ -82,18 +80,6 @@ class Few(pl.LightningDataModule):
 
     def train_dataloader(self):
         return DataLoader(TensorDataset(torch.zeros(3, 2)), batch_size=4, drop_last=True)
-
-
-class Mirrored(MNISTDataModule):
-    """MNIST from the server at MIRROR, whatever its files hold."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__("MNIST", **kwargs)
-
-    def prepare_data(self) -> None:
-        datasets.MNIST.mirrors = [os.environ["MIRROR"]]
-        datasets.MNIST.resources = [(name, None) for name, _ in datasets.MNIST.resources]
-        super().prepare_data()
 
 
 class Crash(pl.Callback):

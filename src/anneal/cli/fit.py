@@ -1,12 +1,11 @@
 """Train from Python, in a script or a notebook, with the run folder that the command line makes."""
 
-import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 
+from anneal.classification import is_plain
 from anneal.cli.main import quiet
 from anneal.cli.parser import CLASSES, CommandParser, as_yaml, converted, dumped
 from anneal.cli.run import Run
@@ -48,7 +47,7 @@ def fit(
     quiet()
     command = CommandParser("fit", _nothing)
     parser = command.build(with_classes=False)
-    plain = {name: value for name, value in trainer.items() if _is_plain(value)}
+    plain = {name: value for name, value in trainer.items() if is_plain(value)}
     config = converted(parser, {"seed_everything": seed, "trainer": plain})
     seed_everything(seed, workers=True)
     root, path = Path(config.trainer.default_root_dir), None
@@ -83,14 +82,7 @@ def _nothing(run: Run) -> None:
 def _spec(built: Any) -> dict[str, Any]:
     """Return the class of an object, and its arguments as far as it has kept them."""
     kept = dict(getattr(built, "hparams", {}))
-    args = {name: value for name, value in kept.items() if _is_plain(value)}
+    args = {name: value for name, value in kept.items() if is_plain(value)}
     path = path_of(type(built))
     own = path.partition(".")[0] not in ("anneal", "lightning", "torch")  # by its short name
     return {"class_path": type(built).__name__ if own else path, "init_args": args}
-
-
-def _is_plain(value: Any) -> bool:
-    with suppress(TypeError, ValueError):
-        json.dumps(value)
-        return True
-    return False

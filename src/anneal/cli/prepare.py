@@ -60,8 +60,8 @@ def prepare(words: Words, project: Project) -> Run | str:
     files = [file_of(text) for text in words.files]
     root = Path(words.last("trainer.default_root_dir") or _root_in(files) or "runs")
     path, stored = start_from(words, root, bool(files))
-    if stored:
-        config.add_tree(parse(stored, str(path)), str(path))
+    if text := stored.get("config"):
+        config.add_tree(parse(text, str(path)), str(path))
     elif not files:
         words, files = words._replace(files=[str(project.default)]), [project.default]
     for file in files:
@@ -91,12 +91,12 @@ def prepare(words: Words, project: Project) -> Run | str:
     run.arguments = tree["model"].get("init_args", {})
     run.project = "".join(project.packages[:1]).partition(".")[0] or run.project
     if words.command not in PREVIEW_COMMANDS:
-        _find_folder(run, path)
+        _find_folder(run, path, stored)
     return run
 
 
-def start_from(words: Words, root: Path, has_files: bool) -> tuple[Path | None, str]:
-    """Return the checkpoint to start from, and the configuration that all else overrides.
+def start_from(words: Words, root: Path, has_files: bool) -> tuple[Path | None, Tree]:
+    """Return the checkpoint to start from and what is in it: all else overrides its `config`.
 
     1. --resume=auto --run_name=NAME: the last checkpoint of that run, if it is there.
     2. --ckpt_path: that checkpoint or exported file, with the configuration stored in it.
@@ -110,12 +110,12 @@ def start_from(words: Words, root: Path, has_files: bool) -> tuple[Path | None, 
     if ckpt_path and ckpt_path != "null":
         path = runs.find_checkpoint(root, ckpt_path, words.last("run"))
         stored = read(path).about if is_exported(path) else runs.read_checkpoint(path)
-        return path, stored.get("config") or ""
+        return path, stored
     if (metric_from := words.last("metric_from")) and not has_files:
         with suppress(UserError):  # a file, no run
             path = runs.find_run(root, metric_from) / "config.yaml"
-            return path, path.read_text()
-    return None, ""
+            return path, {"config": path.read_text()}
+    return None, {}
 
 
 def recipe(words: Words) -> str:
@@ -149,14 +149,14 @@ def _check(config: Any) -> None:
         raise UserError("--run says whose checkpoint --ckpt_path=best or last means: give both")
 
 
-def _find_folder(run: Run, path: Path | None) -> None:
+def _find_folder(run: Run, path: Path | None, stored: Tree) -> None:
     """Give a run its checkpoint and its folder."""
     command, config = run.command, run.config
     fits, root = command == "fit", Path(config.trainer.default_root_dir)
     if path:
         run.ckpt_path, config.ckpt_path = path, str(path)
         if not is_exported(path):
-            run.checkpoint = runs.read_checkpoint(path)
+            run.checkpoint = stored
             runs.check_lightning_checkpoint(run.checkpoint, path, fits)
         elif command != "predict":
             raise UserError(f"{command} needs a checkpoint; {path} is for predict")
