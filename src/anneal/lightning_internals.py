@@ -12,18 +12,124 @@ from torch.utils.data import DataLoader
 INSTANTIATOR = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
 
+def steps_after_this_batch(trainer: Trainer) -> bool:
+    """Return whether the optimizer makes a step with the batch that was fetched last."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Return whether a validation belongs after the last batch, not only as the run is to stop."""
+    stop, trainer.should_stop = trainer.should_stop, False
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    due = trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+    trainer.should_stop = stop
+    return due
+
+
 def is_between_steps(trainer: Trainer) -> bool:
     """Return whether all of the step that was just taken is done.
 
     False in the middle of an accumulation, and where a validation or the end of the epoch is still
-    to come: a run that resumes from there would leave it out.
+    to come: these save on their own.
     """
-    loop = trainer.fit_loop.epoch_loop
-    return not (
-        loop._should_accumulate()
-        or trainer.is_last_batch
-        or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+    return steps_after_this_batch(trainer) and not (
+        trainer.is_last_batch or validation_is_due(trainer)
     )
+
+
+def place(
+    trainer: Trainer, checkpoint: dict[str, Any], epoch: int, within: bool, validate: bool
+) -> int:
+    """Have Lightning load that a run is in this epoch, before it asks whether it has ended.
+
+    Args:
+        trainer: The run's.
+        checkpoint: From which its loops are about to be restored.
+        epoch: Epochs that are done.
+        within: Whether some of the next one is done.
+        validate: Whether a validation is to be made first.
+
+    Returns:
+        How much `max_steps` was raised, without which the run would end before the validation.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    for kind in ("total", "current"):
+        progress[kind].update(
+            ready=epoch + within, started=epoch + within, processed=epoch, completed=epoch
+        )
+    loop = trainer.fit_loop.epoch_loop
+    extra = validate and loop.max_steps == checkpoint["global_step"]
+    loop.max_steps += extra
+    return int(extra)
+
+
+def begin_at(trainer: Trainer, epoch: int, batches: int, stepped: int, validate: bool) -> None:
+    """Have a resumed training begin at this place; to be called in `on_train_start`.
+
+    Lightning guesses from its counters in which hook a checkpoint was saved, and with `max_steps`
+    takes the end of an epoch for a place within it.
+
+    Args:
+        trainer: The run's.
+        epoch: Epochs that are done.
+        batches: Batches of the next one that are done.
+        stepped: Batches in all after which the optimizer made a step.
+        validate: Whether the validation that is due after these batches comes first.
+    """
+    fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    within = batches > 0
+    for counts in (fit.epoch_progress.current, fit.epoch_progress.total):
+        counts.ready = counts.started = epoch + within  # type: ignore[attr-defined]
+        counts.processed = counts.completed = epoch  # type: ignore[attr-defined]
+    progress = loop.batch_progress
+    batches = int(min(batches, trainer.num_training_batches))
+    now = progress.current
+    now.ready = now.started = now.processed = now.completed = batches  # type: ignore[attr-defined]
+    total = progress.total
+    total.started = total.processed = total.completed = total.ready  # type: ignore[attr-defined]
+    progress.is_last_batch = batches == trainer.num_training_batches
+    fit._restarting = False  # else a plateau would not see the end of this epoch
+    for each in (loop, loop.val_loop, loop.automatic_optimization, loop.manual_optimization):
+        each._restarting = within
+    fit._restart_stage = "restarted_mid_epoch" if within else "none"
+    loop._restart_stage = loop.val_loop._restart_stage = "none"
+    loop._batches_that_stepped = stepped
+    if not within:
+        return
+    fetcher: Any = fit._data_fetcher
+    if validate and loop._should_check_val_fx(fetcher):
+        loop.val_loop._restart_stage = "restarted_mid_evaluation"
+        loop.val_loop.batch_progress.reset()
+        loop._batches_that_stepped -= 1  # the batch is counted after it
+    elif progress.is_last_batch:
+        loop.val_loop._has_run = True  # nothing is left but the epoch's end
+    elif loop._should_check_val_fx(fetcher):
+        loop._restart_stage = "restarted_on_last"  # the validation is done
+    loop._batches_that_stepped -= not loop._should_accumulate()  # the loop's reset counts one
+
+
+def skip_batches(trainer: Trainer, batches: int) -> None:
+    """Read the batches of an epoch that are done, if the loader can't begin after them."""
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    if not all(hasattr(loader, "load_state_dict") for loader in fetcher.combined_loader.flattened):
+        for _ in range(batches):
+            next(fetcher)
+        fetcher.fetched -= batches  # Lightning adds them
+
+
+def plateaus_wait(trainer: Trainer) -> bool:
+    """Return whether Lightning is about to show a finished epoch to a plateau of its own."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    return (
+        trainer.is_last_batch
+        and epochs.processed > epochs.completed
+        and any(c.reduce_on_plateau and c.interval == "epoch" for c in trainer.lr_scheduler_configs)
+    )
+
+
+def step_plateaus(trainer: Trainer) -> None:
+    """Show the metrics of the last epoch to the plateaus that Lightning steps."""
+    trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
 
 
 def logged_step(trainer: Trainer) -> int:
@@ -49,6 +155,8 @@ def metrics_to_log(trainer: Trainer) -> tuple[int, dict[str, float]]:
     connector: Any = trainer._logger_connector
     ends_epoch = connector._first_loop_iter is None  # whose line has its last step
     if not trainer.training or not (ends_epoch or connector.should_update_logs):
+        return 0, {}
+    if ends_epoch and not trainer.is_last_batch:  # but the run, within the epoch
         return 0, {}
     values = {name: float(v) for name, v in connector.metrics["log"].items()}
     return logged_step(trainer) - ends_epoch, values

@@ -13,7 +13,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from anneal.lightning_internals import logged_step
+from anneal.lightning_internals import (
+    begin_at,
+    logged_step,
+    place,
+    plateaus_wait,
+    skip_batches,
+    step_plateaus,
+    steps_after_this_batch,
+    validation_is_due,
+)
 
 
 def is_logged(trainer: Trainer, step: int) -> bool:
@@ -56,114 +65,209 @@ def log_image(trainer: Trainer, key: str, path: Path) -> None:
         logger.log_image(key, [str(path)])
 
 
-class SampleCounter(Callback):
-    """Log `samples`, the training samples seen by all processes since the start of the run.
+class Clock(Callback):
+    """The position of a run: what samplers, schedules, loggers and checkpoints ask for it.
 
-    Runs with other batch sizes compare on it. Within an epoch the other processes' batches are
-    taken to be as large as this one's; at its end the exact numbers are summed.
+    It stands before all other callbacks, so that these see a batch counted, and is saved as what it
+    is: Lightning's own counters are those of the moment of a save, and of an epoch that was ended
+    early they say that it is done. What a run does because it is about to end within an epoch, such
+    as one more validation, is no part of its course: `last.ckpt` is from before that.
+
+    Logs `samples`, the training samples seen by all processes since the start of the run. Runs with
+    other batch sizes compare on it.
 
     Attributes:
-        samples: The count.
-        seconds: Time spent in training epochs, without validation, in this process.
-        samples_per_second: Throughput over these.
+        epoch: Epochs that are done, with their validations.
+        batches: Training batches of the current epoch that are done, in each process.
+        samples: The samples these had, in all processes.
+        seen: Training samples of all epochs before it.
+        stepped: Batches so far after which the optimizer made a step.
+        validated: Whether the validation that is due after these batches is done.
+        seconds: Time spent in training, without validations, since the start of the run.
+        has_validated: Whether there was a validation since this process began to train.
+        extra_steps: How much higher `max_steps` is until the validation that is due is made.
     """
 
+    SAVED = ("epoch", "batches", "samples", "seen", "stepped", "seconds")
+
     def __init__(self) -> None:
-        self.samples = 0
-        self.epoch_samples = 0
+        self.epoch = self.batches = self.samples = self.seen = self.stepped = 0
         self.seconds = 0.0
-        self._counted = 0
-        self._since = 0.0
-        self._step = 0
+        self.validated = self.has_validated = False
+        self.extra_steps = 0
+        self._resumed: dict[str, Any] = {}
+        self._before = 0, 0.0  # samples and seconds of earlier processes
+        self._start = 0, 0  # batches and samples of the epoch that the loader does not give again
+        self._after_step = 0, 0  # batches and samples at the last step of the optimizer
+        self._since: float | None = None
 
     @classmethod
-    def of(cls, trainer: Trainer) -> "SampleCounter | None":
+    def of(cls, trainer: Trainer) -> "Clock | None":
         """Return the one among a trainer's callbacks."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return next((c for c in callbacks if isinstance(c, cls)), None)
 
-    def in_epoch(self, trainer: Trainer) -> int:
-        """Return the samples of this epoch so far, of all processes."""
-        return self.epoch_samples * trainer.world_size
-
     @property
     def samples_per_second(self) -> float:
-        return self._counted / self.seconds if self.seconds else 0.0
+        """Throughput of this process's training."""
+        seconds = self.seconds - self._before[1]
+        return (self.seen + self.samples - self._before[0]) / seconds if seconds else 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.precision == "64-true":
+            pl_module.double()  # before a checkpoint's weights would be rounded to float32
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resume at the same sample of the epoch if its batches are others than before."""
-        self._step = trainer.global_step
-        done = self.in_epoch(trainer)
-        loader: Any = trainer.train_dataloader
-        sampler = getattr(loader, "batch_sampler", loader)
-        if not done or not hasattr(sampler, "left"):
+        """Begin where the checkpoint was saved, at the same sample if the batches are others."""
+        self._since = time.perf_counter()
+        self._start = self._after_step = self.batches, self.samples
+        self._before = self.seen + self.samples, self.seconds
+        self.has_validated = False
+        resumed, self._resumed = self._resumed, {}
+        if not resumed:
             return
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        ready = len(sampler) - sampler.left(done)
-        if ready != progress.ready:
-            rank_zero_info(
-                f"The batches are others than in the checkpoint, which is from within epoch "
-                f"{trainer.current_epoch}: it goes on after {done} samples, with "
-                f"{sampler.left(done)} of {len(sampler)} batches left."
-            )
-            progress.completed += ready - progress.ready
-            progress.ready = progress.started = progress.processed = ready  # type: ignore[attr-defined]
+        sampler = _sampler(trainer)
+        if self.batches and self.samples and sampler:
+            batches = len(sampler) - sampler.left(self.samples)
+            if batches != self.batches:
+                rank_zero_info(
+                    f"The batches are others than in the checkpoint, which is from within epoch "
+                    f"{self.epoch}: it goes on after {self.samples} samples, with "
+                    f"{sampler.left(self.samples)} of {len(sampler)} batches left."
+                )
+                self.batches, self._start = batches, (batches, self.samples)
+        elif self.batches:
+            skip_batches(trainer, self.batches)
+        begin_at(
+            trainer, self.epoch, self.batches, self.stepped, bool(resumed.get("validation_is_due"))
+        )
+        trainer.callback_metrics.update(
+            {name: torch.tensor(v) for name, v in resumed.get("metrics", {}).items()}
+        )
+        if resumed.get("plateau_is_due"):
+            step_plateaus(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = time.perf_counter()
+        self._start = self._after_step = 0, 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        with suppress(MisconfigurationException):  # no tensor in the batch: nothing to count
-            self.epoch_samples += extract_batch_size(batch)
-        new_step = trainer.global_step != self._step  # else in the middle of an accumulation
-        self._step = trainer.global_step
-        if new_step and is_logged(trainer, self._step):
-            log(trainer, {"samples": self.samples + self.in_epoch(trainer)})
+        self.batches += 1
+        self.validated = False
+        sampler = _sampler(trainer)
+        if sampler:
+            self.samples = sampler.place(self.batches - self._start[0], self._start[1])
+        else:
+            with suppress(MisconfigurationException):  # no tensor in the batch: nothing to count
+                self.samples += extract_batch_size(batch) * trainer.world_size
+        if steps_after_this_batch(trainer):
+            self.stepped += 1
+            self._after_step = self.batches, self.samples
+            if is_logged(trainer, trainer.global_step):
+                log(trainer, {"samples": self.seen + self.samples})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.seconds += time.perf_counter() - self._since
+            self._pause()
+            trainer.fit_loop.epoch_loop.max_steps -= self.extra_steps
+            self.extra_steps = 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = time.perf_counter()
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._since = time.perf_counter()
+            self.validated = self.has_validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds += time.perf_counter() - self._since
-        local = torch.tensor(self.epoch_samples, device=pl_module.device)
-        total = int(trainer.strategy.reduce(local, reduce_op="sum"))
-        self.samples += total
-        self._counted += total
-        self.epoch_samples = 0
+        self._pause()
+        if not trainer.is_last_batch:  # the run ends within the epoch
+            save = getattr(trainer.checkpoint_callback, "save_end", None)
+            if save:
+                save(trainer)
+            log(trainer, {"samples": self.seen + self.samples}, logged_step(trainer) - 1)
+            return
+        self.epoch += 1
+        self.seen += self.samples
+        self.batches = self.samples = 0
+        self._since = time.perf_counter()
         # As Lightning does: what an epoch gave stands at its last step.
-        log(trainer, {"samples": self.samples}, logged_step(trainer) - 1)
+        log(trainer, {"samples": self.seen}, logged_step(trainer) - 1)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Of all processes, as the next run may have more or fewer.
-        checkpoint["samples"] = [self.samples, self.in_epoch(trainer)]
+        self._pause(ends=False)
+        checkpoint["position"] = position = {name: getattr(self, name) for name in self.SAVED}
+        if self.batches and not steps_after_this_batch(trainer):  # its gradients are not saved
+            position["batches"], position["samples"] = self._after_step
+        elif self.batches and not self.validated:
+            position["validation_is_due"] = validation_is_due(trainer)
+        # Lightning shows an epoch to a plateau after its callbacks have saved.
+        position["plateau_is_due"] = plateaus_wait(trainer)
+        if position["plateau_is_due"]:
+            values = trainer.callback_metrics.items()
+            position["metrics"] = {name: float(v) for name, v in values}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.samples, in_epoch = checkpoint.get("samples", [0, 0])
-        self.epoch_samples = in_epoch // trainer.world_size
+        if trainer.state.fn != "fit" or "loops" not in checkpoint:
+            return
+        self._resumed = position = position_in(checkpoint)
+        for name in self.SAVED:
+            setattr(self, name, position[name])
+        validate = bool(position.get("validation_is_due"))
+        self.extra_steps = place(trainer, checkpoint, self.epoch, bool(self.batches), validate)
+
+    def _pause(self, ends: bool = True) -> None:
+        now = time.perf_counter()
+        if self._since is not None:
+            self.seconds += now - self._since
+        self._since = None if ends or self._since is None else now
+
+
+def position_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the position that a checkpoint was saved at.
+
+    One that `Clock` has not written has Lightning's counters, and at most the samples beside them.
+    """
+    if "position" in checkpoint:
+        stored: dict[str, Any] = checkpoint["position"]
+        return stored
+    loops = checkpoint["loops"]["fit_loop"]
+    seen, samples = checkpoint.get("samples", (0, 0))
+    epoch = loops["epoch_progress"]["current"]
+    within = epoch["ready"] != epoch["processed"]
+    return {
+        "epoch": epoch["processed"],
+        "batches": loops["epoch_loop.batch_progress"]["current"]["ready"] if within else 0,
+        "samples": samples if within else 0,
+        "seen": seen,
+        "stepped": loops["epoch_loop.state_dict"]["_batches_that_stepped"] + within,
+        "seconds": 0.0,
+    }
+
+
+def _sampler(trainer: Trainer) -> Any:
+    """Return what says which samples a batch has; None: the training data does not say it."""
+    loader: Any = trainer.train_dataloader
+    sampler = getattr(loader, "batch_sampler", loader)
+    return sampler if hasattr(sampler, "place") else None
 
 
 def resume_position(trainer: Trainer | None) -> tuple[int, int, int]:
     """Return the epoch, how many of its batches are done, and how many samples they had.
 
-    The last is 0 if they were not counted. They are Lightning's own counters, which it restores
-    from a checkpoint, and that of `SampleCounter`: right after any resume, within an epoch too.
+    The last is 0 if they were not counted. It is the position of the run's `Clock`, right after
+    any resume, within an epoch too; without one, Lightning's own counters.
     """
     if trainer is None:
         return 0, 0, 0
+    if clock := Clock.of(trainer):
+        return clock.epoch, clock.batches, clock.samples
     loop = trainer.fit_loop
-    seen = SampleCounter.of(trainer)
     return (
         loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
         loop.epoch_loop.batch_progress.current.ready,
-        seen.in_epoch(trainer) if seen else 0,
+        0,
     )

@@ -20,7 +20,7 @@ from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.callbacks.test_report import draw_confusion, draw_top_losses
 from anneal.errors import UserError
 from anneal.loggers.csv import CSVLogger
-from anneal.progress import SampleCounter
+from anneal.progress import Clock
 from anneal.testing import logged
 
 
@@ -88,7 +88,7 @@ def test_a_loss_that_is_no_number_is_named_with_the_batch_it_came_from():
             BadLoss(),
             max_epochs=1,
             accumulate_grad_batches=4,
-            callbacks=[NonFiniteGuard(), SampleCounter()],
+            callbacks=[NonFiniteGuard(), Clock()],
         )
 
 
@@ -308,15 +308,15 @@ def test_the_last_update_of_an_epoch_is_divided_by_the_batches_it_is_made_of(acc
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_samples_are_counted_over_epochs_and_resumes(accumulate, tmp_path):
-    counter = SampleCounter()
+    counter = Clock()
     settings = {"max_epochs": 2, "accumulate_grad_batches": accumulate}
     fit(Tiny(), callbacks=[counter], save=tmp_path / "c.ckpt", **settings)
-    assert counter.samples == 16
+    assert counter.seen == 16
     assert counter.samples_per_second > 0
-    again = SampleCounter()
+    again = Clock()
     settings["max_epochs"] = 5
     fit(Tiny(), callbacks=[again], ckpt_path=tmp_path / "c.ckpt", **settings)
-    assert again.samples == 40
+    assert again.seen == 40
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

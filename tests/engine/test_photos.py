@@ -15,7 +15,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from anneal import testing as photos
 from anneal.errors import UserError
-from anneal.progress import SampleCounter
+from anneal.progress import Clock
 from anneal.vision.datamodule import ImageFolderDataModule, ProgressiveResizing
 from anneal.vision.decode import decode
 from anneal.vision.transforms import MixUpCutMix, TrainTransform, ValTransform
@@ -191,7 +191,7 @@ def test_a_resumed_run_gets_the_same_pictures(root, tmp_path, workers, stop_at):
 
 def test_a_resumed_run_of_another_batch_size_gets_the_pictures_that_are_left(root, tmp_path):
     def epoch(**options):
-        (batches,) = train(root, epochs=1, callbacks=[SampleCounter()], **options).values()
+        (batches,) = train(root, epochs=1, callbacks=[Clock()], **options).values()
         return batches
 
     save = tmp_path / "stopped.ckpt"

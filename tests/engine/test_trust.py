@@ -23,7 +23,7 @@ from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.data.in_memory import InMemoryBatches
 from anneal.errors import UserError
 from anneal.optim.schedule import Schedule
-from anneal.progress import SampleCounter, resume_position
+from anneal.progress import Clock, resume_position
 from anneal.runs.checkpoint_io import AtomicCheckpointIO
 from anneal.testing import logged, wait_for
 
@@ -184,7 +184,7 @@ def train_three_epochs(folder, *callbacks, ckpt_path=None, batch_size=2) -> Draw
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[*callbacks, SeedEveryEpoch(), SampleCounter(), checkpoint],
+        callbacks=[*callbacks, SeedEveryEpoch(), Clock(), checkpoint],
     )
     x = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
     data = InMemoryBatches(

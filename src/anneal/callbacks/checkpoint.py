@@ -11,13 +11,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from anneal.errors import UserError
-from anneal.lightning_internals import is_between_steps
+from anneal.lightning_internals import is_between_steps, steps_after_this_batch, validation_is_due
 from anneal.optim.schedule import direction
 from anneal.runs.folder import LAST
 
 
 class Checkpoint(ModelCheckpoint):
-    """Save `last.ckpt` at the end of every epoch and the best checkpoints by a metric.
+    """Save `last.ckpt` before every validation and after every epoch, and the best by a metric.
 
     Args:
         monitor: The metric that decides what is best, one that validation logs.
@@ -53,7 +53,8 @@ class Checkpoint(ModelCheckpoint):
         )
         self.last_every = every_n_train_steps
         self.last_interval = train_time_interval
-        self._due = False
+        self._due = self._stop = False
+        self._best_in_last = ""
         self.last_step = -1
         self.last_time = time.monotonic()
 
@@ -75,17 +76,39 @@ class Checkpoint(ModelCheckpoint):
             late = time.monotonic() - self.last_time >= self.last_interval.total_seconds()
             due = due or trainer.strategy.broadcast(late)
         self._due = self._due or (due and step != self.last_step)
+        trainer.should_stop, self._stop = self._stop or trainer.should_stop, False
+        if trainer.should_stop and not steps_after_this_batch(trainer):
+            trainer.should_stop, self._stop = False, True  # after the step that is being made
         if self._due and is_between_steps(trainer):
+            self._save_last(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, so that what was trained is not lost in a long validation."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        self._save_last(trainer)
+        if trainer.is_last_batch:
+            self._save_last(trainer)
+
+    def save_end(self, trainer: Trainer) -> None:
+        """Save where a run ends within an epoch, before it closes the epoch as if it were done.
+
+        A validation that is made only because the run ends is no part of its course.
+        """
+        if trainer.global_step != self.last_step or validation_is_due(trainer):
+            self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save once more if `max_steps` or `max_time` ended the run within an epoch."""
+        """Keep in `last.ckpt` what has become the best since it was saved."""
         if trainer.global_step != self.last_step:
             self._save_last(trainer)
+        elif self.best_model_path != self._best_in_last and trainer.is_global_zero:
+            file = Path(self.dirpath or "") / LAST
+            saved = torch.load(file, weights_only=True)
+            saved["callbacks"][self.state_key] = self.state_dict()
+            trainer.strategy.checkpoint_io.save_checkpoint(saved, file)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return whether a value is among the best: NaN and infinity never are."""
@@ -118,4 +141,5 @@ class Checkpoint(ModelCheckpoint):
             return
         self.last_step, self.last_time = trainer.global_step, time.monotonic()
         self._due = False
+        self._best_in_last = self.best_model_path
         trainer.save_checkpoint(Path(self.dirpath) / LAST, weights_only=False)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from anneal.callbacks.learning_hints import LearningHints, largest_lr
 from anneal.errors import UserError
-from anneal.progress import SampleCounter, is_logged, log
+from anneal.progress import Clock, is_logged, log
 
 
 class NonFiniteGuard(Callback):
@@ -43,15 +43,16 @@ class NonFiniteGuard(Callback):
         self._places: list[str] = []  # what was looked at since the last check
         self._place = ""  # the current batch, for a person
         self._lr = 0.0  # the largest of it
-        self._seen: SampleCounter | None = None
+        self._clock: Clock | None = None
         self._step = self._began = 0
         self._updates = 0  # in this epoch
-        self._whole_epoch = True
+        self._new_epoch = False  # else it was resumed within
         self._hints = LearningHints()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = self._began = trainer.global_step
-        self._seen = SampleCounter.of(trainer)
+        self._clock = Clock.of(trainer)
+        self._new_epoch = False
         known = trainer.num_val_batches  # empty if the first validation is in a later epoch
         if trainer.enable_validation and known and not sum(known):
             raise UserError(
@@ -62,15 +63,15 @@ class NonFiniteGuard(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._updates = 0
-        self._whole_epoch = not trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        self._new_epoch = True
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._lr = largest_lr(trainer)
         samples = ""
-        if self._seen:
-            samples = f"after {self._seen.samples + self._seen.in_epoch(trainer)} samples, "
+        if self._clock:
+            samples = f"after {self._clock.seen + self._clock.samples} samples, "
         self._place = (
             f"at optimizer step {trainer.global_step} (epoch {trainer.current_epoch}, batch "
             f"{batch_idx}, {samples}lr {self._lr:g})"
@@ -113,7 +114,7 @@ class NonFiniteGuard(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check()
-        if self._whole_epoch and not self._updates:
+        if self._new_epoch and not self._updates:
             raise UserError(
                 f"epoch {trainer.current_epoch} took no optimizer step: of "
                 f"{trainer.fit_loop.epoch_loop.batch_progress.current.ready} batches none gave a "

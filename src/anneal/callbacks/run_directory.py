@@ -22,11 +22,13 @@ class RunDirectory(Callback):
     Args:
         path: The folder.
         config: The resolved configuration as YAML, as `config.yaml` holds it.
-        resumed_from: Optimizer steps of the checkpoint from which this folder's own run resumes;
-            None: a new run in a new folder.
+        resumed_from: The checkpoint from which this folder's own run resumes, empty if it has none
+            yet; None: a new run in a new folder.
     """
 
-    def __init__(self, path: Path, config: str, resumed_from: int | None = None) -> None:
+    def __init__(
+        self, path: Path, config: str, resumed_from: dict[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.config = config
         self.resumed_from = resumed_from
@@ -40,7 +42,8 @@ class RunDirectory(Callback):
         file = self._write_config()
         taken_out: list[dict[str, str]] = []
         for logger in loggers_with(trainer, "rewind"):
-            taken_out += logger.rewind(self.resumed_from or 0) or []
+            saved = self.resumed_from or {}
+            taken_out += logger.rewind(saved.get("global_step", 0), saved.get("rows")) or []
         for logger in loggers_with(trainer, "skip"):
             logger.skip(taken_out)
         for logger in loggers_with(trainer, "log_config"):
@@ -58,6 +61,8 @@ class RunDirectory(Callback):
         checkpoint["config"] = self.config
         checkpoint["model_class"] = f"{type(pl_module).__module__}.{type(pl_module).__qualname__}"
         checkpoint["environment"] = self.environment
+        for logger in loggers_with(trainer, "rows"):
+            checkpoint["rows"] = logger.rows()
         step, values = metrics_to_log(trainer)
         if values:
             checkpoint["step_metrics"] = [step, {"epoch": trainer.current_epoch, **values}]
@@ -67,9 +72,7 @@ class RunDirectory(Callback):
     ) -> None:
         """Log what a kill has left out: Lightning logs after its callbacks have saved."""
         step, values = checkpoint.get("step_metrics", [0, {}])
-        if self.resumed_from is None or not values or not trainer.is_global_zero:
-            return
-        if any(not logger.has(values, step) for logger in loggers_with(trainer, "has")):
+        if self.resumed_from is not None and "rows" in checkpoint and values:
             for logger in trainer.loggers:
                 logger.log_metrics(values, step)
 

@@ -8,41 +8,45 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from anneal.progress import resume_position
+
 
 class SeedEveryEpoch(Callback):
-    """Seed Python, NumPy and torch at the first batch of every epoch, from (seed, epoch, process).
+    """Seed Python, NumPy and torch in every epoch, from (seed, epoch, process).
 
     So dropout differs between processes, which Lightning seeds alike, and a run resumed after an
-    epoch draws what it would have drawn, instead of the first epoch's numbers again. A checkpoint
-    from within an epoch holds the state of all processes' generators.
+    epoch draws what it would have drawn, instead of the first epoch's numbers again. It is done
+    before the data loader draws the order of its samples, and once more at the first batch. A
+    checkpoint from within an epoch holds the state of all processes' generators.
     """
 
     def __init__(self) -> None:
         self.seeded_epoch = -1
         self.stored: list[dict[str, Any]] = []
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _seed(trainer, resume_position(trainer)[0])
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seeded_epoch = -1
+        if resume_position(trainer)[1]:  # within an epoch
+            self._restore(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch and not trainer.fit_loop.is_resuming:  # else the order is drawn
+            _seed(trainer, trainer.current_epoch)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.stored and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._restore(trainer)  # its loader has drawn a number
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Not in on_train_epoch_start: after it, the loader of a run's later epochs draws a number,
-        # and that of its first epoch has drawn it before.
-        if trainer.current_epoch == self.seeded_epoch:
-            return
-        self.seeded_epoch = trainer.current_epoch
-        stored, self.stored = self.stored, []
-        if batch_idx and len(stored) == trainer.world_size:
-            restore(stored[trainer.global_rank])
-            return
-        if (seed := os.environ.get("PL_GLOBAL_SEED")) is None:  # seed_everything=false
-            return
-        mixed = np.random.SeedSequence([int(seed), trainer.current_epoch, trainer.global_rank])
-        value = int(mixed.generate_state(1)[0])
-        random.seed(value)
-        np.random.seed(value)
-        torch.manual_seed(value)
+        self.stored = []
+        if trainer.current_epoch != self.seeded_epoch:
+            self.seeded_epoch = trainer.current_epoch
+            _seed(trainer, trainer.current_epoch)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -57,6 +61,21 @@ class SeedEveryEpoch(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.stored = checkpoint.get("rng_states", [])
+
+    def _restore(self, trainer: Trainer) -> None:
+        if len(self.stored) == trainer.world_size:
+            restore(self.stored[trainer.global_rank])
+            self.seeded_epoch = trainer.current_epoch
+
+
+def _seed(trainer: Trainer, epoch: int) -> None:
+    if (seed := os.environ.get("PL_GLOBAL_SEED")) is None:  # seed_everything=false
+        return
+    mixed = np.random.SeedSequence([int(seed), epoch, trainer.global_rank])
+    value = int(mixed.generate_state(1)[0])
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
 
 
 def collect() -> dict[str, Any]:

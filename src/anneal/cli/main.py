@@ -73,6 +73,8 @@ def run_command(
 def quiet() -> None:
     """Leave out warnings and advertisements that say nothing to a user."""
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's own, each run
+    # A limit of time may be taken away.
+    warnings.filterwarnings("ignore", ".*add the following callbacks: .'Timer'.*", UserWarning)
     # A resumed run is meant to resume in its folder.
     warnings.filterwarnings("ignore", ".*exists and is not empty.*", UserWarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -23,7 +23,7 @@ from anneal.errors import UserError
 from anneal.lightning_internals import INSTANTIATOR, set_logged_step
 from anneal.loggers.csv import CSVLogger
 from anneal.loggers.wandb import WandbLogger
-from anneal.progress import SampleCounter
+from anneal.progress import Clock
 from anneal.runs.resume import Differences, differences
 
 
@@ -66,6 +66,7 @@ class Run:
         self.loggers: list[Any] = []
         self._parser = parser
         self._metrics: dict[str, Any] = {}
+        self._clock = Clock()
         self._started = self._seconds = 0.0
 
     @cached_property
@@ -106,7 +107,8 @@ class Run:
         settings["default_root_dir"] = self.folder
         if not settings["barebones"]:
             settings["logger"] = self._loggers(settings["logger"])
-            settings["callbacks"] = [*as_list(settings["callbacks"]), *self._callbacks(settings)]
+            own = as_list(settings["callbacks"])
+            settings["callbacks"] = [self._clock, *own, *self._callbacks(settings)]
         self._started = time.monotonic()
         return start(settings)
 
@@ -118,7 +120,8 @@ class Run:
         """
         trainer = self.trainer
         self._seconds = time.monotonic() - self._started
-        if trainer.global_step == self.checkpoint.get("global_step", 0):
+        trained = trainer.global_step != self.checkpoint.get("global_step", 0)
+        if not trained and not self._clock.has_validated:
             raise nothing_trained(trainer)
         self._metrics = dict(trainer.callback_metrics)
         if (
@@ -139,7 +142,7 @@ class Run:
         quick = trainer.fast_dev_run or trainer.barebones  # type: ignore[attr-defined]
         if not quick and trainer.is_global_zero:
             looks = [g.look for g in self.loggers if isinstance(g, WandbLogger)]
-            speed = SampleCounter.of(trainer).samples_per_second  # type: ignore[union-attr]
+            speed = self._clock.samples_per_second
             metrics = {**self._metrics, **trainer.callback_metrics}
             print(summary(trainer, metrics, self._seconds, speed, self.folder, looks))
 
@@ -162,10 +165,8 @@ class Run:
             named["checkpoint"].dirpath = str(self.folder / "checkpoints")
         if settings["enable_progress_bar"] is False:
             del named["progress_bar"]
-        step = self.checkpoint.get("global_step", 0) if self.resumes else None
         others: list[Any] = [
-            RunDirectory(self.folder, self.text, step),
-            SampleCounter(),
+            RunDirectory(self.folder, self.text, self.checkpoint if self.resumes else None),
             RescaleLastAccumulation(),
             SeedEveryEpoch(),
             TestReport(self.folder),

@@ -50,14 +50,30 @@ class EpochSampler:
         self.position = position
         self.shuffle = shuffle
         self.repeats = repeats
+        self.skipped: list[int] = []  # batches of this iteration that the loader has left out
 
     def __len__(self) -> int:
         return self.left(0)
 
     def left(self, samples: int) -> int:
         """Return the batches that are left of an epoch when so many samples are done."""
+        if samples >= self.size:
+            return 0
         whole, rest = divmod(self.size - samples, self.batch_size * self.world_size)
         return max(1, whole + (rest >= 2 * self.world_size))
+
+    def place(self, batches: int, start: int = 0) -> int:
+        """Return the samples of an epoch that are done, in all processes.
+
+        Args:
+            batches: How many came since then.
+            start: Samples that were done when the iteration began.
+        """
+        for skipped in self.skipped:
+            batches += skipped < batches
+        if batches >= self.left(start):
+            return self.size
+        return start + batches * self.batch_size * self.world_size
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the samples of each batch as (epoch, place, index), as a DataLoader takes them."""
@@ -66,6 +82,7 @@ class EpochSampler:
 
     def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield of each batch the epoch, places in its order and the samples that stand there."""
+        self.skipped = []
         epoch, done, samples = self.position() if self.position else (0, 0, 0)
         order = torch.arange(self.size)
         if self.seed is not None:

@@ -4,7 +4,7 @@ import csv
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -80,11 +80,14 @@ class CSVLogger(Logger):
             self._file = None
 
     @rank_zero_only
-    def rewind(self, step: int) -> list[dict[str, str]]:
+    def rewind(self, step: int, count: int | None = None) -> list[dict[str, str]]:
         """Go back to where a checkpoint was saved; to be called when training starts.
+
+        Lines of tests stay: a resumed training does not write them again.
 
         Args:
             step: The checkpoint's `global_step`, 0 for a fresh run.
+            count: What `rows` gave then; None: the lines before this step stay.
 
         Returns:
             The lines taken out because training writes them again, as text by column.
@@ -93,14 +96,20 @@ class CSVLogger(Logger):
             return []
         self.finalize("rewind")
         columns, rows = self._read()
-        self._replace(columns, [row for row in rows if int(row["step"]) < step])
-        return [row for row in rows if int(row["step"]) >= step]
+        tests = [name for name in columns if name.startswith("test/")]
+        stay = [
+            int(row["step"]) < step
+            if count is None
+            else i < count or any(row.get(name) for name in tests)
+            for i, row in enumerate(rows)
+        ]
+        self._replace(columns, [row for row, stays in zip(rows, stay, strict=True) if stays])
+        return [row for row, stays in zip(rows, stay, strict=True) if not stays]
 
-    def has(self, names: Iterable[str], step: int) -> bool:
-        """Return whether a line of this step has values under all these names."""
-        rows = self._read().rows if self.path.exists() else []
-        lines = [row for row in rows if int(row["step"]) == step]
-        return any(all(line.get(name) for name in names) for line in lines)
+    @rank_zero_only
+    def rows(self) -> int:
+        """Return how many lines the file has."""
+        return len(self._read().rows) if self.path.exists() else 0
 
     def _open(self) -> TextIO:
         # Another process (a `test` while training runs) may have put a file with more columns in

@@ -7,14 +7,16 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
 from anneal.errors import UserError
+from anneal.lightning_internals import validation_is_due
 from anneal.optim.run_schedule import RunSchedule
+from anneal.progress import Clock
 
 
 class ScheduleCallback(Callback):
     """Tell a `RunSchedule` what Lightning's own stepping doesn't: the run's length, validations.
 
-    It stands before the other callbacks, so that a checkpoint saved after a validation holds what
-    the plateau made of it.
+    It stands before all other callbacks but the clock, so that a checkpoint saved after a
+    validation holds what the plateau made of it.
     """
 
     def __init__(self, schedule: RunSchedule) -> None:
@@ -25,7 +27,8 @@ class ScheduleCallback(Callback):
     def attach(cls, trainer: Trainer, schedule: RunSchedule) -> None:
         """Put one of these before a trainer's callbacks, in the place of an earlier one."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [cls(schedule), *(c for c in callbacks if not isinstance(c, cls))]
+        others = [c for c in callbacks if not isinstance(c, cls | Clock)]
+        callbacks[:] = [*(c for c in callbacks if isinstance(c, Clock)), cls(schedule), *others]
         if schedule.schedule.is_plateau and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # One batch of validation is what tells whether the metric exists, before training.
             trainer.num_sanity_val_steps = max(1, trainer.num_sanity_val_steps)
@@ -40,7 +43,15 @@ class ScheduleCallback(Callback):
                 "schedule: it counts epochs and the training data has no length: set "
                 "trainer.limit_train_batches, or schedule.interval=step and warmup_steps"
             )
-        self.schedule.setup(steps_per_epoch or 1, total_steps)
+        steps, before = None, self.schedule.steps_per_epoch
+        if self.schedule.steps and steps_per_epoch and steps_per_epoch != before:
+            # Of this run's epochs; what is left of `max_steps` stays what it is.
+            steps = round(self.schedule.steps / before * steps_per_epoch)
+            if clock := Clock.of(trainer):
+                steps = clock.epoch * steps_per_epoch
+                steps += clock.batches // trainer.accumulate_grad_batches
+            total_steps = run_length(trainer, steps - trainer.global_step)[1]
+        self.schedule.setup(steps_per_epoch or 1, total_steps, steps)
         if self.schedule.is_plateau:
             check_validates(trainer)
             if self.validation_metrics:
@@ -48,7 +59,12 @@ class ScheduleCallback(Callback):
         rank_zero_info(self.schedule.describe())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.schedule.is_plateau:
+        if (
+            self.schedule.is_plateau
+            and trainer.state.fn == "fit"
+            and not trainer.sanity_checking
+            and validation_is_due(trainer)  # not only because the run ends
+        ):
             self._check_monitor(list(trainer.callback_metrics))
             self.schedule.step_metric(
                 float(trainer.callback_metrics[self.schedule.schedule.monitor])
@@ -61,14 +77,20 @@ class ScheduleCallback(Callback):
             )
 
 
-def run_length(trainer: Trainer) -> tuple[int | None, int | None]:
+def run_length(trainer: Trainer, shift: int = 0) -> tuple[int | None, int | None]:
     """Return the optimizer steps in an epoch (None: unknown) and in the run (None: endless).
+
+    Args:
+        trainer: The run's.
+        shift: How many steps more its epochs so far would have than were made.
 
     Read from the loaders once they are set up. `trainer.estimated_stepping_batches` would set
     them up early, before a checkpoint's state has reached them (Lightning issue 20550).
     """
     batches = trainer.num_training_batches
-    max_steps = None if trainer.max_steps == -1 else trainer.max_steps
+    clock = Clock.of(trainer)
+    extra = clock.extra_steps if clock else 0
+    max_steps = None if trainer.max_steps == -1 else trainer.max_steps - extra + shift
     if math.isinf(batches):
         return None, max_steps
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

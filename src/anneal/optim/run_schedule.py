@@ -40,22 +40,24 @@ class RunSchedule(LRScheduler):
             {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
         ]
 
-    def setup(self, steps_per_epoch: int, total_steps: int | None) -> None:
+    def setup(
+        self, steps_per_epoch: int, total_steps: int | None, steps: int | None = None
+    ) -> None:
         """Start, or continue after a resume, in a run of known length.
 
         Args:
             steps_per_epoch: Optimizer steps in an epoch.
             total_steps: Optimizer steps from the very start to the end; None: endless.
+            steps: Where the run is, if its epochs have other steps than before.
 
         Raises:
             UserError: The schedule needs an end and there is none, or its arguments don't fit.
         """
-        if self.steps and steps_per_epoch != self.steps_per_epoch:
-            epochs = self.steps / self.steps_per_epoch
-            self.steps = round(epochs * steps_per_epoch)
+        if steps is not None:
+            self.steps = steps
             rank_zero_info(
                 f"An epoch has {steps_per_epoch} steps and had {self.steps_per_epoch}: the "
-                f"schedule goes on at epoch {epochs:g}, now step {self.steps}."
+                f"schedule goes on at epoch {steps / steps_per_epoch:g}, now step {steps}."
             )
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.warmup = self.schedule.warmup_steps or round(

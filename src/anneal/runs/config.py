@@ -30,7 +30,7 @@ MOVED = {
     "anneal.callbacks.health.Health": "anneal.callbacks.non_finite_guard.NonFiniteGuard",
     "anneal.callbacks.interrupt.Interrupt": "anneal.callbacks.graceful_shutdown.GracefulShutdown",
     "anneal.callbacks.run_folder.RunFolder": "anneal.callbacks.run_directory.RunDirectory",
-    "anneal.callbacks.samples.SamplesSeen": "anneal.progress.SampleCounter",
+    "anneal.callbacks.samples.SamplesSeen": "anneal.progress.Clock",
     "anneal.callbacks.test_pictures.TestPictures": "anneal.callbacks.test_report.TestReport",
     "anneal.saving.WholeFileIO": "anneal.runs.checkpoint_io.AtomicCheckpointIO",
 }

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 
 from anneal.errors import UserError
 from anneal.runs.config import flatten, parse
@@ -15,13 +16,21 @@ Differences = list[tuple[str, Any, Any]]
 def nothing_left(checkpoint: dict[str, Any], trainer: Trainer) -> str:
     """Return that a checkpoint has done all that the trainer is to do, or an empty string."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    position = checkpoint.get("position", {})
     line = "has done {} of {} {}: nothing is left. To train on, raise --trainer.{}."
-    epochs, max_epochs = progress["processed"], trainer.max_epochs
+    epochs, max_epochs = position.get("epoch", progress["processed"]), trainer.max_epochs
     if max_epochs not in (None, -1) and epochs >= max_epochs:
         return line.format(epochs, max_epochs, "epochs", "max_epochs")
+    if position.get("validation_is_due"):
+        return ""
     steps, max_steps = checkpoint["global_step"], trainer.max_steps
     if max_steps != -1 and steps >= max_steps:
         return line.format(steps, max_steps, "steps", "max_steps")
+    for timer in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(timer, Timer) and (limit := timer.time_remaining()) is not None:
+            state = checkpoint["callbacks"].get(timer.state_key, {}).get("time_elapsed", {})
+            if (seconds := state.get("train", 0)) >= limit:
+                return line.format(f"{seconds:.0f}", f"{limit:.0f}", "seconds", "max_time")
     return ""
 
 

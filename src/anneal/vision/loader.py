@@ -108,7 +108,7 @@ class ImageLoader(HasWorkers):
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels, unreadable in self.loader:
+        for batch, (images, labels, unreadable) in enumerate(self.loader):
             for image in unreadable:
                 if not image.path:
                     raise UserError(image.reason, status=1)
@@ -117,6 +117,8 @@ class ImageLoader(HasWorkers):
                 yield images, labels
             elif self.batch_sampler.world_size > 1:
                 raise UserError(f"no picture of a batch can be read, such as {unreadable[0].path}")
+            else:
+                self.batch_sampler.skipped.append(batch)
 
 
 def _idle(worker: int) -> None:
