@@ -50,11 +50,11 @@ class Dropping(Tiny):
 def test_a_resumed_run_draws_what_it_would_have_drawn(tmp_path):
     pl.seed_everything(0, verbose=False)
     whole = Dropping()
-    fit(whole, max_epochs=3, callbacks=[SeedEveryEpoch()])
+    fit(whole, max_epochs=3, callbacks=[Clock(), SeedEveryEpoch()])
     assert len(set(whole.drawn)) == 24
-    fit(Dropping(), max_epochs=1, callbacks=[SeedEveryEpoch()], save=tmp_path / "c.ckpt")
+    fit(Dropping(), max_epochs=1, callbacks=[Clock(), SeedEveryEpoch()], save=tmp_path / "c.ckpt")
     rest = Dropping()
-    fit(rest, max_epochs=3, callbacks=[SeedEveryEpoch()], ckpt_path=tmp_path / "c.ckpt")
+    fit(rest, max_epochs=3, callbacks=[Clock(), SeedEveryEpoch()], ckpt_path=tmp_path / "c.ckpt")
     assert rest.drawn == whole.drawn[8:]
 
 

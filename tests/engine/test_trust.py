@@ -17,7 +17,6 @@ from lightning.pytorch.trainer.connectors.logger_connector.logger_connector impo
 from test_schedule import PLATEAU
 from tiny import Tiny, loader
 
-from anneal.callbacks import graceful_shutdown
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.data.in_memory import InMemoryBatches
@@ -93,8 +92,9 @@ def test_a_second_signal_ends_at_once_and_leaves_whole_files(undisturbed):
         assert "state_dict" in torch.load(path, weights_only=True)
 
 
-def test_a_long_validation_is_not_waited_for(run, monkeypatch, capsys):
-    monkeypatch.setattr(graceful_shutdown, "PATIENCE", 0.1)
+def test_a_validation_is_not_waited_for_and_made_by_the_resumed_run(run, monkeypatch, capsys):
+    fit = ("fit", "--config=small.yaml", "--trainer.logger=true", "--trainer.limit_val_batches=8")
+    run(*fit, "--run_name=whole")
     validated = []
 
     class Signal(pl.Callback):
@@ -104,14 +104,16 @@ def test_a_long_validation_is_not_waited_for(run, monkeypatch, capsys):
             if not validated:
                 os.kill(os.getpid(), signal.SIGTERM)
             validated.append(trainer.global_step)
-            time.sleep(0.15)
 
-    monkeypatch.setattr("anneal.cli.run.SeedEveryEpoch", Signal)
-    with pytest.raises(SystemExit) as e:
-        run("fit", "--config=small.yaml", "--trainer.limit_val_batches=8")
+    with monkeypatch.context() as patch:
+        patch.setattr("anneal.cli.run.SeedEveryEpoch", Signal)
+        with pytest.raises(SystemExit) as e:
+            run(*fit, "--run_name=told")
     assert e.value.code == 143
     assert validated == [4]
-    assert "the validation at hand is not in the last checkpoint" in capsys.readouterr().err
+    assert "last.ckpt is from before this validation" in capsys.readouterr().err
+    run(*fit, "--run_name=told", "--resume=auto")
+    assert_same_run(Path(), "told", "whole")
 
 
 def test_two_processes_stop_at_the_same_step_when_one_is_told_to(undisturbed):

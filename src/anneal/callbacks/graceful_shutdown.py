@@ -17,15 +17,16 @@ from anneal.launch import is_lost
 from anneal.lightning_internals import is_between_steps
 from anneal.runs.folder import LAST
 
-EVERY = 10  # optimizer steps between two questions of several processes to each other
-PATIENCE = 10.0  # seconds that a validation may take to end
+EVERY = 1.0  # seconds between two questions of several processes to each other
+PATIENCE = 10.0  # seconds that these give a validation to end, in which they don't ask
 
 
 class GracefulShutdown(Callback):
     """On Ctrl-C or SIGTERM finish the step, save `last.ckpt` and end with status 130 or 143.
 
-    A second one ends at once. A validation is given a few seconds to end; if it takes longer, the
-    checkpoint is the one before it. In a SLURM job SIGUSR1 also hands the job back to the queue.
+    A second one ends at once. A validation is left, at the latest after a few seconds: it has a
+    checkpoint before it, and the resumed run makes it. In a SLURM job SIGUSR1 also hands the job
+    back to the queue.
 
     Lightning's own handlers act from within the signal, when a process may be in the middle of a
     step and another one waiting for its gradients. Here the signal leaves a note that all
@@ -40,6 +41,9 @@ class GracefulShutdown(Callback):
         self._trainer: Trainer | None = None  # while it trains
         self._told = 0  # the signal
         self._since = 0.0
+        self._asked = 0.0  # when the processes have asked each other
+        self._last_batch = 0  # of the run, at which they did
+        self._next = 0  # the one at which they do so again
         self._agreed = False
         self._saved = False
 
@@ -49,6 +53,8 @@ class GracefulShutdown(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen()
         self._trainer, self._told = trainer, 0
+        self._asked = time.monotonic()
+        self._next = self._last_batch = trainer.fit_loop.total_batch_idx
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -65,8 +71,9 @@ class GracefulShutdown(Callback):
             self._leave(trainer, f"saved {self.folder / LAST} at step {trainer.global_step}")
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if self._told and time.monotonic() - self._since > PATIENCE:
-            self._leave(trainer, "the validation at hand is not in the last checkpoint")
+        patience = PATIENCE if trainer.world_size > 1 else 0
+        if self._told and self._trainer and time.monotonic() - self._since >= patience:
+            self._leave(trainer, f"{self.folder / LAST} is from before this validation")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer = None
@@ -99,11 +106,22 @@ class GracefulShutdown(Callback):
 
     def _agree(self, trainer: Trainer) -> bool:
         """Return whether any process was told to stop, the same in all of them."""
-        if trainer.world_size > 1 and not self._agreed and trainer.global_step % EVERY == 0:
-            told = torch.tensor(self._told, device=trainer.strategy.root_device)
-            self._told = int(trainer.strategy.reduce(told, reduce_op="max"))
-            self._agreed = bool(self._told)
-        return self._agreed if trainer.world_size > 1 else bool(self._told)
+        if trainer.world_size == 1:
+            return bool(self._told)
+        batch = trainer.fit_loop.total_batch_idx
+        if not self._agreed and batch >= self._next:
+            now = time.monotonic()
+            mine = torch.tensor(
+                [self._told, now - self._asked], device=trainer.strategy.root_device
+            )
+            told, seconds = trainer.strategy.reduce(mine, reduce_op="max").tolist()
+            # So many batches were that long; the slowest process counts.
+            batches = batch - self._last_batch
+            self._next = batch + max(1, min(2 * batches, int(batches * EVERY / max(seconds, 1e-3))))
+            self._asked, self._last_batch = now, batch
+            self._told = int(told)
+            self._agreed = bool(told)
+        return self._agreed
 
     def _leave(self, trainer: Trainer, state: str) -> None:
         number = signal.Signals(self._told)

@@ -21,7 +21,7 @@ from anneal.cli.run import Run
 from anneal.cli.words import Words, read_words
 from anneal.commands.schedule_plots import show
 from anneal.errors import UserError, first_line
-from anneal.runs.resume import check_optimizer, nothing_left, state_dict_mismatch
+from anneal.runs.resume import check_optimizer, nothing_left, optimizer_mismatch, state_dict_mismatch
 
 ENGINE = ("anneal.callbacks", "anneal.vision")
 
@@ -110,6 +110,8 @@ def do(run: Run, project: Project) -> None:
         if "Error(s) in loading state_dict" in str(e):
             path = str(run.ckpt_path)
             raise UserError(state_dict_mismatch(path, str(e), run.differences())) from e
+        if str(e).startswith("loaded state dict"):  # torch's words about an optimizer's
+            raise UserError(optimizer_mismatch(str(run.ckpt_path), run.differences())) from e
         if str(e).strip().startswith(("Early stopping conditioned on", "`val_check_interval`")):
             raise UserError(f"trainer: {first_line(e)}") from e
         raise

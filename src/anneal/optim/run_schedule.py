@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from inspect import signature
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -11,13 +12,24 @@ from torch.optim.lr_scheduler import LRScheduler
 from anneal.errors import UserError
 from anneal.optim.schedule import Schedule
 
+# What torch's schedulers write into a group.
+SET_BY_SCHEDULERS = {
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "swa_lr",
+    "base_momentum",
+    "max_momentum",
+}
+
 
 class RunSchedule(LRScheduler):
     """The learning rate of every parameter group, as a function of the optimizer steps taken.
 
     Wraps the scheduler that a `Schedule` names. Its only state is the number of steps (and, for
     a plateau, what the metric did), so a resumed run follows the schedule it is given now: new
-    learning rates, lengths and schedulers count, and a longer run gets the longer curve.
+    learning rates, lengths and schedulers count, and a longer run gets the longer curve. What an
+    optimizer keeps in its parameter groups, such as Prodigy's `d`, stays its own.
 
     Args:
         optimizer: The optimizer, with the learning rates it was configured with.
@@ -36,9 +48,8 @@ class RunSchedule(LRScheduler):
         self.period = 1  # optimizer steps to a tick of the inner scheduler
         self.first_lrs = [g["lr"] for g in optimizer.param_groups]
         self.plateau: dict[str, Any] = {}
-        self.as_configured = [
-            {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
-        ]
+        self.as_configured = [_settings(g) for g in optimizer.param_groups]
+        self.groups_at_first = len(self.as_configured)
 
     def setup(
         self, steps_per_epoch: int, total_steps: int | None, steps: int | None = None
@@ -64,17 +75,19 @@ class RunSchedule(LRScheduler):
             self.schedule.warmup_epochs * steps_per_epoch
         )
         # Loading a checkpoint brought the optimizer's old settings back: what is typed wins.
-        for group, configured in zip(self.optimizer.param_groups, self.as_configured, strict=True):
-            parameters = group["params"]
-            group.clear()
-            group.update(configured, params=parameters)
+        self._take_new_groups()
+        self._configure_groups()
         if total_steps is not None and self.warmup >= total_steps:
             rank_zero_warn(
                 f"schedule: the warmup takes {self.warmup} steps and the run has {total_steps}: "
                 "the learning rate is still rising at the end"
             )
         self.period = 1 if self.schedule.unit == "step" else steps_per_epoch
-        left = None if total_steps is None else max(1, total_steps - self.warmup)
+        self._build()
+
+    def _build(self) -> None:
+        """Build the inner scheduler over the groups as they are configured, and bring it here."""
+        left = None if self.total_steps is None else max(1, self.total_steps - self.warmup)
         self.inner = self.schedule.build(self.optimizer, left and math.ceil(left / self.period))
         self.first_lrs = [g["lr"] for g in self.optimizer.param_groups]
         with warnings.catch_warnings():
@@ -93,6 +106,11 @@ class RunSchedule(LRScheduler):
     def step(self, metrics: Any = None) -> None:
         """Count an optimizer step and set the learning rates of the next one."""
         self.steps += 1
+        if self._take_new_groups():
+            self.plateau = self.state_dict().get("plateau", {})
+            self._configure_groups()
+            self._build()
+            return
         self._sync()
         self._apply_warmup()
 
@@ -114,6 +132,8 @@ class RunSchedule(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the position in plain values."""
         state: dict[str, Any] = {"steps": self.steps, "steps_per_epoch": self.steps_per_epoch}
+        if later := self.as_configured[self.groups_at_first :]:
+            state["later_groups"] = later
         if self.is_plateau:
             inner: Any = self.inner
             state["plateau"] = {
@@ -124,6 +144,8 @@ class RunSchedule(LRScheduler):
                 "cooldown_counter": inner.cooldown_counter,
                 "last_epoch": inner.last_epoch,
                 "scale": self._scale(),
+                "lrs": self.get_last_lr(),
+                "first_lrs": [float(lr) for lr in self.first_lrs],
             }
         return state
 
@@ -132,6 +154,7 @@ class RunSchedule(LRScheduler):
         self.steps = state_dict["steps"]
         self.steps_per_epoch = state_dict["steps_per_epoch"]
         self.plateau = state_dict.get("plateau", {})
+        self.as_configured[self.groups_at_first :] = state_dict.get("later_groups", [])
 
     def describe(self) -> str:
         """Return optimizer, groups and schedule as they are used, in a line."""
@@ -140,7 +163,7 @@ class RunSchedule(LRScheduler):
         settings = [f"{k}={group[k]}" for k in shown if group.get(k)]
         line = f"{type(self.optimizer).__name__}({', '.join(settings)})"
         if len(self.optimizer.param_groups) > 1:
-            counts = [f"{g['name']} {len(g['params'])}" for g in self.optimizer.param_groups]
+            counts = [f"{g.get('name', 'later')} {len(g['params'])}" for g in self.optimizer.param_groups]
             line += f" on tensors: {', '.join(counts)}"
         line += f"; {type(self.inner).__name__ if self.inner else 'constant rate'}"
         if self.inner and not self.is_plateau:
@@ -149,6 +172,20 @@ class RunSchedule(LRScheduler):
             line += f" after {self.warmup} warmup steps"
         end = f"{self.total_steps} steps" if self.total_steps else "no end"
         return f"{line}; {self.steps_per_epoch} steps an epoch, {end}"
+
+    def _take_new_groups(self) -> bool:
+        """Take in the groups that others, such as `BaseFinetuning`, have added since."""
+        new = self.optimizer.param_groups[len(self.as_configured) :]
+        self.as_configured += [_settings(group) for group in new]
+        return bool(new)
+
+    def _configure_groups(self) -> None:
+        """Set in every group what is configured, and leave what the optimizer itself keeps."""
+        kept = self.optimizer.defaults.keys() - _arguments(type(self.optimizer))
+        for group, configured in zip(self.optimizer.param_groups, self.as_configured, strict=True):
+            for key in SET_BY_SCHEDULERS & group.keys():
+                del group[key]
+            group.update({k: v for k, v in configured.items() if k not in kept or k not in group})
 
     def _sync(self) -> None:
         """Bring the inner scheduler to where the steps are; past the end it stays where it is."""
@@ -191,6 +228,18 @@ class RunSchedule(LRScheduler):
         ):
             return
         scale = saved.pop("scale")
-        for group, factor in zip(self.optimizer.param_groups, scale, strict=True):
-            group["lr"] *= factor
+        lrs, first_lrs = saved.pop("lrs", []), saved.pop("first_lrs", None)
+        for i, (group, factor) in enumerate(zip(self.optimizer.param_groups, scale, strict=False)):
+            # The rate itself if nothing else is configured: the product may be off by a bit.
+            same = first_lrs is not None and first_lrs[i] == self.first_lrs[i]
+            group["lr"] = lrs[i] if same and lrs[i] else group["lr"] * factor
         vars(inner).update(saved)
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in group.items() if k != "params" and k not in SET_BY_SCHEDULERS}
+
+
+def _arguments(optimizer: type[Optimizer]) -> set[str]:
+    """Return what a class of optimizers is configured with."""
+    return {name for c in optimizer.__mro__[:-1] for name in signature(c.__init__).parameters}  # type: ignore[misc]

@@ -77,3 +77,13 @@ def state_dict_mismatch(path: str, message: str, found: Differences) -> str:
     reason = "; ".join(mismatches[:2]) or message.strip().splitlines()[-1].strip()
     changed = "; ".join(f"{key}: {stored} there, {now} now" for key, stored, now in found)
     return f"the weights in {path} don't fit the model: {reason} ({changed})"
+
+
+def optimizer_mismatch(path: str, found: Differences) -> str:
+    """Return why an optimizer's state doesn't fit other groups of parameters, and what would."""
+    changed = "; ".join(f"{key}: {stored} there, {now} now" for key, stored, now in found)
+    return (
+        f"the optimizer's state in {path} is of other parameters than are trained now "
+        f"({changed or 'the model is another'}): this can't go on; start a new run, which "
+        f"--model.weights={path} lets begin with these weights if the model has that option"
+    )
