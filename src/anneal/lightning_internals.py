@@ -7,6 +7,7 @@ from lightning.pytorch.trainer.connectors.data_connector import _process_dataloa
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.data import sized_len
 from torch.utils.data import DataLoader
+from torchmetrics import Metric
 
 # A hyper-parameter that has `load_from_checkpoint` build the module from plain arguments.
 INSTANTIATOR = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
@@ -160,6 +161,38 @@ def metrics_to_log(trainer: Trainer) -> tuple[int, dict[str, float]]:
         return 0, {}
     values = {name: float(v) for name, v in connector.metrics["log"].items()}
     return logged_step(trainer) - ends_epoch, values
+
+
+def sums_of_epoch(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """Return what Lightning has summed up of the values logged with `on_epoch` in training."""
+    return {
+        key: metric.metric_state
+        for key, metric in trainer.fit_loop.epoch_loop._results.items()
+        if metric.is_tensor and metric.meta.on_epoch and metric.update_called
+    }
+
+
+def add_sums(trainer: Trainer, sums: dict[str, dict[str, Any]]) -> None:
+    """Put what `sums_of_epoch` returned before what was logged since."""
+    for key, stored in sums.items():
+        metric = trainer.fit_loop.epoch_loop._results[key]
+        extreme = metric.meta.is_max_reduction or metric.meta.is_min_reduction
+        for name, value in stored.items():
+            now = getattr(metric, name)
+            setattr(metric, name, metric.meta.reduce_fx(value, now) if extreme else value + now)
+
+
+def epoch_values(trainer: Trainer) -> dict[str, float]:
+    """Return the values of a training epoch that Lightning is going to log at its end."""
+    values = trainer.fit_loop.epoch_loop._results.metrics(False)["log"]
+    return {name: float(value) for name, value in values.items()}
+
+
+def set_state(metric: Metric, state: dict[str, Any]) -> None:
+    """Set the sums of a metric of torchmetrics."""
+    for name, value in state.items():
+        setattr(metric, name, value)
+    metric._update_count = 1
 
 
 def attach_data(trainer: Trainer, model: LightningModule, datamodule: LightningDataModule) -> None:

@@ -144,6 +144,9 @@ class Clock(Callback):
         trainer.callback_metrics.update(
             {name: torch.tensor(v) for name, v in resumed.get("metrics", {}).items()}
         )
+        if "frozen" in resumed:  # a callback may have begun to train some of them meanwhile
+            for name, parameter in pl_module.named_parameters():
+                parameter.requires_grad_(name not in resumed["frozen"])
         if resumed.get("plateau_is_due"):
             step_plateaus(trainer)
 
@@ -202,6 +205,7 @@ class Clock(Callback):
             position["batches"], position["samples"] = self._after_step
         elif self.batches and not self.validated:
             position["validation_is_due"] = validation_is_due(trainer)
+        position["frozen"] = [n for n, p in pl_module.named_parameters() if not p.requires_grad]
         # Lightning shows an epoch to a plateau after its callbacks have saved.
         position["plateau_is_due"] = plateaus_wait(trainer)
         if position["plateau_is_due"]:

@@ -73,6 +73,8 @@ def run_command(
 def quiet() -> None:
     """Leave out warnings and advertisements that say nothing to a user."""
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's own, each run
+    # It is: what it has given is read again.
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*", UserWarning)
     # A limit of time may be taken away.
     warnings.filterwarnings("ignore", ".*add the following callbacks: .'Timer'.*", UserWarning)
     # A resumed run is meant to resume in its folder.

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from anneal.callbacks.accumulation import RescaleLastAccumulation
+from anneal.callbacks.epoch_metrics import EpochMetrics
 from anneal.callbacks.graceful_shutdown import GracefulShutdown
 from anneal.callbacks.run_directory import RunDirectory
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
@@ -169,6 +170,7 @@ class Run:
             RunDirectory(self.folder, self.text, self.checkpoint if self.resumes else None),
             RescaleLastAccumulation(),
             SeedEveryEpoch(),
+            EpochMetrics(),
             TestReport(self.folder),
         ]
         if "checkpoint" in named:
