@@ -7,6 +7,8 @@ bit for bit. Ends with status 1 if anything differs.
 
     python benchmarks/kills.py                  # about 20 kills
     python benchmarks/kills.py --kills=200
+    python benchmarks/kills.py --points         # at each write, rename, fsync and step instead
+    python benchmarks/kills.py --cells          # each way to end, place, way to go on and to count
 """
 
 import argparse
@@ -20,9 +22,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +33,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 import anneal
+import anneal.loggers.csv
 from anneal.cli.entry import import_main
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -129,16 +133,60 @@ MOST = 10  # kills of one training
 class BatchLog(Callback):
     """Writes a line with step, place in the accumulation and content of every batch."""
 
+    hit = staticmethod(lambda: None)
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         images = batch[0].float()
         content = f"{images.double().sum():.9e} {images.std():.9e}"
         line = f"{trainer.current_epoch} {batch_idx} {content}"
         with open(Path(trainer.default_root_dir) / f"batches-{trainer.global_rank}", "a") as file:
             file.write(f"{line}\n")
+        self.hit()
 
 
-def start(folder: Path, args: list[str]) -> int:
-    """A training in a process group of its own, forked from this process; its number."""
+class Points:
+    """Counts the writes, renames, removals, fsyncs, lines and steps of a training, and ends it.
+
+    Args:
+        folder: Under which the files are that count.
+        last: The one at which it is killed; 0: none, and their number is put into `points`.
+    """
+
+    def __init__(self, folder: Path, last: int) -> None:
+        self.folder, self.last, self.count = str(folder), last, 0
+        sys.addaudithook(self._audit)
+        self._fsync, os.fsync = os.fsync, self._counted(os.fsync)
+        anneal.loggers.csv._write = self._counted(anneal.loggers.csv._write)
+        BatchLog.hit = self.hit
+
+    def hit(self) -> None:
+        self.count += 1
+        if self.count == self.last:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            self.hit()
+            return function(*args)
+
+        return call
+
+    def _audit(self, event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and (str(args[1])[:1] in "wax" or "+" in str(args[1]))
+        if (writes or event in ("os.rename", "os.remove", "os.mkdir", "os.truncate")) and str(
+            args[0]
+        ).startswith(self.folder):
+            self.hit()
+
+
+def start(folder: Path, args: list[str], point: int | None = None) -> int:
+    """A training in a process group of its own, forked from this process; its number.
+
+    Args:
+        folder: Where it runs.
+        args: Its command line.
+        point: See `Points`; None: these are not counted.
+    """
     if pid := os.fork():
         return pid
     os.setsid()
@@ -147,6 +195,7 @@ def start(folder: Path, args: list[str]) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.argv = [str(TRAIN), *args]
+    points = None if point is None else Points(folder, point)
     status = 1
     try:
         anneal.main(train.fit, train.PACKAGES, args)
@@ -157,7 +206,14 @@ def start(folder: Path, args: list[str]) -> int:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
+        if points:
+            (folder / "points").write_text(str(points.count))
         os._exit(status)
+
+
+def wait(pid: int) -> int:
+    """The exit status of a process when it has ended."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def end(pid: int) -> int | None:
@@ -204,6 +260,44 @@ def killed(run: Path, args: list[str], kills: int, longest: float) -> tuple[int,
             if status:
                 raise SystemExit(f"a resumed run ended with {status}:\n{folder}:\n{tail(folder)}")
             return done, in_save
+
+
+def every_point(folder: Path, args: list[str]) -> tuple[int, list[str]]:
+    """Ends a training at each of its points and goes on: their number, and what then differs."""
+    if wait(start(folder, [*args, "--run_name=counted"], 0)):
+        raise SystemExit(f"the training that counts them has failed:\n{tail(folder)}")
+    points = int((folder / "points").read_text())
+    found: list[str] = []
+    for point in range(1, points + 1):
+        name = f"--run_name=killed-{point}"
+        wait(start(folder, [*args, name], point))
+        run = folder / "runs" / f"killed-{point}"
+        if status := wait(start(folder, [*args, name, "--resume=auto"])):
+            found.append(f"point {point}: status {status}:\n{tail(folder)}")
+        elif different := differences(folder / "runs" / "whole", run):
+            found.append(f"point {point}: {', '.join(different)}")
+        if not found:
+            shutil.rmtree(run)
+    return points, found
+
+
+def every_cell() -> None:
+    """Try each cell of the tests' table."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "engine"))
+    os.environ["PYTHONPATH"] += os.pathsep + sys.path[-1]
+    import cells
+
+    folder = Path(tempfile.mkdtemp())
+    wrong = 0
+    tried = [cell for cell in cells.every() if not cells.impossible(cell)]
+    for cell in tried:
+        if found := cells.disturb(folder, cell):
+            wrong += 1
+            print("-".join(cell), *found, sep="\n  ", flush=True)
+        shutil.rmtree(folder / "runs" / "-".join(cell), ignore_errors=True)
+    impossible = len(cells.every()) - len(tried)
+    print(f"{len(tried)} cells ({impossible} more are impossible): {wrong or 'nothing'} differ")
+    sys.exit(bool(wrong))
 
 
 def differences(a: Path, b: Path) -> list[str]:
@@ -268,6 +362,8 @@ def bucket(folder: Path) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="in all")
+    parser.add_argument("--points", action="store_true", help="at each point of a training")
+    parser.add_argument("--cells", action="store_true", help="the table of tests/engine/cells.py")
     parser.add_argument("--only", default="", help="scenarios with this in their name")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -275,6 +371,8 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    if args.cells:
+        every_cell()
     chosen = {name: s for name, s in SCENARIOS.items() if args.only in name}
     shares = sum(share for _, _, share in chosen.values())
     failed = False
@@ -290,17 +388,19 @@ def main() -> None:
         found: list[str] = []
         with bucket(folder) if "bucket" in name else nullcontext():
             seconds = whole(folder, command)
-            while done < kills and not found:
+            if args.points:
+                points, found = every_point(folder, command)
+            while done < kills and not found and not args.points:
                 run = folder / "runs" / f"killed-{trainings}"
                 most = min(MOST, kills - done)
                 counts = killed(run, command, most, seconds / 2)
                 done, in_save, trainings = done + counts[0], in_save + counts[1], trainings + 1
                 found = differences(folder / "runs" / "whole", run)
         result = f"{', '.join(found)} DIFFER: see {folder}" if found else "nothing differs"
-        print(
-            f"{name:28} {done:4} kills of {trainings:3} trainings, {in_save:4} in a save: {result}",
-            flush=True,
-        )
+        tried = f"{done:4} kills of {trainings:3} trainings, {in_save:4} in a save"
+        if args.points:
+            tried = f"{points:4} points"
+        print(f"{name:28} {tried}: {result}", flush=True)
         failed = failed or bool(found)
         if not found:
             shutil.rmtree(folder)

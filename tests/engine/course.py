@@ -21,7 +21,7 @@ class Numbers(pl.LightningDataModule):
         batch_size: Samples in a batch of one process.
     """
 
-    class_names = [str(i) for i in range(10)]
+    class_names = tuple("0123456789")
 
     def __init__(self, batch_size: int = 12) -> None:
         super().__init__()

@@ -133,7 +133,7 @@ class Unfreeze(BaseFinetuning):
 class Loaders(pl.LightningDataModule):
     """torch's own DataLoader, whose order and noise follow from torch's random numbers."""
 
-    class_names = [str(i) for i in range(10)]
+    class_names = tuple("0123456789")
 
     def train_dataloader(self) -> DataLoader:
         generator = torch.Generator().manual_seed(0)

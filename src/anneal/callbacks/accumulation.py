@@ -11,8 +11,8 @@ from anneal.lightning_internals import steps_after_this_batch
 class RescaleLastAccumulation(Callback):
     """Divide the gradients of a shorter window of accumulation by the batches that are in it.
 
-    It is the last one of an epoch, or the first after a resume with other batches. Lightning divides
-    by `accumulate_grad_batches` all the same (its issue 19987): that update is too small.
+    It is the last one of an epoch, or the first after a resume with other batches. Lightning
+    divides by `accumulate_grad_batches` all the same (its issue 19987): that update is too small.
     """
 
     def __init__(self) -> None:

@@ -26,9 +26,7 @@ class RunDirectory(Callback):
             yet; None: a new run in a new folder.
     """
 
-    def __init__(
-        self, path: Path, config: str, resumed_from: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, path: Path, config: str, resumed_from: dict[str, Any] | None = None) -> None:
         self.path = path
         self.config = config
         self.resumed_from = resumed_from

@@ -21,7 +21,12 @@ from anneal.cli.run import Run
 from anneal.cli.words import Words, read_words
 from anneal.commands.schedule_plots import show
 from anneal.errors import UserError, first_line
-from anneal.runs.resume import check_optimizer, nothing_left, optimizer_mismatch, state_dict_mismatch
+from anneal.runs.resume import (
+    check_optimizer,
+    nothing_left,
+    optimizer_mismatch,
+    state_dict_mismatch,
+)
 
 ENGINE = ("anneal.callbacks", "anneal.vision")
 

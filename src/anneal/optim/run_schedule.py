@@ -163,7 +163,9 @@ class RunSchedule(LRScheduler):
         settings = [f"{k}={group[k]}" for k in shown if group.get(k)]
         line = f"{type(self.optimizer).__name__}({', '.join(settings)})"
         if len(self.optimizer.param_groups) > 1:
-            counts = [f"{g.get('name', 'later')} {len(g['params'])}" for g in self.optimizer.param_groups]
+            counts = [
+                f"{g.get('name', 'later')} {len(g['params'])}" for g in self.optimizer.param_groups
+            ]
             line += f" on tensors: {', '.join(counts)}"
         line += f"; {type(self.inner).__name__ if self.inner else 'constant rate'}"
         if self.inner and not self.is_plateau:
