@@ -12,7 +12,7 @@ from anneal.cli.run import Run
 from anneal.cli.schema import path_of
 from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
-from anneal.runs.resume import nothing_left
+from anneal.runs.lock import hold, is_first_process, release
 
 
 def fit(
@@ -51,11 +51,18 @@ def fit(
     config = converted(parser, {"seed_everything": seed, "trainer": plain})
     seed_everything(seed, workers=True)
     root, path = Path(config.trainer.default_root_dir), None
-    if resume and run_name and (last := root / run_name / "checkpoints" / runs.LAST).is_file():
-        path = last
+    if run_name is not None:
+        runs.check_name(run_name)
+    resumes = bool(resume and run_name and (root / run_name).is_dir())
+    if resumes:
+        folder = root / str(run_name)
+        if is_first_process():
+            hold(folder)
+        path = runs.last_of(folder)
+    else:
+        folder = runs.new_folder(root, run_name, type(model).__name__)
     checkpoint = runs.read_checkpoint(path) if path else {}
-    folder, resumes = runs.choose_folder(root, path, run_name, type(model).__name__, resumes=resume)
-    runs.check_writable(folder.parent)
+    runs.check_writable(folder if resumes else root)
     stored = dumped(parser, config, ())
     stored |= {name: _spec(obj) for name, obj in zip(CLASSES, (model, data), strict=True)}
     for name in (*command.about, "config", "print_config"):
@@ -65,13 +72,16 @@ def fit(
     run.built.model, run.built.data = model, data
     for name, value in trainer.items():
         run.built.trainer[name] = value
-    if resumes and checkpoint and (done := nothing_left(checkpoint, run.trainer)):
-        print(f"{folder} {done}")
-        return run.trainer
-    run.trainer.fit(model, data, ckpt_path=path)
-    run.test()
-    run.summarize()
-    run.finish(0)
+    status = 1
+    try:
+        if not run.is_over():
+            run.trainer.fit(model, data, ckpt_path=path)
+            run.test()
+            run.summarize()
+        status = 0
+    finally:
+        run.finish(status)
+        release()
     return run.trainer
 
 

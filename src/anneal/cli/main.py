@@ -21,7 +21,8 @@ from anneal.cli.run import Run
 from anneal.cli.words import Words, read_words
 from anneal.commands.schedule_plots import show
 from anneal.errors import UserError, first_line
-from anneal.runs.resume import check_optimizer, nothing_left, state_dict_mismatch
+from anneal.runs.lock import release
+from anneal.runs.resume import check_optimizer, state_dict_mismatch
 
 ENGINE = ("anneal.callbacks", "anneal.vision")
 
@@ -68,6 +69,8 @@ def run_command(
         if isinstance(e, SystemExit) and not isinstance(e.__context__, KeyboardInterrupt):
             raise
         sys.exit(130)
+    finally:
+        release()
 
 
 def quiet() -> None:
@@ -94,9 +97,7 @@ def do(run: Run, project: Project) -> None:
     status = 1
     try:
         if run.command == "fit":
-            checkpoint = run.resumes and run.checkpoint  # none in a run that ended before its first
-            if checkpoint and (done := nothing_left(checkpoint, run.trainer)):
-                print(f"{run.folder} {done}")
+            if run.is_over():
                 return
             check_optimizer(run.differences())
         project.commands[run.command](run, **run.own)
