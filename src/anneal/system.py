@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,7 +60,9 @@ def lock(folder: Path) -> TextIO | None:
     try:
         import fcntl  # not on Windows
 
-        os.register_at_fork(after_in_child=file.close)  # a worker may outlive this process
+        # A worker may outlive this process. A bound method would keep the file open for ever.
+        held = weakref.ref(file)
+        os.register_at_fork(after_in_child=lambda: (f := held()) and f.close())
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (OSError, ImportError) as e:
         if getattr(e, "errno", None) in (errno.EAGAIN, errno.EACCES):

@@ -213,6 +213,13 @@ def test_a_worker_that_outlives_its_process_does_not_hold_the_folder(tmp_path):
         os.waitpid(child, 0)
 
 
+def test_a_folder_is_free_when_the_lock_is_dropped(tmp_path):
+    held = lock(tmp_path)
+    assert lock(tmp_path) is None
+    del held
+    assert lock(tmp_path) is not None
+
+
 def test_a_file_system_without_locks_is_a_warning(run, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")

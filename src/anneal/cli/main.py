@@ -21,12 +21,13 @@ from anneal.cli.run import Run
 from anneal.cli.words import Words, read_words
 from anneal.commands.schedule_plots import show
 from anneal.errors import UserError, first_line
-from anneal.runs.lock import release
+from anneal.runs.lock import released
 from anneal.runs.resume import check_optimizer, state_dict_mismatch
 
 ENGINE = ("anneal.callbacks", "anneal.vision")
 
 
+@released()
 def run_command(
     fit: Callable[[Run], None],
     packages: Sequence[str],
@@ -69,8 +70,6 @@ def run_command(
         if isinstance(e, SystemExit) and not isinstance(e.__context__, KeyboardInterrupt):
             raise
         sys.exit(130)
-    finally:
-        release()
 
 
 def quiet() -> None:

@@ -29,7 +29,7 @@ from anneal.errors import UserError
 from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
 from anneal.runs.exported import is_exported, read
-from anneal.runs.lock import claim, hold, is_first_process
+from anneal.runs.lock import claim, hold
 
 
 class Project(NamedTuple):
@@ -123,32 +123,27 @@ def start_from(words: Words, files: Sequence[Path], has_files: bool) -> Start:
     if (name := said("run_name")) is not None:
         runs.check_name(name)
     folder = root / name if name else None
-    quiet = {"help", "print_config"} & dict(words.flags).keys()
-    holds = words.command == "fit" and not quiet and is_first_process()
-    path = own = resumed = source = None
+    trains = words.command == "fit" and not {"help", "print_config"} & dict(words.flags).keys()
+    path = own = resumed = None
     if folder and said("resume") and folder.is_dir():
-        resumed = folder
-        if holds:
+        if trains:
             hold(folder)  # before anything is read that a training may change
-        if path := runs.last_of(folder):
-            own = folder
+        resumed, path = folder, runs.last_of(folder)
+        own = folder if path else None
     if not path and (ckpt_path := said("ckpt_path")):
         path, run = runs.find_checkpoint(root, ckpt_path, said("run")), said("run")
         own = runs.find_run(root, run) if ckpt_path in ("best", "last") else runs.run_of(path)
         if own and not folder and path.name == runs.LAST:
             resumed = own
-            if holds:
+            if trains:
                 hold(own)
-    stored: Tree = {}
-    text = ""
+    of, source, stored = resumed or own, path, Tree()
     if path:
         stored = read(path).about if is_exported(path) else runs.read_checkpoint(path)
-        if resumed in (None, own):
-            text, source = stored.get("config", ""), path
-    of = resumed or own
-    if (metric_from := said("metric_from")) and not has_files and not path:
+    elif (metric_from := said("metric_from")) and not has_files:
         with suppress(UserError):  # a file, no run
             of = runs.find_run(root, metric_from)
+    text = stored.get("config", "") if resumed in (None, own) else ""
     if of and not text and (configs := runs.configs_of(of)):
         source = configs[-1]
         text = source.read_text()
