@@ -57,16 +57,19 @@ def lock(folder: Path) -> TextIO | None:
         The open file; None: it is locked already.
     """
     file = (folder / "lock").open("a")
+    held = weakref.WeakSet([file])  # or it would stay open for ever
+
+    def close() -> None:
+        for copy in held:
+            copy.close()
+
     try:
         import fcntl  # not on Windows
 
-        # A worker may outlive this process. A bound method would keep the file open for ever.
-        held = weakref.ref(file)
-        os.register_at_fork(after_in_child=lambda: (f := held()) and f.close())
+        os.register_at_fork(after_in_child=close)  # a worker may outlive this process
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (OSError, ImportError) as e:
         if getattr(e, "errno", None) in (errno.EAGAIN, errno.EACCES):
-            file.close()
             return None
         warnings.warn(f"{folder} can't be locked ({e}): use it in one process only", stacklevel=2)
     return file
