@@ -74,13 +74,13 @@ class RunDirectory(Callback):
 
         Lightning logs after its callbacks have saved, and forgets that a callback asked to stop.
         """
-        if self.resumed_from is None:
-            return
-        trainer.should_stop = was_stopped(checkpoint, trainer, self.config)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping):  # what is typed, not what is stored
                 state = checkpoint["callbacks"].get(callback.state_key, {})
                 state["patience"] = callback.patience
+        if self.resumed_from is None:
+            return
+        trainer.should_stop = was_stopped(checkpoint, trainer, self.config)
         step, values = checkpoint.get("step_metrics", [0, {}])
         if not values or not trainer.is_global_zero:
             return
@@ -93,7 +93,8 @@ class RunDirectory(Callback):
         file = self.path / "config.yaml"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            hold(self.path)
+            if self.resumed_from is None:  # else it is held already
+                hold(self.path)
             if written := configs_of(self.path):
                 if self.resumed_from is None:
                     raise UserError(f"{self.path} has just been made by another run")

@@ -22,7 +22,7 @@ from anneal.runs.config import check_format, parse
 RUNS = Path("runs")  # where a run is looked for by its name
 LAST = "last.ckpt"
 OWNER = "lock"  # in a folder of checkpoints outside of their run's: says which run that is
-RESERVED = re.compile(r"(sweeps|con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 STAMP = re.compile(r"-\d{8}-\d{6}-[0-9a-f]{6}$")
 
 
@@ -119,14 +119,12 @@ def configs_of(run: Path) -> list[Path]:
 
 
 def checkpoints_of(run: Path) -> Path:
-    """Return where a run's checkpoints lie: where its configuration says.
-
-    If a resume has changed that and has saved nothing yet, where the last one lies.
-    """
-    trees = [parse(file.read_text(), file) for file in reversed(configs_of(run))] or [{}]
+    """Return where a run's checkpoints lie: where its configuration, or one of a resume, says."""
+    trees = [parse(file.read_text(), file) for file in configs_of(run)] or [{}]
     said = [(tree.get("checkpoint") or {}).get("dirpath") for tree in trees]
     folders = [Path(path) if path else run / "checkpoints" for path in said]
-    return next((f for f in folders if (f / LAST).is_file()), folders[0])
+    last = _newest(folder / LAST for folder in folders)
+    return last[0].parent if last else folders[-1]
 
 
 def owner_of(checkpoints: Path) -> Path | None:
@@ -138,11 +136,7 @@ def owner_of(checkpoints: Path) -> Path | None:
 
 
 def last_of(run: Path) -> Path | None:
-    """Return the `last.ckpt` that a run resumes from; None: it has not saved one yet.
-
-    Raises:
-        UserError: It has trained so far that there was one.
-    """
+    """Return the `last.ckpt` of a run; None: none yet. Raise UserError if it must have had one."""
     if (last := checkpoints_of(run) / LAST).is_file():
         return last
     file = run / "metrics.csv"
@@ -248,12 +242,7 @@ def _loads(path: Path) -> bool:
 
 
 def new_folder(root: Path, run_name: str | None, recipe: str) -> Path:
-    """Return the folder of a new run.
-
-    Args:
-        root: The folder of runs.
-        run_name: Its name; None: a generated one.
-        recipe: What such a name begins with.
+    """Return a new run's folder in `root`, by its name or one made of its recipe's.
 
     Raises:
         UserError: It is taken.

@@ -50,16 +50,17 @@ def claim(checkpoints: Path, run: Path, resumes: bool) -> None:
     Raises:
         UserError: It can't be written, or it holds checkpoints of another run.
     """
-    if run in (checkpoints, *checkpoints.parents):
+    place, home = checkpoints.resolve(), run.resolve()
+    if home in (place, *place.parents):
         return
     check_writable(checkpoints, "checkpoint.dirpath=")
     if not hold(checkpoints):
         return
     owner = owner_of(checkpoints)
-    theirs = owner is not None and owner.resolve() != run.resolve()
+    theirs = owner is not None and owner.resolve() != home
     if theirs or (not resumes and any(checkpoints.glob("*.ckpt"))):
         raise UserError(
             f"checkpoint.dirpath={checkpoints}: holds checkpoints of {owner or 'another run'}; "
             "choose another folder, or null for one in the run's own"
         )
-    (checkpoints / OWNER).write_text(os.path.relpath(run.resolve(), checkpoints.resolve()))
+    (checkpoints / OWNER).write_text(os.path.relpath(home, place))
