@@ -19,6 +19,7 @@ import anneal
 from anneal.report.card import main as card
 from anneal.report.page import main as report
 from anneal.runs.folder import checkpoints_of
+from anneal.sweep.file import read as read_sweep
 from anneal.sweep.process import can_resume
 from anneal.system import lock
 from anneal.testing import logged, wait_for
@@ -252,8 +253,8 @@ def test_a_run_that_stopped_early_is_tested_and_trains_no_more(run, monkeypatch,
     assert "stopped early at epoch 1" in output
     assert "test/acc" not in output
     assert (steps(), logged(Path("runs/d"))) == (4, rows)
-    run("fit", *AUTO, "--trainer.callbacks.patience=2")
-    assert steps() == 6
+    run("fit", *AUTO, "--trainer.callbacks.patience=3")
+    assert steps() == 8
     run("fit", *AUTO, "--trainer.callbacks=null", "--trainer.max_epochs=5")
     assert steps() == 10
 
@@ -290,7 +291,7 @@ def test_a_run_killed_in_its_test_is_tested_when_it_resumes(run, monkeypatch, ca
 
 def test_a_run_from_python_that_stopped_early_trains_no_more(run, capsys):
     make = partial(EarlyStopping, "val/loss", min_delta=9)
-    for patience, taken in ((1, 8), (1, 8), (2, 12)):
+    for patience, taken in ((1, 8), (1, 8), (3, 16)):
         settings = {**SHORT, "max_epochs": 9, "callbacks": [make(patience=patience)]}
         anneal.fit(*objects(), run_name="d", resume=True, **settings)
         assert steps() == taken
@@ -298,6 +299,13 @@ def test_a_run_from_python_that_stopped_early_trains_no_more(run, capsys):
 
 
 # ---- names
+
+
+def test_a_sweep_needs_a_name_too(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("name: ..\nmethod: grid\nparameters: {x: {values: [1]}}\nprogram: a.py\n")
+    with pytest.raises(anneal.UserError, match="no folder can be called that"):
+        read_sweep(file)
 
 
 @pytest.mark.parametrize(
