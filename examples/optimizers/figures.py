@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from anneal import UserError, command, find_run, next_free_path, read_checkpoint
+from anneal import UserError, checkpoints_of, command, find_run, next_free_path, read_checkpoint
 from examples.optimizers import COMMANDS, fits, gallery, trajectories
 from examples.optimizers.figure import save
 
@@ -92,9 +92,9 @@ def _write(done: list[trajectories.Trajectory], path: Path) -> None:
 
 
 def _last(folder: Path) -> dict[str, Any]:
-    path = folder / "checkpoints" / "last.ckpt"
+    path = checkpoints_of(folder) / "last.ckpt"
     if not path.is_file():
-        raise UserError(f"{folder} has no checkpoints/last.ckpt, which holds what is drawn")
+        raise UserError(f"there is no {path}, which holds what is drawn")
     return read_checkpoint(path)
 
 

@@ -21,6 +21,7 @@ from .optim.run_schedule import RunSchedule as RunSchedule
 from .optim.schedule import Schedule as Schedule
 from .progress import log_image as log_image
 from .progress import resume_position as resume_position
+from .runs.folder import checkpoints_of as checkpoints_of
 from .runs.folder import find_run as find_run
 from .runs.folder import next_free_path as next_free_path
 from .runs.folder import read_checkpoint as read_checkpoint

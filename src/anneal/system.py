@@ -1,13 +1,16 @@
 """This machine: CPU cores, files, the cache folder, the memory allocator, the code's version."""
 
 import ctypes
+import errno
 import hashlib
 import os
 import subprocess
+import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
@@ -45,6 +48,31 @@ def atomic_write(path: Path, sync: bool = False, shared: bool = False) -> Iterat
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def lock(folder: Path) -> TextIO | None:
+    """Lock a folder, by its file `lock`, until that is closed or this process ends, however.
+
+    Returns:
+        The open file; None: it is locked already.
+    """
+    file = (folder / "lock").open("a")
+    held = weakref.WeakSet([file])  # or it would stay open for ever
+
+    def close() -> None:
+        for copy in held:
+            copy.close()
+
+    try:
+        import fcntl  # not on Windows
+
+        os.register_at_fork(after_in_child=close)  # a worker may outlive this process
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (OSError, ImportError) as e:
+        if getattr(e, "errno", None) in (errno.EAGAIN, errno.EACCES):
+            return None
+        warnings.warn(f"{folder} can't be locked ({e}): use it in one process only", stacklevel=2)
+    return file
 
 
 def key_of(path: Path) -> str:

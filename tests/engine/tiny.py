@@ -102,3 +102,11 @@ class BusError(v2.Transform):
 
     def forward(self, image):
         os.kill(os.getpid(), signal.SIGBUS)
+
+
+class Stop(pl.Callback):
+    """Asks once, in the first epoch, that the training ends."""
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        if trainer.current_epoch == 0:
+            trainer.should_stop = True

@@ -87,7 +87,7 @@ def test_what_can_not_be_drawn_is_said_in_a_line(runs, capsys, monkeypatch):
     Path("runs/other/checkpoints/last.ckpt").unlink()
     for words, message in (
         (["nothing"], "no such run"),
-        (["other"], "has no checkpoints/last.ckpt"),
+        (["other"], "there is no runs/other/checkpoints/last.ckpt"),
         (["a", "fit"], "can't be drawn"),
         (["a", "basins"], "not over one function"),
         (["fit", "--animate"], "only runs of a Surface"),

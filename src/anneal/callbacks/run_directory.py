@@ -8,12 +8,15 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 
 from anneal.errors import UserError
 from anneal.lightning_internals import metrics_to_log
 from anneal.progress import loggers_with
-from anneal.runs.folder import next_free_path
-from anneal.system import code_version
+from anneal.runs.ended import stop_of, was_stopped
+from anneal.runs.folder import configs_of, next_free_path
+from anneal.runs.lock import hold
+from anneal.system import atomic_write, code_version
 
 
 class RunDirectory(Callback):
@@ -61,6 +64,8 @@ class RunDirectory(Callback):
         checkpoint["environment"] = self.environment
         for logger in loggers_with(trainer, "rows"):
             checkpoint["rows"] = logger.rows()
+        if stop := stop_of(trainer, self.config):
+            checkpoint["stopped"] = stop
         step, values = metrics_to_log(trainer)
         if values:
             checkpoint["step_metrics"] = [step, {"epoch": trainer.current_epoch, **values}]
@@ -68,24 +73,37 @@ class RunDirectory(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Log what a kill has left out: Lightning logs after its callbacks have saved."""
+        """Stop again where the run has stopped, and log what a kill has left out.
+
+        Lightning logs after its callbacks have saved, and forgets that a callback asked to stop.
+        """
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping):  # what is typed, not what is stored
+                state = checkpoint["callbacks"].get(callback.state_key, {})
+                state["patience"] = callback.patience
+        if self.resumed_from is None:
+            return
+        trainer.should_stop = was_stopped(checkpoint, trainer, self.config)
         step, values = checkpoint.get("step_metrics", [0, {}])
-        if self.resumed_from is not None and "rows" in checkpoint and values:
+        if values and "rows" in checkpoint:
             for logger in trainer.loggers:
                 logger.log_metrics(values, step)
 
     def _write_config(self) -> Path:
         """Write `config.yaml`; `config-2.yaml` and so on when a resumed run has other settings."""
         file = self.path / "config.yaml"
-        if self.resumed_from is not None:
-            written = sorted(self.path.glob("config*.yaml"), key=lambda p: p.stat().st_mtime)
-            if written and written[-1].read_text() == self.config:
-                return written[-1]
-            file = next_free_path(file)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with file.open("x") as f:
-                f.write(self.config)
+            if self.resumed_from is None:  # else it is held already
+                hold(self.path)
+            if written := configs_of(self.path):
+                if self.resumed_from is None:
+                    raise UserError(f"{self.path} has just been made by another run")
+                if written[-1].read_text() == self.config:
+                    return written[-1]
+                file = next_free_path(file)
+            with atomic_write(file) as part:
+                part.write_text(self.config)
         except OSError as e:
             raise UserError(f"can't write {file}: {e.strerror}") from e
         return file

@@ -8,13 +8,16 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from anneal.classification import is_plain
 from anneal.cli.main import quiet
 from anneal.cli.parser import CLASSES, CommandParser, as_yaml, converted, dumped
+from anneal.cli.prepare import start_from
 from anneal.cli.run import Run
 from anneal.cli.schema import path_of
+from anneal.cli.words import Words
 from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
-from anneal.runs.resume import nothing_left
+from anneal.runs.lock import released
 
 
+@released()
 def fit(
     model: LightningModule,
     data: LightningDataModule,
@@ -50,28 +53,26 @@ def fit(
     plain = {name: value for name, value in trainer.items() if is_plain(value)}
     config = converted(parser, {"seed_everything": seed, "trainer": plain})
     seed_everything(seed, workers=True)
-    root, path = Path(config.trainer.default_root_dir), None
-    if resume and run_name and (last := root / run_name / "checkpoints" / runs.LAST).is_file():
-        path = last
-    checkpoint = runs.read_checkpoint(path) if path else {}
-    folder, resumes = runs.choose_folder(root, path, run_name, type(model).__name__, resumes=resume)
-    runs.check_writable(folder.parent)
+    root = Path(config.trainer.default_root_dir)
+    typed = [("run_name", run_name), ("resume", "auto" if resume else None)]
+    typed.append(("trainer.default_root_dir", str(root)))
+    start = start_from(Words("fit", [], typed, []), [], True)
+    folder = start.resumed or runs.new_folder(root, run_name, type(model).__name__)
+    runs.check_writable(start.resumed or root)
     stored = dumped(parser, config, ())
     stored |= {name: _spec(obj) for name, obj in zip(CLASSES, (model, data), strict=True)}
     for name in (*command.about, "config", "print_config"):
         stored.pop(name, None)
     run = Run("fit", config, parser, as_yaml({"format": FORMAT, **stored}))
-    run.folder, run.resumes, run.checkpoint = folder, resumes, checkpoint
+    run.folder, run.resumes, run.checkpoint = folder, bool(start.resumed), start.stored
     run.built.model, run.built.data = model, data
     for name, value in trainer.items():
         run.built.trainer[name] = value
-    if resumes and checkpoint and (done := nothing_left(checkpoint, run.trainer)):
-        print(f"{folder} {done}")
-        return run.trainer
-    run.trainer.fit(model, data, ckpt_path=path)
-    run.test()
-    run.summarize()
-    run.finish(0)
+    if not run.is_over():
+        run.trainer.fit(model, data, ckpt_path=start.checkpoint)
+        run.test()
+        run.summarize()
+        run.finish(0)
     return run.trainer
 
 

@@ -21,16 +21,13 @@ from anneal.cli.run import Run
 from anneal.cli.words import Words, read_words
 from anneal.commands.schedule_plots import show
 from anneal.errors import UserError, first_line
-from anneal.runs.resume import (
-    check_optimizer,
-    nothing_left,
-    optimizer_mismatch,
-    state_dict_mismatch,
-)
+from anneal.runs.lock import released
+from anneal.runs.resume import check_optimizer, optimizer_mismatch, state_dict_mismatch
 
 ENGINE = ("anneal.callbacks", "anneal.vision")
 
 
+@released()
 def run_command(
     fit: Callable[[Run], None],
     packages: Sequence[str],
@@ -103,9 +100,7 @@ def do(run: Run, project: Project) -> None:
     status = 1
     try:
         if run.command == "fit":
-            checkpoint = run.resumes and run.checkpoint  # none in a run that ended before its first
-            if checkpoint and (done := nothing_left(checkpoint, run.trainer)):
-                print(f"{run.folder} {done}")
+            if run.is_over():
                 return
             check_optimizer(run.differences())
         project.commands[run.command](run, **run.own)

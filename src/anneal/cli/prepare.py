@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from anneal.errors import UserError
 from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
 from anneal.runs.exported import is_exported, read
+from anneal.runs.lock import claim, hold
 
 
 class Project(NamedTuple):
@@ -46,6 +48,17 @@ class Project(NamedTuple):
     known: Sequence[str] = ()
 
 
+class Start(NamedTuple):
+    """What a run starts from: a configuration, a checkpoint with what is in it, and whose it is."""
+
+    config: str = ""  # overridden by all else; "": the files of --config
+    source: Path | None = None  # of it
+    checkpoint: Path | None = None  # or an exported file
+    stored: Tree = {}  # noqa: RUF012
+    own: Path | None = None  # the run that the checkpoint is of
+    resumed: Path | None = None  # the run that resumes
+
+
 def prepare(words: Words, project: Project) -> Run | str:
     """Return the run of a command line, or the text that it asks for: help, or the configuration.
 
@@ -58,10 +71,11 @@ def prepare(words: Words, project: Project) -> Run | str:
     names = sorted({*option_names(config.schema), *BESIDE})
     keep("options", words.command, names)
     files = [file_of(text) for text in words.files]
-    root = Path(words.last("trainer.default_root_dir") or _root_in(files) or "runs")
-    path, stored = start_from(words, root, bool(files))
-    if text := stored.get("config"):
-        config.add_tree(parse(text, str(path)), str(path))
+    start = start_from(words, files or [project.default], bool(files))
+    if start.config:
+        tree = parse(start.config, str(start.source))
+        _drop_typed(tree.get("trainer") or {}, words.flags)
+        config.add_tree(tree, str(start.source))
     elif not files:
         words, files = words._replace(files=[str(project.default)]), [project.default]
     for file in files:
@@ -91,31 +105,49 @@ def prepare(words: Words, project: Project) -> Run | str:
     run.arguments = tree["model"].get("init_args", {})
     run.project = "".join(project.packages[:1]).partition(".")[0] or run.project
     if words.command not in PREVIEW_COMMANDS:
-        _find_folder(run, path, stored)
+        _find_folder(run, start)
     return run
 
 
-def start_from(words: Words, root: Path, has_files: bool) -> tuple[Path | None, Tree]:
-    """Return the checkpoint to start from and what is in it: all else overrides its `config`.
+def start_from(words: Words, files: Sequence[Path], has_files: bool) -> Start:
+    """Return what a run starts from.
 
-    1. --resume=auto --run_name=NAME: the last checkpoint of that run, if it is there.
+    1. --resume=auto --run_name=NAME: the last checkpoint of that run, if it is there; before its
+       first one the configuration of that run.
     2. --ckpt_path: that checkpoint or exported file, with the configuration stored in it.
     3. --metric_from without --config: the configuration of that run.
     4. Else the files of --config, or the default recipe.
     """
-    ckpt_path, name = words.last("ckpt_path"), words.last("run_name")
-    if words.last("resume") and name and not ckpt_path:
-        last = root / name / "checkpoints" / runs.LAST
-        ckpt_path = str(last) if last.is_file() else None
-    if ckpt_path and ckpt_path != "null":
-        path = runs.find_checkpoint(root, ckpt_path, words.last("run"))
+    said = partial(_said, words, files)
+    root = Path(said("trainer.default_root_dir") or "runs")
+    if (name := said("run_name")) is not None:
+        runs.check_name(name)
+    folder = root / name if name else None
+    trains = words.command == "fit" and not {"help", "print_config"} & dict(words.flags).keys()
+    path = own = resumed = None
+    if folder and said("resume") and folder.is_dir():
+        if trains:
+            hold(folder)  # before anything is read that a training may change
+        resumed, path = folder, runs.last_of(folder)
+        own = folder if path else None
+    if not path and (ckpt_path := said("ckpt_path")):
+        path, run = runs.find_checkpoint(root, ckpt_path, said("run")), said("run")
+        own = runs.find_run(root, run) if ckpt_path in ("best", "last") else runs.run_of(path)
+        if own and not folder and path.name == runs.LAST:
+            resumed = own
+            if trains:
+                hold(own)
+    of, source, stored = resumed or own, path, Tree()
+    if path:
         stored = read(path).about if is_exported(path) else runs.read_checkpoint(path)
-        return path, stored
-    if (metric_from := words.last("metric_from")) and not has_files:
+    elif (metric_from := said("metric_from")) and not has_files:
         with suppress(UserError):  # a file, no run
-            path = runs.find_run(root, metric_from) / "config.yaml"
-            return path, {"config": path.read_text()}
-    return None, {}
+            of = runs.find_run(root, metric_from)
+    text = stored.get("config", "") if resumed in (None, own) else ""
+    if of and not text and (configs := runs.configs_of(of)):
+        source = configs[-1]
+        text = source.read_text()
+    return Start(text, source, path, stored, own, resumed)
 
 
 def recipe(words: Words) -> str:
@@ -124,13 +156,27 @@ def recipe(words: Words) -> str:
     return runs.recipe_of(named[-1]) if named else ""
 
 
-def _root_in(files: list[Path]) -> str | None:
-    """Return the folder of runs that the last of some configuration files names."""
+def _said(words: Words, files: Sequence[Path], key: str) -> str | None:
+    """Return what flags say of an option, or else the last file that does; None: nothing, null."""
+    if (text := words.last(key)) is not None:
+        return None if text == "null" else text
     for file in reversed(files):
         with suppress(UserError, TypeError, KeyError):  # what is wrong with a file is said later
-            tree: Tree = read_file(file)
-            return str(tree["trainer"]["default_root_dir"])
+            value: Any = read_file(file)
+            for part in key.split("."):
+                value = value[part]
+            return None if value is None else str(value)
     return None
+
+
+def _drop_typed(trainer: Tree, flags: Iterable[tuple[str, str | None]]) -> None:
+    """Drop what flags such as --trainer.callbacks+=EMA add once more, as in a repeated command."""
+    names = {(key, str(text).rpartition(".")[2]) for key, text in flags}
+    for key in ("callbacks", "logger"):
+        if isinstance(held := trainer.get(key), list):
+            kind = [str(spec["class_path"]).rpartition(".")[2] for spec in held]
+            again = [(f"trainer.{key}+", name) in names for name in kind]
+            trainer[key] = [spec for spec, typed in zip(held, again, strict=True) if not typed]
 
 
 @rank_zero_only
@@ -149,14 +195,14 @@ def _check(config: Any) -> None:
         raise UserError("--run says whose checkpoint --ckpt_path=best or last means: give both")
 
 
-def _find_folder(run: Run, path: Path | None, stored: Tree) -> None:
+def _find_folder(run: Run, start: Start) -> None:
     """Give a run its checkpoint and its folder."""
-    command, config = run.command, run.config
+    command, config, path = run.command, run.config, start.checkpoint
     fits, root = command == "fit", Path(config.trainer.default_root_dir)
     if path:
         run.ckpt_path, config.ckpt_path = path, str(path)
         if not is_exported(path):
-            run.checkpoint = stored
+            run.checkpoint = start.stored
             runs.check_lightning_checkpoint(run.checkpoint, path, fits)
         elif command != "predict":
             raise UserError(f"{command} needs a checkpoint; {path} is for predict")
@@ -165,8 +211,13 @@ def _find_folder(run: Run, path: Path | None, stored: Tree) -> None:
             f"{command} needs trained weights: --ckpt_path=best, last or a file"
             " (and --run=NAME for another run than the newest)"
         )
-    run.folder, run.resumes = runs.choose_folder(
-        root, path, config.run_name, run.recipe, fits, bool(config.resume)
-    )
-    if not config.trainer.fast_dev_run:
-        runs.check_writable(root)
+    if folder := start.resumed if fits else start.own:
+        run.folder, run.resumes = folder, fits
+    else:
+        of = runs.recipe_of(start.own / "config.yaml") if start.own else "run"
+        run.folder = runs.new_folder(root, config.run_name, run.recipe or of)
+    if config.trainer.fast_dev_run:
+        return
+    runs.check_writable(run.folder if run.folder.is_dir() else root)
+    if fits and config.checkpoint.dirpath and config.trainer.enable_checkpointing is not False:
+        claim(Path(config.checkpoint.dirpath), run.folder, run.resumes)

@@ -25,7 +25,8 @@ from anneal.lightning_internals import INSTANTIATOR, set_logged_step
 from anneal.loggers.csv import CSVLogger
 from anneal.loggers.wandb import WandbLogger
 from anneal.progress import Clock
-from anneal.runs.resume import Differences, differences
+from anneal.runs.ended import is_tested, stopped_early
+from anneal.runs.resume import Differences, differences, nothing_left
 
 
 class Run:
@@ -69,6 +70,7 @@ class Run:
         self._metrics: dict[str, Any] = {}
         self._clock = Clock()
         self._started = self._seconds = 0.0
+        self._done = ""  # that nothing is left to train
 
     @cached_property
     def built(self) -> Namespace:
@@ -113,6 +115,18 @@ class Run:
         self._started = time.monotonic()
         return start(settings)
 
+    def is_over(self) -> bool:
+        """Return whether the run that resumes is trained and tested; if it is trained, say so."""
+        if not (self.resumes and self.checkpoint):  # none in a run that ended before its first
+            return False
+        checkpoint, trainer = self.checkpoint, self.trainer
+        early = stopped_early(checkpoint, trainer, self.text)
+        self._done = nothing_left(checkpoint, trainer) or early
+        if not self._done:
+            return False
+        print(f"{self.folder} {self._done}")
+        return is_tested(self.folder, checkpoint["global_step"]) or not self._has_test()
+
     def test(self) -> None:
         """Test the weights of the last step, if there is test data, and log that at this step.
 
@@ -122,20 +136,24 @@ class Run:
         trainer = self.trainer
         self._seconds = time.monotonic() - self._started
         trained = trainer.global_step != self.checkpoint.get("global_step", 0)
-        if not trained and not self._clock.has_validated:
+        if not (trained or self._done or self._clock.has_validated):
             raise nothing_trained(trainer)
         self._metrics = dict(trainer.callback_metrics)
-        if (
+        if self._has_test():
+            last_epoch = trainer.fit_loop.epoch_progress.current.ready - 1
+            set_logged_step(trainer, max(0, trainer.global_step - 1), last_epoch)
+            trainer.test(self.model, self.data, verbose=False)
+
+    def _has_test(self) -> bool:
+        trainer = self.trainer
+        return (
             not trainer.fast_dev_run  # type: ignore[attr-defined]
             and not trainer.barebones
             and is_overridden("test_step", self.model)
             and isinstance(self.data, LightningDataModule)
             and is_overridden("test_dataloader", self.data, LightningDataModule)
             and getattr(self.data, "has_test", True)
-        ):
-            last_epoch = trainer.fit_loop.epoch_progress.current.ready - 1
-            set_logged_step(trainer, max(0, trainer.global_step - 1), last_epoch)
-            trainer.test(self.model, self.data, verbose=False)
+        )
 
     def summarize(self) -> None:
         """Print the best and last metrics, time and speed, and where to look."""

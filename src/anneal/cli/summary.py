@@ -38,7 +38,8 @@ def summary(
     for label, key in {f"last {monitor}": monitor, tested: tested}.items():
         if key in metrics:
             lines.append((label, f"{float(metrics[key]):.4f}"))
-    lines.append(("time", f"{seconds:.1f} s, {samples_per_second:,.0f} samples/s in training"))
+    if samples_per_second:  # else it was trained before
+        lines.append(("time", f"{seconds:.1f} s, {samples_per_second:,.0f} samples/s in training"))
     lines.append(("folder", str(folder)))
     lines += [("look", look) for look in looks if look]
     return "\n" + "\n".join(f"{name:<14} {text}" for name, text in lines)

@@ -10,22 +10,35 @@ import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryFile
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 from anneal.errors import UserError, did_you_mean
-from anneal.runs.config import check_format
+from anneal.runs import metrics
+from anneal.runs.config import check_format, parse
 
 RUNS = Path("runs")  # where a run is looked for by its name
 LAST = "last.ckpt"
+OWNER = "lock"  # in a folder of checkpoints outside of their run's: says which run that is
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 STAMP = re.compile(r"-\d{8}-\d{6}-[0-9a-f]{6}$")
 
 
 def new_name(recipe: str) -> str:
     """Return a name that no other run has, not even one started in the same second."""
     return f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def check_name(name: str, option: str = "--run_name") -> None:
+    """Raise UserError unless a name is one that a run's folder can have, on any system."""
+    if PureWindowsPath(name).name != name:
+        raise UserError(f"{option}={name}: a name, not a path")
+    if not name.strip(" .") or not name.isprintable() or RESERVED.fullmatch(name):
+        raise UserError(f"{option}={name!r}: no folder can be called that; take another name")
+    if len(name.encode()) > 200:
+        raise UserError(f"{option}: {len(name.encode())} bytes; at most 200")
 
 
 def recipe_of(config: Path) -> str:
@@ -92,12 +105,48 @@ def find_runs(words: Iterable[str], root: Path = RUNS) -> tuple[list[Path], list
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """Return the run folder that a checkpoint or an exported file lies in, if it does."""
+    """Return the run folder that a checkpoint or an exported file lies in or belongs to."""
     near = [Path(os.path.relpath(folder)) for folder in checkpoint.resolve().parents[:2]]
-    return next(filter(is_run, near), None)
+    return next(filter(is_run, near), None) or owner_of(checkpoint.parent)
+
+
+def configs_of(run: Path) -> list[Path]:
+    """Return `config.yaml`, and `config-2.yaml` and so on of its resumes, in this order."""
+    return sorted(run.glob("config*.yaml"), key=lambda file: (len(file.name), file.name))
 
 
 # ---- checkpoints
+
+
+def checkpoints_of(run: Path) -> Path:
+    """Return where a run's checkpoints lie: where its configuration, or one of a resume, says."""
+    trees = [parse(file.read_text(), file) for file in configs_of(run)] or [{}]
+    said = [(tree.get("checkpoint") or {}).get("dirpath") for tree in trees]
+    folders = [Path(path) if path else run / "checkpoints" for path in said]
+    last = _newest(folder / LAST for folder in folders)
+    return last[0].parent if last else folders[-1]
+
+
+def owner_of(checkpoints: Path) -> Path | None:
+    """Return the run that a folder of checkpoints outside of the run's own belongs to, if any."""
+    with suppress(OSError, ValueError):
+        owner = checkpoints / (checkpoints / OWNER).read_text()
+        return Path(os.path.relpath(owner)) if is_run(owner) and owner != checkpoints else None
+    return None
+
+
+def last_of(run: Path) -> Path | None:
+    """Return the `last.ckpt` of a run; None: none yet. Raise UserError if it must have had one."""
+    if (last := checkpoints_of(run) / LAST).is_file():
+        return last
+    file = run / "metrics.csv"
+    epochs = max(metrics.read(file).values("epoch"), default=0) if file.is_file() else 0
+    if epochs >= 1:
+        raise UserError(
+            f"{run} has trained {epochs:.0f} epochs, and there is no {last} to resume from: "
+            "put it back, or start a run of another name"
+        )
+    return None
 
 
 def find_checkpoint(root: Path, ckpt_path: str, run: str | None) -> Path:
@@ -115,7 +164,7 @@ def find_checkpoint(root: Path, ckpt_path: str, run: str | None) -> Path:
         if not Path(ckpt_path).is_file():
             raise UserError(f"--ckpt_path={ckpt_path}: no such file (or say best or last)")
         return Path(ckpt_path)
-    folder = find_run(root, run) / "checkpoints"
+    folder = checkpoints_of(find_run(root, run))
     path = folder / LAST if ckpt_path == "last" else _best(folder)
     if path is None or not path.is_file():
         others = ", ".join(sorted(p.name for p in folder.glob("*.ckpt"))) or "no checkpoint"
@@ -192,51 +241,25 @@ def _loads(path: Path) -> bool:
 # ---- where a command writes
 
 
-def choose_folder(
-    root: Path,
-    checkpoint: Path | None,
-    run_name: str | None,
-    recipe: str,
-    fits: bool = True,
-    resumes: bool = False,
-) -> tuple[Path, bool]:
-    """Return where a command writes, and whether that is a training that resumes.
-
-    A run resumes from its `last.ckpt` in its own folder; all else starts a new one.
-
-    Args:
-        root: The folder of runs.
-        checkpoint: The one that the command starts from.
-        run_name: Name of the new folder; None: a generated one.
-        recipe: What such a name begins with; an empty string: with that of the checkpoint's run.
-        fits: Whether the command trains.
-        resumes: Whether the run called `run_name` resumes if it is there.
+def new_folder(root: Path, run_name: str | None, recipe: str) -> Path:
+    """Return a new run's folder in `root`, by its name or one made of its recipe's.
 
     Raises:
-        UserError: The folder is taken.
+        UserError: It is taken.
     """
-    own = run_of(checkpoint) if checkpoint else None
-    resuming = bool(own and checkpoint.name == LAST and (not run_name or resumes))  # type: ignore[union-attr]
-    if own and (resuming or not fits):
-        return own, resuming
-    if not run_name:
-        return root / new_name(recipe or (recipe_of(own / "config.yaml") if own else "run")), False
-    if Path(run_name).name != run_name:
-        raise UserError(f"--run_name={run_name}: a name, not a path")
-    folder = root / run_name
-    resuming = resumes and folder.exists()  # before its first checkpoint
-    if folder.exists() and not resuming:
+    folder = root / (run_name or new_name(recipe))
+    if folder.exists():
         raise UserError(f"--run_name={run_name}: {folder} is there already")
-    return folder, resuming
+    return folder
 
 
-def check_writable(root: Path) -> None:
-    """Make the folder of runs; raise UserError if nothing can be written into it."""
+def check_writable(folder: Path, what: str = "the run's folder into ") -> None:
+    """Make a folder; raise UserError if nothing can be written into it."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=root).close()
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise UserError(f"can't write the run's folder into {root}: {e.strerror}") from e
+        raise UserError(f"can't write {what}{folder}: {e.strerror}") from e
 
 
 def next_free_path(path: Path) -> Path:

@@ -14,6 +14,7 @@ import pandas as pd
 from anneal.errors import UserError
 from anneal.runs.config import flatten, parse
 from anneal.runs.drops import Array, drops
+from anneal.runs.folder import configs_of
 from anneal.runs.metrics import whole_lines
 
 AXES = {"step": "optimizer steps", "epoch": "epochs", "samples": "samples", "time": "seconds"}
@@ -197,7 +198,7 @@ def _read_metrics(folder: Path) -> pd.DataFrame:
 
 def _read_config(folder: Path) -> dict[str, str]:
     """Return `config.yaml`, and what `config-2.yaml` and so on of its resumes have changed."""
-    files = sorted(folder.glob("config*.yaml"), key=lambda f: (len(f.name), f.name))
+    files = configs_of(folder)
     values: dict[str, str] = {}
     for file in files:
         config = parse(file.read_text(errors="replace"), file)

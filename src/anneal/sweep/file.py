@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from anneal.errors import UserError, did_you_mean
+from anneal.runs.folder import check_name
 from anneal.sweep.space import Parameter, parameter
 
 # What W&B's schema knows; False: not supported here.
@@ -191,8 +192,10 @@ def _sweep(path: Path, content: Any) -> Sweep:
     metric = _metric(content)
     if metric is None and (method == "bayes" or content.get("early_terminate")):
         raise UserError("metric: bayes and early_terminate need its name")
+    name = re.sub(r"[^\w.=-]+", "-", str(content.get("name") or path.stem)).strip("-.")
+    check_name(name, "name")
     return Sweep(
-        name=re.sub(r"[^\w.=-]+", "-", str(content.get("name") or path.stem)).strip("-."),
+        name=name,
         method=method,
         parameters=varied,
         constants=constants,

@@ -18,6 +18,7 @@ from contextlib import suppress
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
+from anneal.runs.folder import LAST, checkpoints_of
 from anneal.runs.metrics import read
 
 TRAIN = Path(__file__).parents[3] / "train.py"
@@ -39,7 +40,7 @@ def training_words(command: list[str]) -> list[str] | None:
 
 def can_resume(folder: Path) -> bool:
     """Return whether a training that was killed has left a checkpoint to resume from."""
-    return (folder / "checkpoints" / "last.ckpt").is_file()
+    return (checkpoints_of(folder) / LAST).is_file()
 
 
 def warm_up(training: bool) -> None:

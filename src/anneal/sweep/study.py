@@ -1,6 +1,5 @@
 """The trials of a sweep, in a database that outlives its workers and can be shared by them."""
 
-import fcntl
 import itertools
 import json
 import time
@@ -17,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from anneal.errors import UserError
 from anneal.sweep.file import Sweep
+from anneal.system import lock
 
 SIGN_OF_LIFE = 10.0  # seconds between two of a running trial
 DEAD_AFTER = 60.0  # seconds without one, then another worker runs the trial again
@@ -52,14 +52,12 @@ class Study:
         self._same_in_a_row = 0
         folder.mkdir(parents=True, exist_ok=True)
         if not self.shared:
-            self._lock = (folder / "lock").open("w")  # held as long as the process lives
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
+            self._lock = lock(folder)
+            if self._lock is None:
                 raise UserError(
                     f"the sweep {sweep.name} is running already, in {folder}: -j sets how many "
                     "trials run at a time, --storage lets several workers share a sweep"
-                ) from e
+                )
         self.study, created = self._open(storage or f"sqlite:///{folder}/study.db")
         self._check_sweep(folder)
         self._fill(created)

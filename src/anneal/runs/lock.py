@@ -1,0 +1,66 @@
+"""One process trains in a run's folder, and one run saves into a folder of checkpoints."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from anneal.errors import UserError
+from anneal.runs.folder import OWNER, check_writable, owner_of
+from anneal.system import lock
+
+# By which launchers number the processes of a run: Lightning, torchrun, SLURM, LSF, Open MPI.
+RANKS = "RANK LOCAL_RANK GROUP_RANK NODE_RANK SLURM_PROCID JSM_NAMESPACE_RANK OMPI_COMM_WORLD_RANK"
+_held: dict[Path, TextIO] = {}
+
+
+def hold(folder: Path) -> bool:
+    """Keep other runs out of a folder; return whether this process does it, a run's first one.
+
+    Raises:
+        UserError: Another run is in it, or it can't be written.
+    """
+    place = folder.resolve()
+    if any(os.environ.get(name, "0") != "0" for name in RANKS.split()):
+        return False
+    try:
+        file = _held.get(place) or lock(place)
+    except OSError as e:
+        raise UserError(f"can't write into {folder}: {e.strerror}") from e
+    if file is None:
+        raise UserError(f"{folder} is in use by a training that still runs: wait for it or stop it")
+    _held[place] = file
+    return True
+
+
+@contextmanager
+def released() -> Iterator[None]:
+    """Let others into the folders that are held, after a block or a function."""
+    try:
+        yield
+    finally:
+        while _held:
+            _held.popitem()[1].close()
+
+
+def claim(checkpoints: Path, run: Path, resumes: bool) -> None:
+    """Hold a folder of checkpoints outside of the run's, and note there which run it belongs to.
+
+    Raises:
+        UserError: It can't be written, or it holds checkpoints of another run.
+    """
+    place, home = checkpoints.resolve(), run.resolve()
+    if home in (place, *place.parents):
+        return
+    check_writable(checkpoints, "checkpoint.dirpath=")
+    if not hold(checkpoints):
+        return
+    owner = owner_of(checkpoints)
+    theirs = owner is not None and owner.resolve() != home
+    if theirs or (not resumes and any(checkpoints.glob("*.ckpt"))):
+        raise UserError(
+            f"checkpoint.dirpath={checkpoints}: holds checkpoints of {owner or 'another run'}; "
+            "choose another folder, or null for one in the run's own"
+        )
+    (checkpoints / OWNER).write_text(os.path.relpath(home, place))
