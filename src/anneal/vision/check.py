@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from anneal.errors import command
-from anneal.vision.decode import FORMATS, UnreadableImageError, decode
+from anneal.vision.decode import UnreadableImageError, decode, formats
 from anneal.vision.files import ImageFiles
 from anneal.vision.layouts import base_of, scan
 
@@ -40,9 +40,9 @@ def look(pictures: ImageFiles, index: int) -> tuple[str, str]:
     elif max(height, width) > LONG * min(height, width):
         found.append(f"{width} x {height} pixels")
     # Pillow may not know what libjpeg could read.
-    with suppress(Exception), Image.open(BytesIO(data), formats=FORMATS) as stored:
+    with suppress(Exception), Image.open(BytesIO(data), formats=formats()) as stored:
         ending = Path(pictures.path(index)).suffix.lower()
-        if stored.format and ending not in endings_of(stored.format):
+        if stored.format and ending and ending not in endings_of(stored.format):
             found.append(f"{stored.format} by its content")
         if stored.mode not in ("RGB", "L"):
             found.append(f"mode {stored.mode}")
