@@ -58,11 +58,14 @@ def nearest(word: str, names: Collection[str]) -> str:
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """The end of a message that offers the nearest name, or nothing."""
     names = list(names)
-    for name in names:
-        if normalize("NFC", word) == normalize("NFC", name):  # a Mac takes accents apart
-            return f"; it is {word!a} in Unicode, where there is {name!a}: rename one"
     near = nearest(word, names)
-    return f"; did you mean {near}?" if near else ""
+    return other_unicode(word, names) or (f"; did you mean {near}?" if near else "")
+
+
+def other_unicode(word: str, names: Iterable[str]) -> str:
+    """The end of a message if a name looks the same as `word`: a Mac takes accents apart."""
+    alike = [name for name in names if normalize("NFC", name) == normalize("NFC", word)]
+    return f"; in Unicode {word!a} is not {alike[0]!a}: rename one" if alike else ""
 
 
 def read_text(path: Path) -> str:

@@ -318,7 +318,7 @@ def breakages():
         deeper: ("it lies deeper", "data/archive"),
         valid: ("rename the folder", "data/valid to val"),
         capitals: ("rename the folder", "data/Train to train"),
-        no_split: ("its folders n01, n02, n03", "move them into train"),
+        no_split: ("move the classes n01, n02, n03 into train",),
         link_to_nowhere: ("data/val", "a link that leads nowhere"),
         decomposed: ("'K\\xe4se'", "'Ka\\u0308se'", "rename one"),
         other_case: ("did you mean n01?",),

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -133,6 +134,21 @@ def test_classes_come_from_the_data_and_are_in_the_checkpoint(fit, run, tmp_path
     with pytest.raises(SystemExit):
         run("validate", "--ckpt_path=last", "--data.root=other")
     assert "class 0 is 'n01' in the checkpoint and 'cat' in the data" in capsys.readouterr().err
+
+
+def test_a_class_name_in_another_unicode_form_is_told_apart(fit, run, tmp_path, capsys):
+    for form in ("NFC", "NFD"):
+        for split in ("train", "val"):
+            (folder,) = (
+                p for p in (tmp_path / "data" / split).iterdir() if p.name not in "n02 n03"
+            )
+            folder.rename(folder.with_name(normalize(form, "Käse")))
+        if form == "NFC":
+            fit("--trainer.max_epochs=1")
+    with pytest.raises(SystemExit):
+        run("validate", "--ckpt_path=last")
+    hint = r"; in Unicode 'Ka\u0308se' is not 'K\xe4se': rename one"
+    assert capsys.readouterr().err.rstrip().endswith(hint)
 
 
 def test_a_wrong_number_of_classes_is_refused_before_training(fit, capsys):

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ class Predictions(Callback):
     def __init__(self, model: LightningModule) -> None:
         self.batches: list[Tensor] = []
         self.levels: list[tuple[float, bool]] = []
-        self.mean, self.std = (getattr(model, name, None) for name in ("mean", "std"))
+        self.mean: Any = getattr(model, "mean", None)
+        self.std: Any = getattr(model, "std", None)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Any, *args: Any
@@ -66,16 +67,6 @@ class Predictions(Callback):
             self.levels += zip(pixels.flatten(1).mean(1).tolist(), off.tolist(), strict=True)
         if trainer.received_sigterm:  # Lightning looks for it in a training only
             sys.exit(128 + signal.SIGTERM)
-
-    def unlike(self, paths: Sequence[str]) -> Iterator[str]:
-        """Yield a line if images are far off those of the training."""
-        levels = zip(paths, self.levels, strict=False)
-        off = [f"that of {path} is {level:.0f}" for path, (level, is_off) in levels if is_off]
-        if off and self.mean is not None:
-            yield (
-                f"{len(off)} of {len(paths)} pictures do not look like those of the training, "
-                f"whose pixels have a mean of {self.mean.mean():.0f}: {off[0]}"
-            )
 
 
 def save_predictions(
@@ -116,9 +107,13 @@ def save_predictions(
         with atomic_write(sheet) as part:
             draw_predictions(images, drawn, len(tops)).savefig(part, dpi=120, format="png")
         print(sheet)
-        wanted = getattr(datamodule, "input_description", "")
-        for line in seen.unlike(paths):
-            print(f"{line}{wanted and f' (wanted: {wanted})'}", file=sys.stderr)
+        if off := [(p, n) for p, (n, far) in zip(paths, seen.levels, strict=False) if far]:
+            print(
+                f"{len(off)} of {len(paths)} pictures do not look like those of the training, "
+                f"whose pixels have a mean of {seen.mean.mean():.0f}: that of {off[0][0]} is "
+                f"{off[0][1]:.0f} (wanted: {getattr(datamodule, 'input_description', 'the same')})",
+                file=sys.stderr,
+            )
     print(path)
     if skipped:
         print(f"left out, as they can't be read: {len(skipped)}", file=sys.stderr)

@@ -42,20 +42,13 @@ def look(pictures: ImageFiles, index: int) -> tuple[str, str]:
     # Pillow may not know what libjpeg could read.
     with suppress(Exception), Image.open(BytesIO(data), formats=formats()) as stored:
         ending = Path(pictures.path(index)).suffix.lower()
-        if stored.format and ending and ending not in endings_of(stored.format):
+        if Image.registered_extensions().get(ending, stored.format) != stored.format:
             found.append(f"{stored.format} by its content")
         if stored.mode not in ("RGB", "L"):
             found.append(f"mode {stored.mode}")
         if stored.getexif().get(0x0112, 1) != 1:
             found.append("rotated by EXIF")
     return ("odd", ", ".join(found)) if found else ("", "")
-
-
-def endings_of(image_format: str) -> set[str]:
-    """Return the endings of file names of a format."""
-    return {
-        ending for ending, name in Image.registered_extensions().items() if name == image_format
-    }
 
 
 def check(pictures: ImageFiles) -> Iterator[tuple[str, str, str]]:

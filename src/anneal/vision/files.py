@@ -100,28 +100,26 @@ class ImageFiles(ImageSource):
         path = Path(where)
         if path.is_file():
             return cls([path])
-        folder = path if path.is_dir() else Path()
-        found = walk(path, {}) if path.is_dir() else map(str, _matching(where))
-        pictures, others = sort_out(folder, found)
+        found = walk(path, {}) if path.is_dir() else _matching(where)
+        pictures, others = sort_out(path := path if path.is_dir() else Path(), found)
         if not pictures:
             raise UserError(f"{where}: there is no picture{left_out(others)}")
         if others:
             rank_zero_info(f"{where}{left_out(others)}")
-        return cls(sorted(folder / picture for picture in pictures))
+        return cls(sorted(path / picture for picture in pictures))
 
 
-def _matching(pattern: str) -> list[Path]:
-    """Return the files that a glob pattern names, without what `is_hidden` but for names in it."""
+def _matching(pattern: str) -> Iterator[str]:
+    """Yield the files that a glob pattern names, without what `is_hidden` but for names in it."""
     pattern = os.path.normpath(pattern)
     base, *deep = re.split(r"(?<![^/])\*\*(?![^/])", pattern, maxsplit=1)
-    if not deep:
-        found = (Path(p) for p in glob.glob(pattern) if not os.path.isdir(p))
-    else:  # glob would go round a circle of links
-        folders = [Path(p) for p in glob.glob(base or ".") if os.path.isdir(p)]
-        files = (folder / name for folder in folders for name in walk(folder, {}))
-        found = (p for p in files if fnmatchcase(str(p), pattern.replace("**/", "*")))
-    typed = Path(pattern).parts
-    return [p for p in found if not any(is_hidden(x) for x in p.parts if x not in typed)]
+    for found in glob.glob(base or ".") if deep else glob.glob(pattern):
+        hidden = any(is_hidden(x) for x in set(Path(found).parts) - set(Path(pattern).parts))
+        if deep and os.path.isdir(found):  # where glob would go round a circle of links
+            paths = (os.path.normpath(f"{found}/{path}") for path in walk(Path(found), {}))
+            yield from (p for p in paths if fnmatchcase(p, pattern.replace("**/", "*")))
+        elif not deep and not hidden and not os.path.isdir(found):
+            yield found
 
 
 def entries(folder: Path) -> list[tuple[str, bool]]:
@@ -212,10 +210,9 @@ def sort_out(folder: Path, paths: Iterable[str]) -> tuple[list[str], Counter[str
     for path in paths:
         if is_picture(whole := os.path.join(folder, path)):
             pictures.append(path)
-        elif os.path.isdir(whole):
-            others["links in a circle"] += 1
         else:
-            others[os.path.splitext(path)[1].lower() or "without an ending"] += 1
+            ending = os.path.splitext(path)[1].lower() or "without an ending"
+            others["links in a circle" if os.path.isdir(whole) else ending] += 1
     return pictures, others
 
 

@@ -14,34 +14,22 @@ import csv
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from anneal.errors import UserError, did_you_mean, read_text
-from anneal.vision.files import (
-    entries,
-    is_picture,
-    left_out,
-    missing,
-    pack,
-    sort_out,
-    stamp,
-    walk,
-)
+from anneal.vision.files import entries, left_out, missing, pack, sort_out, stamp, walk
 
 KAGGLE = Path("ILSVRC/Data/CLS-LOC")
 SOLUTION = "LOC_val_solution.csv"
 NAMES = "LOC_synset_mapping.txt"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 DEVKIT = Path("ILSVRC2012_devkit_t12/data")
-ALIKE = {
-    "train": ("training",),
-    "val": ("valid", "validation", "dev", "eval"),
-}
+ALIKE = {"train": ["train", "training"], "val": ["val", "valid", "validation", "dev", "eval"]}
 WANTED = "wanted: {root}/train/CLASS/picture.jpg and {root}/val/CLASS/picture.jpg"
+Labelled = tuple[np.ndarray, list[str], Counter[str]]  # labels, paths, numbers of other files
 
 
 def base_of(root: Path) -> Path:
@@ -67,15 +55,15 @@ def scan(root: Path) -> dict[str, Any]:
             hint = _hint(root, base, split)
             raise UserError(f"data.root: there is no folder {base / split} {wanted}{hint}")
     # A new folder beside them may be a split, or a file the list of classes.
-    index: dict[str, Any] = {"classes": classes, "sources": {str(base): stamp(base)}, "splits": {}}
+    sources = {str(base): stamp(base)}
+    index: dict[str, Any] = {"classes": classes, "sources": sources, "splits": {}}
     for split in ("train", "val", "test"):
         folder = base / split
         folders = {d for d, is_folder in entries(folder) if is_folder} if folder.is_dir() else set()
-        others: Counter[str] = Counter()
         if folders:
-            labels, paths = _by_class_folders(folder, folders, classes, index["sources"], others)
+            labels, paths, others = _by_class_folders(folder, folders, classes, sources)
         elif split == "val":
-            labels, paths = _flat(root, folder, classes, index["sources"], others)
+            labels, paths, others = _flat(root, folder, classes, sources)
         else:
             continue  # test pictures without classes: ImageNet keeps theirs secret
         if split == "train" and (empty := missing(labels, classes)):
@@ -97,25 +85,19 @@ def _hint(root: Path, base: Path, split: str) -> str:
     if deeper := [p.parent for p in sorted(root.glob(f"*/{split}")) if p.is_dir()]:
         return f"; it lies deeper: --data.root={deeper[0]}"
     folders = [name for name, is_folder in entries(base) if is_folder] if base.is_dir() else []
-    if alike := [name for name in folders if name.lower() in (split, *ALIKE[split])]:
+    if alike := [name for name in folders if name.lower() in ALIKE[split]]:
         return f"; rename the folder {base / alike[0]} to {split}"
     if split == "val":
         return f"; move some pictures of each class of {base / 'train'} there"
-    if any(map(is_picture, (str(p) for d in folders for p in islice((base / d).iterdir(), 9)))):
-        return (
-            f"; its folders {', '.join(folders[:3])}{', ...' * (len(folders) > 3)} look like "
-            "classes: move them into train, and some pictures of each into val/CLASS"
-        )
+    if classes := [d for d in folders if sort_out(base / d, (n for n, _ in entries(base / d)))[0]]:
+        shown = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
+        return f"; move the classes {shown} into train, and some pictures of each into val/CLASS"
     return ""
 
 
 def _by_class_folders(
-    folder: Path,
-    folders: set[str],
-    classes: list[str],
-    sources: dict[str, str],
-    others: Counter[str],
-) -> tuple[np.ndarray, list[str]]:
+    folder: Path, folders: set[str], classes: list[str], sources: dict[str, str]
+) -> Labelled:
     if unknown := sorted(folders - set(classes)):
         raise UserError(
             f"{folder / unknown[0]}: no class of that name in {folder.parent / 'train'}"
@@ -123,9 +105,8 @@ def _by_class_folders(
             f"{did_you_mean(unknown[0], classes)}"
         )
     sources[str(folder)] = stamp(folder)
-    loose = [name for name, is_folder in entries(folder) if not is_folder]
-    if n := sum(is_picture(str(folder / name)) for name in loose):
-        others["in no class folder"] = n
+    loose, _ = sort_out(folder, (name for name, is_folder in entries(folder) if not is_folder))
+    others = Counter({"in no class folder": len(loose)} if loose else {})
     paths: list[str] = []
     counts = []
     for name in classes:
@@ -134,20 +115,13 @@ def _by_class_folders(
         paths += sorted(found)
         counts.append(len(found))
         others += rest
-    return np.repeat(np.arange(len(classes)), counts), paths
+    return np.repeat(np.arange(len(classes)), counts), paths, others
 
 
-def _flat(
-    root: Path,
-    folder: Path,
-    classes: list[str],
-    sources: dict[str, str],
-    others: Counter[str],
-) -> tuple[np.ndarray, list[str]]:
+def _flat(root: Path, folder: Path, classes: list[str], sources: dict[str, str]) -> Labelled:
     """Read a folder of images whose classes are listed in a file."""
     sources[str(folder)] = stamp(folder)
-    paths, rest = sort_out(folder, (name for name, _ in entries(folder)))
-    others += rest
+    paths, others = sort_out(folder, (name for name, _ in entries(folder)))
     file, truth = _ground_truth(root, folder, paths)
     sources[str(file)] = stamp(file)
     number = {name: i for i, name in enumerate(classes)}
@@ -157,9 +131,10 @@ def _flat(
         if wnid is None:
             raise UserError(f"{folder / path}: {file} does not say its class")
         if wnid not in number:
-            raise UserError(f"{file}: {path} is of class {wnid}, which is not in train")
+            hint = did_you_mean(wnid, classes)
+            raise UserError(f"{file}: {path} is of class {wnid}, which is not in train{hint}")
         labels[i] = number[wnid]
-    return labels, paths
+    return labels, paths, others
 
 
 def _ground_truth(root: Path, folder: Path, paths: list[str]) -> tuple[Path, dict[str, str]]:
