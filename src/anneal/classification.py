@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from anneal.errors import UserError
+from anneal.errors import UserError, other_unicode
 
 Batch = tuple[Tensor, Tensor]
 
@@ -202,6 +202,7 @@ class ClassificationModule(LightningModule):
                 raise UserError(
                     "the checkpoint was trained on other classes than the data has: class "
                     f"{i} is {stored!r} in the checkpoint and {now!r} in the data"
+                    f"{other_unicode(now or '', [stored or ''])}"
                 )
 
 

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from functools import wraps
+from pathlib import Path
+from unicodedata import normalize
 
 
 class UserError(Exception):
@@ -55,8 +57,31 @@ def nearest(word: str, names: Collection[str]) -> str:
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """The end of a message that offers the nearest name, or nothing."""
-    near = nearest(word, list(names))
-    return f"; did you mean {near}?" if near else ""
+    names = list(names)
+    near = nearest(word, names)
+    return other_unicode(word, names) or (f"; did you mean {near}?" if near else "")
+
+
+def other_unicode(word: str, names: Iterable[str]) -> str:
+    """The end of a message if a name looks the same as `word`: a Mac takes accents apart."""
+    alike = [name for name in names if normalize("NFC", name) == normalize("NFC", word)]
+    return f"; in Unicode {word!a} is not {alike[0]!a}: rename one" if alike else ""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: It is in another encoding.
+    """
+    data = path.read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:4]:
+        raise UserError(f"{path} can't be read: UTF-16, as PowerShell's > writes; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        reason = f"{e.reason} at byte {e.start}"
+        raise UserError(f"{path} can't be read: {reason}; save it as UTF-8") from e
 
 
 def first_line(error: BaseException) -> str:

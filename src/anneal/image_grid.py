@@ -1,14 +1,19 @@
 """Images with captions in a grid, in a single axes: one for each takes four times as long."""
 
 import math
+import sys
 from collections.abc import Sequence
 
+from matplotlib import rcParams
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
 from torch import Tensor
 
 CELL = 1.5  # inches
 TITLE = 0.5
 NARROWEST = 4  # columns, for the title
+MOST = 20  # names that are printed
 SIDE = 0.75  # of an image, as a part of its cell
 
 
@@ -41,3 +46,30 @@ def plot_image_grid(
         above = bottom - h - 0.02
         axes.text(middle, above, caption, ha="center", va="bottom", fontsize=fontsize)
     return figure
+
+
+def legible(names: Sequence[str]) -> list[str]:
+    """Return names as they can be drawn: a number stands for what no font has, and is printed.
+
+    Fonts of the system that have missing characters are put behind matplotlib's own.
+    """
+    lacking = {c for name in names for c in name} - _characters(findfont(FontProperties()))
+    for font in fontManager.ttflist:
+        if lacking and (found := lacking & _characters(font.fname)):
+            rcParams["font.family"] = [*rcParams["font.family"], font.name]
+            lacking -= found
+    drawn = []
+    for i, name in enumerate(names):
+        part = "".join(c for c in name if c not in lacking).strip()
+        drawn.append((name if part == name else f"#{i} {part}".strip()).replace("$", r"\$"))
+    if legend := [f"{d} = {n}" for d, n in zip(drawn, names, strict=True) if lacking & set(n)]:
+        more = ", ..." if len(legend) > MOST else ""
+        print(f"no font here can draw: {', '.join(legend[:MOST])}{more}", file=sys.stderr)
+    return drawn
+
+
+def _characters(font: str) -> set[str]:
+    """Return what a font can draw in any size; the last resort draws a box for everything."""
+    face = FT2Font(font)
+    found = face.get_charmap() if face.scalable and "LastResort" not in font else ()
+    return set(map(chr, found))

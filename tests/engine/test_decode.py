@@ -1,15 +1,18 @@
 import io
 import os
+import sys
 from contextlib import suppress
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from anneal import testing as photos
 from anneal.vision import check
-from anneal.vision.decode import UnreadableImageError, decode
+from anneal.vision.decode import UnreadableImageError, decode, formats
 from anneal.vision.files import MAX_BYTES, read_file
 
 
@@ -45,11 +48,38 @@ def test_every_mode_and_format_becomes_rgb(mode, image_format):
         assert red == pytest.approx(green, abs=2)
 
 
-def test_16_bits_are_scaled_and_not_clipped():
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF", "PPM"])
+def test_16_bits_are_scaled_and_not_clipped(image_format):
     ramp = np.tile(np.linspace(0, 65535, 96).astype(np.uint16), (8, 1))
-    decoded = decode(photos.encoded(Image.fromarray(ramp), "PNG")).float()
+    decoded = decode(photos.encoded(Image.fromarray(ramp), image_format)).float()
     assert decoded.mean() == pytest.approx(127.5, abs=1)
     assert torch.allclose(decoded[0, 0], torch.linspace(0, 255, 96), atol=1)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_lies_over_black(mode):
+    hidden = Image.new("LA", (40, 32), (255, 0))
+    hidden.paste((200, 255), (0, 0, 20, 32))
+    image = hidden.convert("RGBA").quantize(4) if mode == "P" else hidden.convert(mode)
+    decoded = decode(photos.encoded(image, "PNG"))
+    assert decoded[:, :, :20].unique().tolist() == [200]
+    assert decoded[:, :, 20:].unique().tolist() == [0]
+
+
+def test_megabytes_of_text_in_a_png_are_no_reason_to_refuse_it():
+    text = PngInfo()
+    text.add_text("workflow", "x" * 5_000_000, zip=True)
+    assert decode(photos.encoded(photos.picture(), "PNG", pnginfo=text)).shape == (3, 32, 40)
+
+
+def test_a_plug_in_of_pillow_is_used(monkeypatch):
+    heif = ModuleType("pillow_heif")
+    heif.register_heif_opener = lambda: Image.register_open("HEIF", Image.OPEN["PNG"][0])
+    monkeypatch.setitem(sys.modules, "pillow_heif", heif)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    assert "HEIF" in formats.__wrapped__()
+    assert "EPS" not in formats()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -88,6 +118,9 @@ def broken() -> dict[str, bytes]:
         "a smaller bomb": photos.encoded(Image.new("1", (11000, 10000), 1), "PNG"),
         "a JPEG of many scans": whole[:2] + b"\xff\xda\0\2" * 100 + whole[2:],
         "a program for Ghostscript": photos.encoded(photos.picture(), "EPS"),
+        "integers of 32 bits": photos.encoded(
+            Image.fromarray(np.arange(1280, dtype=np.int32).reshape(32, 40)), "TIFF"
+        ),
         "floats": photos.encoded(photos.picture().convert("F"), "TIFF"),
     }
 
@@ -106,6 +139,8 @@ def test_a_broken_picture_is_one_kind_of_error(kind):
     [
         ("a JPEG of many scans", r"a JPEG of \d+ scans, more than"),
         ("a program for Ghostscript", "cannot identify image file"),
+        ("integers of 32 bits", "its pixels are 32-bit integers of unknown range"),
+        ("floats", "its pixels are floating-point numbers of unknown range"),
     ],
 )
 def test_what_takes_long_or_runs_a_program_is_refused_for_that(kind, reason):

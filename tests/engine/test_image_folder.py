@@ -1,16 +1,19 @@
+import codecs
 import os
 import shutil
-import time
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.io import savemat
 
 from anneal import testing as photos
 from anneal.errors import UserError
-from anneal.vision import layouts
+from anneal.vision import check, layouts
 from anneal.vision.datamodule import ImageFolderDataModule
+from anneal.vision.files import ImageFiles
 from anneal.vision.index import ImageFolder
 
 
@@ -71,6 +74,98 @@ def test_names_of_any_kind_are_pictures(root):
     assert all(pictures.read(i) for i in range(len(pictures)))
 
 
+ENDINGS = {
+    ".jfif": "JPEG",
+    ".jpe": "JPEG",
+    ".JP2": "JPEG2000",
+    ".avif": "AVIF",
+    ".tga": "TGA",
+    ".pbm": "PPM",
+    ".apng": "PNG",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_pillow_reads_is_read(root, ending):
+    if ENDINGS[ending] not in Image.SAVE and not Image.init():
+        pytest.skip(f"this Pillow writes no {ENDINGS[ending]}")
+    photos.save(photos.picture(), root / f"train/n01/x{ending}", format=ENDINGS[ending])
+    assert len(ImageFolder.splits(root)["train"]) == 10
+    assert len(ImageFiles.find(str(root / "train"))) == 10
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"])
+def test_a_file_without_an_ending_is_judged_by_its_content(root, image_format):
+    photos.save(photos.picture(), root / "train/n01/x", format=image_format)
+    (root / "train/n01/LICENSE").write_text("Pictures by BMW, II")
+    (root / "train/n01/empty").touch()
+    os.mkfifo(root / "train/n01/pipe")
+    pictures = ImageFolder.splits(root)["train"]
+    assert f"{root}/train/n01/x" in [path for path, _ in listed(pictures)]
+    assert pictures.others == {"without an ending": 3}
+
+
+def test_what_is_left_out_is_counted_in_one_line_for_each_split(root, caplog):
+    for name in ("train/n01/a.heic", "train/n02/b.HEIC", "train/n02/labels.txt", "val/n01/c.mp4"):
+        (root / name).write_bytes(b"no picture")
+    photos.save(photos.picture(), root / "val/loose.jpg")
+    for _ in ("read anew", "from the index on disk"):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            ImageFolderDataModule(str(root)).setup()
+        assert [line for line in caplog.messages if "left out" in line] == [
+            f"{root}/train: left out as no pictures: .heic 2, .txt 1",
+            f"{root}/val: left out as no pictures: .mp4 1, in no class folder 1",
+        ]
+    shutil.rmtree(root / "train/n01")
+    (root / "train/n01").mkdir()
+    (root / "train/n01/a.heic").touch()
+    with pytest.raises(UserError, match=r"in the class folder n01: .*\.heic 2"):
+        ImageFolder.splits(root)
+
+
+@pytest.mark.parametrize("name", ["@eaDir", ".thumbnails", "__MACOSX", "#recycle", "$RECYCLE.BIN"])
+def test_folders_of_the_system_hold_no_pictures_of_the_data(root, name):
+    before = [listed(p) for p in ImageFolder.splits(root).values()]
+    found = len(ImageFiles.find(str(root)))
+    for place in ("", "train", "train/n01", "val/n02"):
+        photos.save(photos.picture(), root / place / name / "x.JPEG/SYNOPHOTO_THUMB_M.jpg")
+    (root / "train/n01/Thumbs.db").touch()
+    assert [listed(p) for p in ImageFolder.splits(root).values()] == before
+    for pattern in ("", "/**", "/**/*", "/*/*/*.JPEG", "/*/*/*/*/*"):
+        there = f"{root}{pattern}"
+        if pattern.endswith("/*/*/*"):
+            with pytest.raises(UserError, match="no picture"):
+                ImageFiles.find(there)
+        else:
+            assert len(ImageFiles.find(there)) == found
+    assert len(ImageFiles.find(f"{root}/{name}/*/*.jpg")) == 1  # typed
+
+
+def test_links_are_followed_the_same_way_everywhere_and_no_circle_is(root, tmp_path, capsys):
+    inside = listed(ImageFolder.splits(root)["train"])
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for split in ("train", "val"):
+        (linked / split).mkdir()
+        for name in photos.COLORS:
+            (linked / split / name).symlink_to(root / split / name)
+    for name, target in (("a", ".."), ("b", ".."), ("itself", "itself"), ("gone", "nowhere")):
+        (root / "train/n01" / name).symlink_to(target)
+    (root / "train/n02/c").symlink_to(linked)
+    splits = ImageFolder.splits(linked)
+    assert [p for p, _ in listed(splits["train"])] == [
+        path.replace(str(root), str(linked)) for path, _ in inside
+    ]
+    assert splits["train"].others == {"links in a circle": 3, "without an ending": 2}
+    paths = {path for split in splits.values() for path, _ in listed(split)}
+    for where in (f"{linked}", f"{linked}/**/*.JPEG", f"{linked}/*/*/*.JPEG"):
+        pictures = ImageFiles.find(where)
+        assert {pictures.path(i) for i in range(len(pictures))} == paths
+    assert check.main([str(linked)]) == 0
+    assert "15 pictures read, 0 broken" in capsys.readouterr().out
+
+
 def test_a_validation_class_missing_keeps_the_numbers(root):
     shutil.rmtree(root / "val/n01")
     for _ in ("read anew", "from the index on disk"):
@@ -92,11 +187,12 @@ def lines(classes):
     return "val.txt", "\n".join(f"{name}.JPEG {wnid}" for name, wnid in classes.items())
 
 
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 @pytest.mark.parametrize("write", [kaggle, lines])
-def test_a_flat_val_takes_its_classes_from_a_file(root, write):
+def test_a_flat_val_takes_its_classes_from_a_file(root, write, mark):
     classes = flat_val(root, root)
     name, text = write(classes)
-    (root / name).write_text(text)
+    (root / name).write_bytes(mark + text.replace("\n", "\r\n").encode())
     pictures = ImageFolder.splits(root)["val"]
     assert len(pictures) == 6
     for path, label in listed(pictures):
@@ -164,6 +260,39 @@ def breakages():
         name, text = kaggle(flat_val(root, root))
         (root / name).write_text(text.replace("n03", "n88"))
 
+    def valid(root):
+        (root / "val").rename(root / "valid")
+
+    def capitals(root):
+        (root / "train").rename(root / "Train")
+
+    def no_split(root):
+        for folder in (root / "train").iterdir():
+            folder.rename(root / folder.name)
+        shutil.rmtree(root / "train")
+
+    def link_to_nowhere(root):
+        no_val(root)
+        (root / "val").symlink_to("/nowhere")
+
+    def decomposed(root):
+        (root / "train/n01").rename(root / "train" / normalize("NFD", "Käse"))
+        (root / "val/n01").rename(root / "val" / normalize("NFC", "Käse"))
+
+    def other_case(root):
+        (root / "val/n01").rename(root / "val/N01")
+
+    def listed_in_a_table(root):
+        for path in (root / "train").rglob("*.JPEG"):
+            path.rename(root / "train" / path.name)
+        for folder in photos.COLORS:
+            (root / "train" / folder).rmdir()
+        (root / "train.csv").touch()
+
+    def list_of_utf_16(root):
+        flat_val(root, root)
+        (root / "val.txt").write_text("a b\n", encoding="utf-16")
+
     def wrong_number_of_lines(root):
         flat_val(root, root)
         savemat(
@@ -187,6 +316,14 @@ def breakages():
         no_classes: ("no class folders", "data/train"),
         flat: ("data/val has no class folders", KAGGLE),
         deeper: ("it lies deeper", "data/archive"),
+        valid: ("rename the folder", "data/valid to val"),
+        capitals: ("rename the folder", "data/Train to train"),
+        no_split: ("move the classes n01, n02, n03 into train",),
+        link_to_nowhere: ("data/val", "a link that leads nowhere"),
+        decomposed: ("'K\\xe4se'", "'Ka\\u0308se'", "rename one"),
+        other_case: ("did you mean n01?",),
+        listed_in_a_table: ("docs/your-own.md",),
+        list_of_utf_16: ("UTF-16", "save it as UTF-8"),
         unknown_class: ("n77", "no class of that name"),
         not_in_the_file: (KAGGLE, "ILSVRC2012_val_"),
         wrong_class_in_the_file: ("n88", "not in train"),
@@ -220,16 +357,33 @@ def test_the_index_is_made_once_and_anew_when_a_folder_changes(root, cache, monk
     assert count() == (1, {"train": 9, "val": 6})
     assert count() == (1, {"train": 9, "val": 6})
     assert isinstance(ImageFolder.splits(root)["train"].labels, np.memmap)
-    time.sleep(0.02)
     photos.save(photos.picture(), root / "train/n02/new.JPEG")
     assert count() == (2, {"train": 10, "val": 6})
-    time.sleep(0.02)
     (root / "val/n03/n03_000.JPEG").unlink()
     assert count() == (3, {"train": 10, "val": 5})
-    time.sleep(0.02)
     shutil.copytree(root / "val", root / "test")
     assert count() == (4, {"train": 10, "val": 5, "test": 5})
     assert count()[0] == 4
+
+
+def test_an_index_is_made_anew_whatever_times_the_folders_have(root):
+    def freeze():
+        for path in (root, *root.rglob("*")):
+            os.utime(path, (1e9, 1e9))
+
+    (root / "val.txt").write_text("a")
+    freeze()
+    assert len(ImageFolder.splits(root)["train"]) == 9
+    inode = os.stat(root / "train/n01").st_ino
+    for i in range(20):
+        photos.save(photos.picture(), root / f"train/n01/new{i}.JPEG")
+    freeze()
+    assert os.stat(root / "train/n01").st_ino == inode
+    assert len(ImageFolder.splits(root)["train"]) == 29
+    (root / "train/n01/new1.JPEG").rename(root / "train/n01/new0.JPEG")
+    (root / "train/n01/new2.JPEG").rename(root / "train/n02/new2.JPEG")
+    freeze()
+    assert ImageFolder.splits(root)["train"].labels.tolist().count(1) == 4
 
 
 def test_a_damaged_or_unwritable_cache_costs_only_time(root, cache, tmp_path):

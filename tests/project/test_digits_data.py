@@ -12,15 +12,18 @@ from hashlib import md5
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torch import Tensor, nn
 from torch.distributed import destroy_process_group
 from torchvision import datasets
 
 from anneal import UserError
+from anneal import testing as photos
 from project.data.augment import random_affine, random_shift
 from project.data.digits import MNISTDataModule
 from project.models.digits import SoftmaxRegression
@@ -437,3 +440,48 @@ def test_overfit_batches_repeats_one_batch(digits: MNISTDataModule) -> None:
     trainer = Trainer(**QUIET, max_epochs=3, overfit_batches=1, enable_checkpointing=False)
     trainer.fit(module, numbered(digits))
     assert [ids for _, ids, _ in module.seen] == [[0, 1, 2, 3]] * 3
+
+
+# Pictures of one's own
+
+
+def as_file(kind: str, image: Tensor) -> Image.Image:
+    """A digit as people draw and store them."""
+    light, clear = image.numpy(), np.zeros((28, 28, 4), np.uint8)
+    clear[..., 3] = light
+    if kind == "white on transparent":
+        clear[..., :3] = 255
+    return {
+        "light on dark": Image.fromarray(light),
+        "inverted": Image.fromarray(255 - light),
+        "on grey paper": Image.fromarray((200 - 0.7 * light).astype(np.uint8)).resize((200, 200)),
+        "empty": Image.fromarray(0 * light),
+    }.get(kind, Image.fromarray(clear))
+
+
+ALIKE = {"light on dark": True, "white on transparent": True, "black on transparent": False}
+ALIKE |= {"inverted": False, "on grey paper": False, "empty": False}
+
+
+def test_digits_unlike_those_of_the_training_are_said_to_be(
+    digits: MNISTDataModule, run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model=MLP", "--data=MNISTDataModule", "--trainer.max_epochs=1"]
+    flags += [
+        "--trainer.logger=false",
+        "--trainer.accelerator=cpu",
+        "--trainer.limit_train_batches=20",
+    ]
+    (tmp_path / "empty.yaml").write_text("seed_everything: 0\n")
+    run("fit", "--config=empty.yaml", *flags, "--run_name=a")
+    run("export", "--ckpt_path=last", "--format=torch_export")
+    images = digits.splits["test"][0][::250, 0]
+    for kind, alike in ALIKE.items():
+        for i, image in enumerate(images):
+            photos.save(as_file(kind, image), tmp_path / kind / f"{i}.png", format="PNG")
+        for weights in ("last", "runs/a/model.pt2"):
+            capsys.readouterr()
+            run("predict", f"--ckpt_path={weights}", f"--data.predict_path={kind}", "--run=a")
+            said = [s for s in capsys.readouterr().err.splitlines() if "do not look like" in s]
+            assert len(said) == (not alike), kind
+            assert all(s.startswith("4 of 4 pictures") and "light on dark" in s for s in said)

@@ -1,6 +1,12 @@
 """The classifier of photos: networks, options, fine-tuning, evaluation and prediction."""
 
 import csv
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -11,6 +17,7 @@ from torch.optim import SGD
 
 from anneal import EMA, UserError
 from anneal import testing as photos
+from anneal.testing import main
 from project.models.resnet import ImageClassifier, NarrowResNet
 
 
@@ -129,6 +136,21 @@ def test_classes_come_from_the_data_and_are_in_the_checkpoint(fit, run, tmp_path
     assert "class 0 is 'n01' in the checkpoint and 'cat' in the data" in capsys.readouterr().err
 
 
+def test_a_class_name_in_another_unicode_form_is_told_apart(fit, run, tmp_path, capsys):
+    for form in ("NFC", "NFD"):
+        for split in ("train", "val"):
+            (folder,) = (
+                p for p in (tmp_path / "data" / split).iterdir() if p.name not in "n02 n03"
+            )
+            folder.rename(folder.with_name(normalize(form, "Käse")))
+        if form == "NFC":
+            fit("--trainer.max_epochs=1")
+    with pytest.raises(SystemExit):
+        run("validate", "--ckpt_path=last")
+    hint = r"; in Unicode 'Ka\u0308se' is not 'K\xe4se': rename one"
+    assert capsys.readouterr().err.rstrip().endswith(hint)
+
+
 def test_a_wrong_number_of_classes_is_refused_before_training(fit, capsys):
     with pytest.raises(SystemExit):
         fit("--model.num_classes=2")
@@ -199,6 +221,100 @@ def test_predict_writes_paths_and_a_sheet_and_leaves_out_what_is_broken(fit, run
     assert "new/*.png: there is no picture" in capsys.readouterr().err
 
 
+def read_back(path):
+    """Return the cells of a CSV file as they were before they were made safe for spreadsheets."""
+    with path.open(newline="", encoding="utf-8") as file:
+        written = list(csv.reader(file))
+    assert not any(re.match(r"[=+\-@\t\r\n＝]", cell) for row in written for cell in row)  # noqa: RUF001
+    return [[cell.removeprefix("'") for cell in row] for row in written]
+
+
+def test_any_name_is_written_and_none_is_a_formula(fit, run, tmp_path, monkeypatch, capsys):
+    names = ["=1+1.jpg", "+1.jpg", "-1.jpg", "@x.jpg", "\tx.jpg", "\rx.jpg", "\nx.jpg", "＝1.jpg"]  # noqa: RUF001
+    names += ["'x.jpg", "''x.jpg", "a, b.jpg", "line\nbreak.jpg", "กx.jpg", '"q".jpg', " x.jpg"]
+    classes = ["=cmd|' C calc'!A0", "@dog", "'cat"]
+    (tmp_path / "data").rename(tmp_path / "old")
+    photos.image_folder(tmp_path / "data", colors=dict.fromkeys(classes, (9, 9, 9)))
+    shutil.copytree(tmp_path / "data/val", tmp_path / "data/test")
+    fit("--trainer.max_epochs=1")
+    assert read_back(tmp_path / "runs/photos/test-confusion.csv")[0][1:] == sorted(classes)
+    (tmp_path / "new").mkdir()
+    for name in names:
+        photos.save(photos.picture(), tmp_path / "new" / name)
+    monkeypatch.chdir(tmp_path / "new")
+    where = "--ckpt_path=../runs/photos/checkpoints/last.ckpt"
+    run("predict", where, "--data.predict_path=.")
+    rows = read_back(tmp_path / "runs/photos/predictions.csv")[1:]
+    assert sorted(row[0] for row in rows) == sorted(names)
+    assert {row[i] for row in rows for i in (1, 3, 5)} == set(classes)
+    bad = os.fsencode(tmp_path) + b"/new/caf\xe9.jpg"
+    os.rename(tmp_path / "new/+1.jpg", bad)
+    run("predict", where, "--data.predict_path=.")
+    rows = read_back(tmp_path / "runs/photos/predictions-2.csv")[1:]
+    assert "caf\\udce9.jpg" in [row[0] for row in rows]
+    assert len(rows) == len(names)
+    Path(os.fsdecode(bad)).write_bytes(b"broken")
+    run("predict", where, "--data.predict_path=.")
+    with pytest.raises(SystemExit):
+        main(["check", "."])
+    assert "broken  caf\\udce9.jpg" in capsys.readouterr().out
+
+
+def test_a_class_whose_name_is_no_utf_8_is_trained_on_and_resumed(fit, run, tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "n01").rename(tmp_path / "data" / split / name)
+    (tmp_path / "data").rename(tmp_path / name)
+    fit(f"--data.root={name}", "--trainer.max_epochs=1")
+    done = run("fit", "--ckpt_path=last", "--trainer.max_epochs=2")
+    assert done.model.class_names == [name, "n02", "n03"]
+    run("predict", "--ckpt_path=last", f"--data.predict_path={name}/val")
+
+
+@pytest.mark.parametrize(
+    ("ends", "lines"),
+    [("limit=1", 2), ("limit=0.5", 4), ("ctrl-c", 4), ("SIGTERM", 6), ("bug", 4), ("unread", 4)],
+)
+def test_what_was_predicted_is_written_however_it_ends(
+    fit, run, tmp_path, monkeypatch, ends, lines
+):
+    fit("--trainer.max_epochs=1")
+    new = tmp_path / "new"
+    photos.save(photos.picture(), new / "7.jpg").write_bytes(b"broken")
+    for i in (0, 1, 2, 3, 4, 5, 6, 8):
+        photos.save(photos.picture(), new / f"{i}.jpg")
+    errors = {
+        "ctrl-c": KeyboardInterrupt(),
+        "bug": RuntimeError("a bug"),
+        "unread": UserError("the disk is gone", status=1),
+    }
+    predict_step = ImageClassifier.predict_step
+
+    def step(module, batch, index):
+        if index == 2 and ends == "SIGTERM":
+            signal.raise_signal(signal.SIGTERM)
+        elif index == 2 and ends in errors:
+            raise errors[ends]
+        return predict_step(module, batch, index)
+
+    monkeypatch.setattr(ImageClassifier, "predict_step", step)
+    words = ["predict", "--ckpt_path=last", "--data.predict_path=new", "--data.batch_size=2"]
+    if ends.startswith("limit"):
+        run(*words, f"--trainer.limit_predict_batches={ends[6:]}")
+    else:
+        with pytest.raises((SystemExit, RuntimeError)):
+            run(*words)
+    rows = read_back(tmp_path / "runs/photos/predictions.csv")[1:]
+    assert [row[0] for row in rows] == [f"new/{i}.jpg" for i in range(lines)]
+
+
+def test_no_batch_is_said_to_be_none(fit, run, capsys):
+    fit("--trainer.max_epochs=1")
+    with pytest.raises(SystemExit):
+        run("predict", "--ckpt_path=last", "--trainer.limit_predict_batches=0")
+    assert "error: nothing was predicted: no batch was read" in capsys.readouterr().err
+
+
 def test_predictions_of_validation_pictures_count_to_the_logged_accuracy(fit, run, tmp_path):
     done = fit()
     run("predict", "--ckpt_path=last")
@@ -233,6 +349,39 @@ def test_fine_tuning_takes_the_body_and_starts_a_new_head(fit, run, tmp_path, ca
             *words[:2], "--model.weights=IMAGENET1K_V9", "--model.arch=resnet18", "--model.width=64"
         )
     assert "no such file" in capsys.readouterr().err
+
+
+KINDS = {
+    "as torchvision saves": lambda state: state,
+    "of several processes": lambda state: {f"module.{k}": v for k, v in state.items()},
+    "with more beside it": lambda state: {"model": state, "epoch": 3},
+    "of a module": lambda state: {"state_dict": {f"net.{k}": v for k, v in state.items()}},
+    "without counts": lambda state: {k: v for k, v in state.items() if "num_b" not in k},
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_the_network_alone_are_read(tmp_path, kind, zipped):
+    state = torchvision.models.resnet18(num_classes=7).state_dict()
+    path = tmp_path / "resnet18-f37072fd.pth"
+    torch.save(KINDS[kind](state), path, _use_new_zipfile_serialization=zipped)
+    for classes in (7, 3):
+        module = ImageClassifier("resnet18", num_classes=classes)
+        module.load_weights(str(path))
+        same = {k for k, v in module.net.state_dict().items() if torch.equal(v, state[k])}
+        assert state.keys() - same == (set() if classes == 7 else {"fc.weight", "fc.bias"})
+    with pytest.raises(UserError, match="tensors don't fit resnet34, such as"):
+        ImageClassifier("resnet34", num_classes=7).load_weights(str(path))
+
+
+@pytest.mark.parametrize("content", [{}, {"model": 3}, [torch.ones(2)], {"a": "b"}])
+def test_a_file_without_weights_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    for name in ("x.pth", "text.pth"):
+        with pytest.raises(UserError, match=f"{name} is damaged, cut or no checkpoint"):
+            ImageClassifier("resnet18", num_classes=7).load_weights(str(tmp_path / name))
 
 
 def test_lr_is_scaled_to_the_samples_of_a_step_and_says_so(fit, capsys, caplog):

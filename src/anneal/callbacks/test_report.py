@@ -1,6 +1,5 @@
 """Two figures of a test: the confusion matrix, and the wrong predictions with the top losses."""
 
-import csv
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from anneal.image_grid import plot_image_grid
+from anneal.image_grid import legible, plot_image_grid
 from anneal.progress import log_image
 from anneal.runs.folder import next_free_path
+from anneal.system import write_csv
 
 TOP = 25
 COLUMNS = 5
@@ -77,9 +77,10 @@ class TestReport(Callback):
         if not trainer.is_global_zero:
             return
         names = getattr(pl_module, "class_names", None) or [str(i) for i in range(len(matrix))]
-        figures = {"confusion": draw_confusion(matrix, names)}
+        drawn = legible(names)
+        figures = {"confusion": draw_confusion(matrix, drawn)}
         if self.top:
-            figures["top-losses"] = draw_top_losses(self.top, names)
+            figures["top-losses"] = draw_top_losses(self.top, drawn)
         for what, figure in figures.items():
             path = next_free_path(self.folder / f"test-{what}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +97,8 @@ def _highest(losses: list[Loss]) -> list[Loss]:
 
 def write_confusion(path: Path, matrix: Tensor, names: list[str]) -> None:
     """Write counts as CSV: a line for each true class, a column for each predicted one."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *names])
-        writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+    counts = zip(names, matrix.tolist(), strict=True)
+    write_csv(path, [["true \\ predicted", *names], *([name, *row] for name, row in counts)])
 
 
 def draw_confusion(matrix: Tensor, names: list[str]) -> Figure:

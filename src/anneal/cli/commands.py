@@ -6,7 +6,7 @@ from typing import Literal
 from anneal.cli.run import Run
 from anneal.commands.export import export as write_export
 from anneal.commands.lr_find import report, search
-from anneal.commands.predict import check_predicts, save_predictions
+from anneal.commands.predict import Predictions, check_predicts, save_predictions
 from anneal.commands.schedule import preview
 from anneal.lightning_internals import set_logged_step
 from anneal.runs.exported import ENDINGS, ExportedClassifier, is_exported, read
@@ -45,8 +45,15 @@ def predict(run: Run, return_predictions: bool | None = None) -> None:
     if is_exported(path):
         top_k: int = run.model.top_k  # type: ignore[assignment]
         model, path = ExportedClassifier(read(path), top_k), None  # type: ignore[assignment]
-    batches = run.trainer.predict(model, run.data, None, True, path, weights_only=True)
-    save_predictions(run.folder, batches, model, run.data)  # type: ignore[arg-type]
+    seen = Predictions(run.model)
+    run.trainer.callbacks.append(seen)  # type: ignore[attr-defined]
+    try:
+        run.trainer.predict(model, run.data, None, False, path, weights_only=True)
+    except BaseException:
+        if seen.batches:  # it was interrupted, or a later file ended it
+            save_predictions(run.folder, seen, model, run.data)
+        raise
+    save_predictions(run.folder, seen, model, run.data)
 
 
 def export(

@@ -75,6 +75,9 @@ def main(fit: Callable[[Any], None], packages: Sequence[str], args: list[str] | 
         SystemExit: With status 2 after a mistake, 0 after help, the status of a tool.
     """
     words = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")  # for names that are no UTF-8
     try:
         tools = TOOLS | {k: v for p in packages for k, v in _commands_of(p).items()}
     except UserError as e:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from anneal.errors import UserError
+from anneal.errors import UserError, read_text
 
 Tree = dict[str, Any]
 MOST = 100_000  # values; the longest recipe has a hundred
@@ -20,14 +20,11 @@ def read_file(path: Path) -> Tree:
         UserError: There is no such file, or it holds no configuration.
     """
     try:
-        return parse(path.read_text(encoding="utf-8"), str(path))
+        return parse(read_text(path), str(path))
     except (FileNotFoundError, IsADirectoryError) as e:
         raise UserError(f"--config: {no_file(path)}") from e
     except OSError as e:
         raise UserError(f"--config: {from_here(path)}: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        reason = f"{e.reason} at byte {e.start}; write it as UTF-8"
-        raise UserError(f"{path} is no YAML: {reason}") from e
 
 
 def parse(text: str, label: str) -> Tree:

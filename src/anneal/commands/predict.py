@@ -1,25 +1,28 @@
 """Predictions of a classifier as a CSV file and as a sheet of the images."""
 
-import csv
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from anneal.errors import UserError
-from anneal.image_grid import plot_image_grid
+from anneal.image_grid import legible, plot_image_grid
 from anneal.runs.folder import next_free_path
-from anneal.system import atomic_write
+from anneal.system import atomic_write, write_csv
 from anneal.vision.decode import decode
 from anneal.vision.files import ImageFiles
 
 SHOWN = 48  # images on a sheet
 COLUMNS = 8
+# From the training's mean, in its standard deviations: an image's mean, and the least deviation.
+FAR, FLAT = 1.5, 0.1
 
 # The most likely classes of a sample in their order: (name, probability).
 Top = list[tuple[str, float]]
@@ -36,40 +39,81 @@ def check_predicts(model: LightningModule, trainer: Trainer) -> None:
         )
 
 
+class Predictions(Callback):
+    """What a model predicts, and how far its images are off those it was trained on.
+
+    Args:
+        model: Tells by `mean` and `std`, if it has them, the pixels that it was trained on.
+
+    Attributes:
+        batches: Probabilities, (batch, classes) each.
+        levels: Of each image the mean of its pixels, and whether that or its contrast is far off.
+    """
+
+    def __init__(self, model: LightningModule) -> None:
+        self.batches: list[Tensor] = []
+        self.levels: list[tuple[float, bool]] = []
+        self.mean: Any = getattr(model, "mean", None)
+        self.std: Any = getattr(model, "std", None)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Any, *args: Any
+    ) -> None:
+        self.batches.append(outputs.cpu())
+        if self.mean is not None and self.std is not None:
+            pixels = batch[0].float()
+            scaled = ((pixels - self.mean.to(pixels)) / self.std.to(pixels)).flatten(1)
+            off = (scaled.mean(1).abs() > FAR) | (scaled.std(1) < FLAT)
+            self.levels += zip(pixels.flatten(1).mean(1).tolist(), off.tolist(), strict=True)
+        if trainer.received_sigterm:  # Lightning looks for it in a training only
+            sys.exit(128 + signal.SIGTERM)
+
+
 def save_predictions(
-    folder: Path,
-    batches: Iterable[Tensor],
-    model: LightningModule,
-    datamodule: LightningDataModule,
+    folder: Path, seen: Predictions, model: LightningModule, datamodule: LightningDataModule
 ) -> None:
     """Write `predictions.csv` and, for images in files, `predictions.png`; print their paths.
 
     Args:
         folder: Where to write.
-        batches: Probabilities, (batch, classes) each.
+        seen: What was predicted: the first samples, if the command ended early.
         model: Its `class_names` and `top_k` say what is written.
         datamodule: The source of the samples; it knows which images couldn't be read.
 
     Raises:
-        UserError: No image can be read.
+        UserError: Nothing was predicted.
     """
-    tops = most_likely(batches, model.top_k, model.class_names)  # type: ignore[arg-type]
+    names: Sequence[str] | None = model.class_names  # type: ignore[assignment]
+    tops = most_likely(seen.batches, model.top_k, names)  # type: ignore[arg-type]
     pictures: ImageFiles | None = getattr(datamodule, "predicted", None)
     skipped: dict[str, str] = datamodule.skipped if pictures else {}  # type: ignore[attr-defined]
     if not tops:
-        raise UserError(f"no picture can be read: {next(iter(skipped.items()), '')}")
+        raise UserError(
+            f"nothing was predicted: {next(iter(skipped.items()), 'no batch was read')}"
+        )
     folder.mkdir(parents=True, exist_ok=True)  # of a checkpoint that lies in no run
     path = next_free_path(folder / "predictions.csv")
     if pictures is None:
         write_predictions(path, tops)
     else:
-        numbers = [i for i in range(len(pictures)) if pictures.path(i) not in skipped]
-        write_predictions(path, tops, [pictures.path(i) for i in numbers])
+        readable = (i for i in range(len(pictures)) if pictures.path(i) not in skipped)
+        numbers = list(islice(readable, len(tops)))
+        paths = [pictures.path(i) for i in numbers]
+        write_predictions(path, tops, paths)
+        shown = dict(zip(names, legible(names), strict=True)) if names else {}
+        drawn = [[(shown.get(name, name), p) for name, p in top] for top in tops[:SHOWN]]
         images = (decode(pictures.read(i)) for i in numbers)
         sheet = next_free_path(path.with_suffix(".png"))
         with atomic_write(sheet) as part:
-            draw_predictions(images, tops, len(tops)).savefig(part, dpi=120, format="png")
+            draw_predictions(images, drawn, len(tops)).savefig(part, dpi=120, format="png")
         print(sheet)
+        if off := [(p, n) for p, (n, far) in zip(paths, seen.levels, strict=False) if far]:
+            print(
+                f"{len(off)} of {len(paths)} pictures do not look like those of the training, "
+                f"whose pixels have a mean of {seen.mean.mean():.0f}: that of {off[0][0]} is "
+                f"{off[0][1]:.0f} (wanted: {getattr(datamodule, 'input_description', 'the same')})",
+                file=sys.stderr,
+            )
     print(path)
     if skipped:
         print(f"left out, as they can't be read: {len(skipped)}", file=sys.stderr)
@@ -104,13 +148,12 @@ def write_predictions(path: Path, tops: Sequence[Top], paths: Sequence[str] | No
         tops: As `most_likely` returns them.
         paths: The samples' files; None: their indices are written.
     """
-    with atomic_write(path) as part, part.open("w", newline="") as file:
-        writer = csv.writer(file)
-        ranks = range(1, len(tops[0]) + 1)
-        header = [name for r in ranks for name in (f"class_{r}", f"probability_{r}")]
-        writer.writerow(["path" if paths else "index", *header])
-        for sample, top in zip(paths or range(len(tops)), tops, strict=True):
-            writer.writerow([sample, *(x for name, p in top for x in (name, f"{p:.6f}"))])
+    ranks = range(1, len(tops[0]) + 1)
+    header = [name for r in ranks for name in (f"class_{r}", f"probability_{r}")]
+    rows: list[list[Any]] = [["path" if paths else "index", *header]]
+    for sample, top in zip(paths or range(len(tops)), tops, strict=True):
+        rows.append([sample, *(x for name, p in top for x in (name, f"{p:.6f}"))])
+    write_csv(path, rows)
 
 
 def draw_predictions(images: Iterable[Tensor], tops: Sequence[Top], total: int) -> Figure:

@@ -178,7 +178,7 @@ def write(folder: Path) -> Path:
     try:
         if lines := lines_of([run]):
             still([run], lines).savefig(folder / CURVES, dpi=120)
-        path.write_text(card(folder, run), encoding="utf-8")
+        path.write_text(card(folder, run), "utf-8", "backslashreplace")
     except OSError as e:
         raise UserError(f"can't write {e.filename or path}: {e.strerror}") from e
     return path

@@ -178,14 +178,21 @@ def find_checkpoint(root: Path, ckpt_path: str, run: str | None) -> Path:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return everything in a checkpoint, its tensors left on disk.
 
+    The weights alone, as torchvision saves a network's, are its `state_dict`.
+
     Raises:
         UserError: It is damaged, and the newest good one beside it is named; or its format is
             newer than what is known here.
     """
     try:
-        if not is_zipfile(path):  # of another file torch has much to say
+        # Before torch 1.6 a file was a pickle; of any other torch has much to say.
+        if not (zipped := is_zipfile(path)) and path.open("rb").read(1) != b"\x80":
             raise ValueError("not as torch saves")
-        checkpoint = _load(path, mmap=True)
+        checkpoint = _load(path, mmap=zipped)
+        if isinstance(checkpoint, dict) and "state_dict" not in checkpoint:
+            state = checkpoint.get("model", checkpoint)
+            if isinstance(state, dict) and any(hasattr(v, "shape") for v in state.values()):
+                checkpoint = {"state_dict": state}
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
             raise ValueError("no weights in it")
     except Exception as e:  # a damaged file ends in one of a dozen types

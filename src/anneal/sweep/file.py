@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from anneal.errors import UserError, did_you_mean
+from anneal.errors import UserError, did_you_mean, read_text
 from anneal.runs.folder import check_name
 from anneal.sweep.space import Parameter, parameter
 
@@ -162,10 +162,10 @@ def read(path: Path) -> Sweep:
         UserError: It can't be read, or asks for something that is not supported.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(read_text(path))
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except yaml.YAMLError as e:
         raise UserError(f"{path} is no YAML: {' '.join(str(e).split())}") from e
     try:
         return _sweep(path, content)

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from anneal.errors import command
-from anneal.vision.decode import FORMATS, UnreadableImageError, decode
+from anneal.vision.decode import UnreadableImageError, decode, formats
 from anneal.vision.files import ImageFiles
 from anneal.vision.layouts import base_of, scan
 
@@ -40,22 +40,15 @@ def look(pictures: ImageFiles, index: int) -> tuple[str, str]:
     elif max(height, width) > LONG * min(height, width):
         found.append(f"{width} x {height} pixels")
     # Pillow may not know what libjpeg could read.
-    with suppress(Exception), Image.open(BytesIO(data), formats=FORMATS) as stored:
+    with suppress(Exception), Image.open(BytesIO(data), formats=formats()) as stored:
         ending = Path(pictures.path(index)).suffix.lower()
-        if stored.format and ending not in endings_of(stored.format):
+        if Image.registered_extensions().get(ending, stored.format) != stored.format:
             found.append(f"{stored.format} by its content")
         if stored.mode not in ("RGB", "L"):
             found.append(f"mode {stored.mode}")
         if stored.getexif().get(0x0112, 1) != 1:
             found.append("rotated by EXIF")
     return ("odd", ", ".join(found)) if found else ("", "")
-
-
-def endings_of(image_format: str) -> set[str]:
-    """Return the endings of file names of a format."""
-    return {
-        ending for ending, name in Image.registered_extensions().items() if name == image_format
-    }
 
 
 def check(pictures: ImageFiles) -> Iterator[tuple[str, str, str]]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -18,7 +18,7 @@ from anneal.data.seeding import derive_seed, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
 from anneal.system import cores
-from anneal.vision.files import ImageFiles, ImageSource, missing
+from anneal.vision.files import ImageFiles, ImageSource, left_out, missing
 from anneal.vision.index import ImageFolder
 from anneal.vision.loader import DecodedDataset, ImageLoader, UnreadableImage
 from anneal.vision.transforms import MixUpCutMix, TrainTransform, Transform, ValTransform
@@ -160,6 +160,8 @@ class ImageFolderDataModule(LightningDataModule):
         names = self.splits["train"].class_names
         self.class_names = names
         for split, pictures in self.splits.items():
+            if others := getattr(pictures, "others", None):
+                rank_zero_info(f"{pictures.folder}{left_out(others)}")
             if none := missing(pictures.labels, names):
                 shown = ", ".join(none[:3]) + (", ..." if len(none) > 3 else "")
                 rank_zero_warn(f"{self.root}: {split} has none of {len(none)} classes: {shown}")

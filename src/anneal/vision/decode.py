@@ -2,18 +2,23 @@
 
 import warnings
 from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from io import BytesIO
 
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded; a few KB on disk can unpack to any size
 MAX_SCANS = 64  # of a JPEG, usually 10; each goes over all pixels again
-# Not all that Pillow knows: it has Ghostscript run what is in an EPS.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+COMMON = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# Pillow has Ghostscript run an EPS, knows no pixels of some, and unpacks FITS to any size.
+REFUSED = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FITS"}
+# Image generators write megabytes of text into a PNG.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 EXIF = b"Exif\0\0"
 APPLICATION = {bytes([marker]) for marker in (*range(0xE0, 0xF0), 0xFE)}  # and comments
 
@@ -22,12 +27,21 @@ class UnreadableImageError(Exception):
     """Reason why an image can't be read."""
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """Return what is read: all that Pillow and its plug-ins open, but for `REFUSED`."""
+    with suppress(ImportError):  # where it is installed, HEIC is read
+        import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return (*COMMON, *(name for name in Image.OPEN if name not in REFUSED.union(COMMON)))
+
+
 def decode(data: bytes) -> Tensor:
     """Return an RGB image, (3, H, W) uint8, its channels last in memory.
 
-    Grey is repeated, CMYK and palettes are converted, alpha is dropped, 16 bits are scaled to 8,
-    and EXIF's rotation is applied. A plain JPEG takes simplejpeg's way, which gives the same pixels
-    as Pillow's in half the time.
+    Grey is repeated, CMYK and palettes are converted, what is transparent lies over black, 16 bits
+    are scaled to 8, and EXIF's rotation is applied. A plain JPEG takes simplejpeg's way, which
+    gives the same pixels as Pillow's in half the time.
 
     Raises:
         UnreadableImageError: It is cut, no image, or larger than MAX_PIXELS.
@@ -50,15 +64,18 @@ def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bombs are refused below, odd EXIF does not matter
-            image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
+            image: Image.Image = Image.open(BytesIO(data), formats=formats())
             _check_size(*image.size)
+            # Of integers only these say their range: Pillow brings it to 16 bits.
+            if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+                kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
+                raise UnreadableImageError(f"its pixels are {kind} of unknown range")
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
                 return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
-            if image.mode == "F":
-                raise UnreadableImageError("its pixels are floating-point numbers of unknown range")
-            if image.mode == "P" and "transparency" in image.info:
+            if image.has_transparency_data:
                 image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
             return image.convert("RGB")
     except UnreadableImageError:
         raise

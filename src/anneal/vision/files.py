@@ -1,21 +1,39 @@
 """Encoded images with their labels, and single files to predict."""
 
 import glob
+import hashlib
 import os
+import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
 from torch import Tensor
 
 from anneal.errors import UserError
-from anneal.vision.decode import UnreadableImageError
+from anneal.vision.decode import UnreadableImageError, formats
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 MAX_BYTES = 1 << 30
+# How a file of a common format begins.
+HEAD = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*"
+    rb"|....ftypavi[fs]|\0\0\0\x0cjP|P[1-6]\s",
+    re.DOTALL,
+)
+# What NAS boxes and operating systems put beside files.
+SYSTEM = re.compile(
+    r"@(eadir|__thumb|recycle)|#(recycle|snapshot)|\$recycle\.bin|__macosx|lost\+found"
+    r"|system volume information|thumbs\.db|desktop\.ini",
+    re.IGNORECASE,
+)
 
 
 class ImageSource:
@@ -80,19 +98,73 @@ class ImageFiles(ImageSource):
             UserError: There are none.
         """
         path = Path(where)
-        if path.is_dir():
-            found = [p for p in path.rglob("*") if not p.is_dir()]
-        elif path.is_file():
+        if path.is_file():
             return cls([path])
-        else:
-            found = [p for p in map(Path, glob.glob(where, recursive=True)) if not p.is_dir()]
-        found = sorted(p for p in found if not p.name.startswith("."))
-        pictures = [p for p in found if is_picture(p.name)]
+        found = walk(path, {}) if path.is_dir() else _matching(where)
+        pictures, others = sort_out(path := path if path.is_dir() else Path(), found)
         if not pictures:
-            raise UserError(f"{where}: there is no picture")
-        if others := len(found) - len(pictures):
-            rank_zero_info(f"{where}: {others} files are no pictures by their ending, skipped")
-        return cls(pictures)
+            raise UserError(f"{where}: there is no picture{left_out(others)}")
+        if others:
+            rank_zero_info(f"{where}{left_out(others)}")
+        return cls(sorted(path / picture for picture in pictures))
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """Yield the files that a glob pattern names, without what `is_hidden` but for names in it."""
+    pattern = os.path.normpath(pattern)
+    base, *deep = re.split(r"(?<![^/])\*\*(?![^/])", pattern, maxsplit=1)
+    for found in glob.glob(base or ".") if deep else glob.glob(pattern):
+        hidden = any(is_hidden(x) for x in set(Path(found).parts) - set(Path(pattern).parts))
+        if deep and os.path.isdir(found):  # where glob would go round a circle of links
+            paths = (os.path.normpath(f"{found}/{path}") for path in walk(Path(found), {}))
+            yield from (p for p in paths if fnmatchcase(p, pattern.replace("**/", "*")))
+        elif not deep and not hidden and not os.path.isdir(found):
+            yield found
+
+
+def entries(folder: Path) -> list[tuple[str, bool]]:
+    """Return name and whether it is a folder of all in a folder that is not hidden, in order."""
+    try:
+        with os.scandir(folder) as found:
+            # os.path.isdir also knows what to say of a link to itself.
+            kinds = [(e.name, os.path.isdir(e) if e.is_symlink() else e.is_dir()) for e in found]
+    except OSError as e:
+        raise UserError(f"{folder}: {e.strerror}") from e
+    return sorted((name, is_folder) for name, is_folder in kinds if not is_hidden(name))
+
+
+def walk(folder: Path, stamps: dict[str, str], above: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the files in a folder and its subfolders, as paths below it.
+
+    Links are followed, but one to a folder that it lies in is yielded as it is.
+
+    Args:
+        folder: Where to begin.
+        stamps: Where to put the `stamp` of each folder.
+        above: Real paths of the folders that it lies in.
+    """
+    real = os.path.realpath(folder)
+    above = [*(above or map(os.path.realpath, folder.absolute().parents)), real]
+    stamps[str(folder)] = stamp(folder)
+    for name, is_folder in entries(folder):
+        target = is_folder and os.path.realpath(folder / name)
+        if target and not any(Path(path).is_relative_to(target) for path in above):
+            yield from (f"{name}/{path}" for path in walk(folder / name, stamps, above))
+        else:
+            yield name
+
+
+def stamp(path: Path) -> str:
+    """Return a digest of the names in a folder, or of a file's content.
+
+    Times say nothing in a bucket that is mounted or an archive that was unpacked.
+    """
+    try:
+        is_folder = path.is_dir()
+        names = os.fsencode("\0".join(sorted(os.listdir(path)))) if is_folder else b""
+        return hashlib.sha256(names if is_folder else path.read_bytes()).hexdigest()
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}") from e
 
 
 def pack(paths: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -108,9 +180,46 @@ def missing(labels: np.ndarray, class_names: list[str]) -> list[str]:
     return [name for name, n in zip(class_names, counts, strict=True) if not n]
 
 
-def is_picture(name: str) -> bool:
-    """Return whether a file is an image by the ending of its name, and not hidden."""
-    return not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is no part of the data, by its name."""
+    return name.startswith(".") or bool(SYSTEM.fullmatch(name))
+
+
+@cache
+def endings() -> set[str]:
+    """Return the endings of names of pictures, in lower case."""
+    known = formats()  # before Pillow is asked for endings
+    return {ending for ending, name in Image.registered_extensions().items() if name in known}
+
+
+def is_picture(path: str) -> bool:
+    """Return whether a file is an image by the ending of its name, or without one by its head."""
+    if ending := os.path.splitext(path)[1].lower():
+        return ending in endings()
+    with suppress(OSError):
+        if os.path.isfile(path):  # a pipe is read for ever
+            with open(path, "rb") as file:
+                return bool(HEAD.match(file.read(32)))
+    return False
+
+
+def sort_out(folder: Path, paths: Iterable[str]) -> tuple[list[str], Counter[str]]:
+    """Return the images among some paths below a folder, and the numbers of the others by kind."""
+    pictures: list[str] = []
+    others: Counter[str] = Counter()
+    for path in paths:
+        if is_picture(whole := os.path.join(folder, path)):
+            pictures.append(path)
+        else:
+            ending = os.path.splitext(path)[1].lower() or "without an ending"
+            others["links in a circle" if os.path.isdir(whole) else ending] += 1
+    return pictures, others
+
+
+def left_out(others: dict[str, int]) -> str:
+    """Return how many files are left out, for the end of a line."""
+    kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(others.items()))
+    return f": left out as no pictures: {kinds}" if kinds else ""
 
 
 def read_file(path: Path | str) -> bytes:

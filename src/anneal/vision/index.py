@@ -11,7 +11,7 @@ import numpy as np
 
 from anneal.system import cache_folder, key_of
 from anneal.vision import layouts
-from anneal.vision.files import ImageSource
+from anneal.vision.files import ImageSource, endings, stamp
 
 ARRAYS = ("names", "ends", "labels")
 
@@ -21,12 +21,14 @@ class ImageFolder(ImageSource):
 
     Args:
         folder: Folder of the split.
+        others: How many files in it are no images, by kind.
         *arrays: The other arguments of `ImageSource`.
     """
 
-    def __init__(self, folder: Path, *arrays: Any) -> None:
+    def __init__(self, folder: Path, others: dict[str, int], *arrays: Any) -> None:
         super().__init__(f"{folder}{os.sep}", *arrays)
         self.folder = folder
+        self.others = others
 
     @classmethod
     def splits(cls, root: Path, cache_dir: Path | None = None) -> dict[str, "ImageFolder"]:
@@ -35,7 +37,7 @@ class ImageFolder(ImageSource):
         Args:
             root: In one of the layouts of `anneal.vision.layouts`.
             cache_dir: Where the index is kept for the next run; None: ~/.cache/anneal. It is made
-                again when any folder below `root` has changed.
+                again when a name in any folder below `root` has changed.
 
         Raises:
             UserError: The folder is in no such layout, or its parts disagree.
@@ -47,8 +49,8 @@ class ImageFolder(ImageSource):
             _store(cache, index)
         names = layouts.class_names(root, index["classes"])
         return {
-            split: cls(base / split, *(index[f"{split}_{a}"] for a in ARRAYS), names)
-            for split in index["splits"]
+            split: cls(base / split, others, *(index[f"{split}_{a}"] for a in ARRAYS), names)
+            for split, others in index["splits"].items()
         }
 
 
@@ -63,14 +65,14 @@ def _load(cache: Path) -> dict[str, Any] | None:
     """Return the stored index, if the folders it was made from have not changed."""
     try:
         index = json.loads((cache / "index.json").read_text())
-        if any(layouts.stamp(Path(p)) != stamp for p, stamp in index["sources"].items()):
+        if index["endings"] != sorted(endings()):  # a plug-in of Pillow has come or gone
+            return None
+        if any(stamp(Path(path)) != old for path, old in index["sources"].items()):
             return None
         for split in index["splits"]:
             for name in ARRAYS:
                 index[f"{split}_{name}"] = np.load(cache / f"{split}_{name}.npy", mmap_mode="r")
-        # A new test folder changes none of the others.
-        test = (Path(index["base"]) / "test").is_dir()
-        return index if test == index["has_test"] else None
+        return dict(index)
     except Exception:  # damaged in whatever way
         return None
 
@@ -78,8 +80,7 @@ def _load(cache: Path) -> dict[str, Any] | None:
 def _store(cache: Path, index: dict[str, Any]) -> None:
     """Store the index as a whole; where nothing can be written, the next run makes it again."""
     about = {k: index[k] for k in ("classes", "sources", "splits")}
-    base = Path(next(iter(index["sources"]))).parent
-    about |= {"base": str(base), "has_test": (base / "test").is_dir()}
+    about["endings"] = sorted(endings())
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(mkdtemp(dir=cache.parent))

@@ -24,7 +24,7 @@ from anneal.data.seeding import make_generator
 from anneal.errors import UserError, command
 from anneal.system import cores
 from anneal.vision.decode import UnreadableImageError, decode
-from anneal.vision.files import pack
+from anneal.vision.files import left_out, pack
 from anneal.vision.index import ImageFolder
 from anneal.vision.streaming import TABLE, need_litdata
 
@@ -118,6 +118,8 @@ def run(args: argparse.Namespace) -> int:
         whole = Path(made) / "whole"
         whole.mkdir()
         for split, pictures in splits.items():
+            if pictures.others:
+                tqdm.write(f"{pictures.folder}{left_out(pictures.others)}", file=sys.stderr)
             # Neighbours in a chunk stay near each other, so they must not be of one class.
             order = list(range(len(pictures)))
             if split == "train":

@@ -32,8 +32,9 @@ class ImageClassifier(Classifier):
         zero_init_residual: Whether the last norm of each residual branch starts at zero (Goyal et
             al. 2017, arXiv 1706.02677, section 5.1); ResNets only.
         blurpool: Whether strided convolutions blur first (Zhang 2019, arXiv 1904.11486).
-        weights: Weights to start from: a checkpoint, or torchvision's by name (`DEFAULT`,
-            `IMAGENET1K_V1`). The last layer is initialised anew if the number of classes differs.
+        weights: Weights to start from: a checkpoint, a file of the network's own weights as
+            torchvision saves them, or torchvision's by name (`DEFAULT`, `IMAGENET1K_V1`). The last
+            layer is initialised anew if the number of classes differs.
         freeze_body: Whether only the last layer is trained.
         body_lr_factor: Factor that scales the learning rate of all layers but the last.
         compile: Whether torch.compile runs the network.
@@ -134,7 +135,11 @@ class ImageClassifier(Classifier):
         """
         if Path(weights).is_file():
             state = read_checkpoint(Path(weights))["state_dict"]
-            state = {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
+            # Of a module of ours, of a network alone, or of one wrapped for several processes.
+            prefix = next(
+                (p for p in ("net.", "module.") if any(k.startswith(p) for k in state)), ""
+            )
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         else:
             try:
                 state = models.get_model_weights(self.arch)[weights].get_state_dict(progress=True)
@@ -145,6 +150,8 @@ class ImageClassifier(Classifier):
                     f"({e}); for {self.arch} it has {known}"
                 ) from e
         own = self.net.state_dict()
+        counts = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
+        state = counts | state  # older files have none
         head = {id(t) for t in self.head.state_dict(keep_vars=True).values()}
         fresh = {
             k for k, t in self.net.state_dict(keep_vars=True).items()
