@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from anneal.callbacks.checkpoint import Checkpoint
 
@@ -38,7 +39,25 @@ def summary(
     for label, key in {f"last {monitor}": monitor, tested: tested}.items():
         if key in metrics:
             lines.append((label, f"{float(metrics[key]):.4f}"))
+    if reason := why_ended(trainer):
+        lines.append(("ended", reason))
     lines.append(("time", f"{seconds:.1f} s, {samples_per_second:,.0f} samples/s in training"))
     lines.append(("folder", str(folder)))
     lines += [("look", look) for look in looks if look]
     return "\n" + "\n".join(f"{name:<14} {text}" for name, text in lines)
+
+
+def why_ended(trainer: Trainer) -> str:
+    """Return why a training has ended before its `max_epochs`, or an empty string."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    epoch = trainer.fit_loop.epoch_progress.current.ready - 1
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason.value:
+            reason = str(callback.stopping_reason_message).split(" Signaling")[0].rstrip(".")
+            return f"early, in epoch {callback.stopped_epoch}: {reason}"
+    if trainer.global_step >= trainer.max_steps > -1:
+        return f"after max_steps={trainer.max_steps}"
+    timers = [c for c in callbacks if isinstance(c, Timer) and c.time_remaining() is not None]
+    if any(timer.time_remaining() <= 0 for timer in timers) and trainer.should_stop:
+        return f"in epoch {epoch}: max_time is over"
+    return f"in epoch {epoch}: a callback has set should_stop" if trainer.should_stop else ""
