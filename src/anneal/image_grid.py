@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from anneal.errors import UserError
 
 CELL = 1.5  # inches
 TITLE = 0.5
@@ -41,3 +45,23 @@ def plot_image_grid(
         above = bottom - h - 0.02
         axes.text(middle, above, caption, ha="center", va="bottom", fontsize=fontsize)
     return figure
+
+
+def check_figure(path: Path) -> None:
+    """Raise UserError if no figure can be written into a file of that ending."""
+    endings = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in endings:
+        raise UserError(f"--output={path}: a figure's file ends in .{', .'.join(endings)}")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure.
+
+    Raises:
+        UserError: It can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as e:
+        raise UserError(f"can't write {path}: {e.strerror}") from e

@@ -4,11 +4,13 @@ import ctypes
 import hashlib
 import os
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+SITE_PACKAGES = sysconfig.get_path("purelib")  # where the code of libraries is
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 

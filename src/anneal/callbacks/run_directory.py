@@ -47,7 +47,7 @@ class RunDirectory(Callback):
             logger.log_config(yaml.safe_load(self.config), file)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.optimizers:
+        if not any(optimizer.param_groups for optimizer in trainer.optimizers):
             raise UserError(
                 f"{type(pl_module).__name__}.configure_optimizers returns no optimizer: nothing "
                 "would be trained"

@@ -1,7 +1,6 @@
 """Classes of the user's choice: what the run decides for them, and what is said if one refuses."""
 
 import sys
-import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.callbacks import LearningRateMonitor as LightningLearningRateMonitor
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
@@ -22,6 +21,7 @@ from anneal.cli.files import Tree
 from anneal.cli.schema import default_of, parameters, resolve
 from anneal.errors import UserError
 from anneal.optim.schedule import direction
+from anneal.system import SITE_PACKAGES
 
 FOLDERS = ("run_dir", "save_dir")  # of a logger; "": the run's folder
 # Where a class is still being set up; what it raises later is a bug of its own.
@@ -29,7 +29,6 @@ SETUP = {"__init__", "configure_callbacks", "configure_model", "configure_optimi
 SETUP |= {"experiment", "on_fit_start", "on_sanity_check_start", "prepare_data", "setup"}
 SETUP |= {"setup_environment"}
 PLAIN = (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError)
-SITE_PACKAGES = sysconfig.get_path("purelib")
 # A callback of one of these kinds takes the place of the run's own.
 REPLACED: dict[str, Any] = {
     "checkpoint": Checkpoint,
@@ -94,7 +93,7 @@ def put_in_place(callbacks: Iterable[Any], folder: Path) -> None:
 
 
 def refused(error: Exception, chosen: Iterable[Any]) -> UserError | None:
-    """Return what is said of an error that one of the chosen objects has raised while it was set up.
+    """Return what is said of an error that a chosen object has raised while it was set up.
 
     Also of that which an optimizer of a library has raised at any time, such as SparseAdam when it
     gets to see its gradients. None: the error is another one.

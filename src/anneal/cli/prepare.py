@@ -27,10 +27,10 @@ from anneal.cli.schema import option_names
 from anneal.cli.trainer import PREVIEW_COMMANDS
 from anneal.cli.words import BESIDE, Words, file_of, stray
 from anneal.errors import UserError
+from anneal.image_grid import check_figure
 from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
 from anneal.runs.exported import is_exported, read
-
 
 LONGEST_NAME = 255  # bytes, of a folder in any file system
 
@@ -93,6 +93,8 @@ def prepare(words: Words, project: Project) -> Run | str:
     if "print_config" in flags:
         return as_yaml(plain)
     _check(whole)
+    if words.command in PREVIEW_COMMANDS and whole.output:
+        check_figure(whole.output)
     about_one_command = {*OPTIONS_OF_A_RUN, *CHECKPOINT_OPTIONS, *command.own}
     kept = {key: value for key, value in plain.items() if key not in about_one_command}
     run = Run(words.command, whole, parser, as_yaml({"format": FORMAT, **kept}), recipe(words))

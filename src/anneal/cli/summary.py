@@ -57,7 +57,7 @@ def why_ended(trainer: Trainer) -> str:
             return f"early, in epoch {callback.stopped_epoch}: {reason}"
     if trainer.global_step >= trainer.max_steps > -1:
         return f"after max_steps={trainer.max_steps}"
-    timers = [c for c in callbacks if isinstance(c, Timer) and c.time_remaining() is not None]
-    if any(timer.time_remaining() <= 0 for timer in timers) and trainer.should_stop:
+    left = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]
+    if trainer.should_stop and any(seconds is not None and seconds <= 0 for seconds in left):
         return f"in epoch {epoch}: max_time is over"
     return f"in epoch {epoch}: a callback has set should_stop" if trainer.should_stop else ""

@@ -66,8 +66,8 @@ class Classifier(ClassificationModule):
             raise UserError(f"model.label_smoothing={label_smoothing}: must lie between 0 and 1")
         if top_k < 1 or not mean or len(std) != len(mean) or min(std) <= 0:
             raise UserError(
-                f"model: top_k={top_k} must be at least 1, mean={list(mean)} and std={list(std)} as "
-                "long as there are channels, and std above 0"
+                f"model: top_k={top_k} must be at least 1; mean={list(mean)} and std={list(std)} "
+                "need a number for each channel, std one above 0"
             )
         self.top_k = top_k
         self.label_smoothing = label_smoothing
