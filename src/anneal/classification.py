@@ -110,7 +110,7 @@ class ClassificationModule(LightningModule):
         if self.num_classes and not isinstance(self.net, FSDPModule):  # its pieces have no layout
             self.net.to(memory_format=torch.channels_last)
             if names is not None and self.trainer.state.fn == "fit":
-                self._try_images()
+                self._try_images(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         # One process resumes what a checkpoint from within an epoch has counted.
@@ -175,34 +175,28 @@ class ClassificationModule(LightningModule):
         self.num_classes = n
         self.hparams["num_classes"] = n
 
-    def _try_images(self) -> None:
+    def _try_images(self, data: Any) -> None:
         """Raise UserError if torch says that the network can't take images as the data has them.
 
         What goes wrong in code of the user's shows itself in the training, with a traceback.
         """
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if (shape := getattr(data, "image_shape", None)) is None:
-            return
+        shape = getattr(data, "image_shape", (0, 0, 0))
         sides = {data.size_of(epoch) for epoch in (0, LATE)} if hasattr(data, "size_of") else set()
-        passes: list[Any] = [(self, (shape[0], side, side)) for side in sides]
-        passes.append((self.predict_logits, shape))
-        modes = [(module, module.training) for module in self.modules()]
-        device = next(self.parameters()).device
+        shapes = [(shape[0], side, side) for side in sides] + [shape] * any(shape)
+        modes = {module: module.training for module in self.modules()}
         try:
-            self.eval()
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                for forward, shape in passes:
-                    forward(torch.zeros(2, *shape, dtype=torch.uint8, device=device))
+                for shape in shapes:
+                    images = torch.zeros(2, *shape, dtype=torch.uint8, device=self.device)
+                    (self.eval().predict_logits if shape == data.image_shape else self)(images)
         except (AssertionError, RuntimeError) as e:
             raised_in = extract_tb(e.__traceback__)[-1].filename
             if raised_in.startswith(SITE_PACKAGES) or "must match the size of tensor" in str(e):
-                raise UserError(
-                    f"{type(self).__name__} can't take images of the data's shape, "
-                    f"{' x '.join(map(str, shape))}: {first_line(e)}"
-                ) from e
+                owner, size = type(self).__name__, " x ".join(map(str, shape))
+                raise UserError(f"{owner} can't take images of {size}: {first_line(e)}") from e
         finally:
-            for module, mode in modes:
-                module.training = mode
+            for module, training in modes.items():
+                module.training = training
 
     def _start_evaluation(self) -> None:
         self.evaluated.reset()

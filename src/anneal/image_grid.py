@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -47,21 +46,10 @@ def plot_image_grid(
     return figure
 
 
-def check_figure(path: Path) -> None:
-    """Raise UserError if no figure can be written into a file of that ending."""
-    endings = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix[1:].lower() not in endings:
-        raise UserError(f"--output={path}: a figure's file ends in .{', .'.join(endings)}")
-
-
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure.
-
-    Raises:
-        UserError: It can't be written.
-    """
+    """Write a figure; raise UserError if it can't be, or not into a file of that ending."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
-    except OSError as e:
-        raise UserError(f"can't write {path}: {e.strerror}") from e
+    except (OSError, ValueError) as e:
+        raise UserError(f"--output={path}: {e}") from e

@@ -12,7 +12,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor as LightningLearningRateMonitor
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from anneal.callbacks.checkpoint import Checkpoint
@@ -28,7 +27,6 @@ FOLDERS = ("run_dir", "save_dir")  # of a logger; "": the run's folder
 SETUP = {"__init__", "configure_callbacks", "configure_model", "configure_optimizers", "connect"}
 SETUP |= {"experiment", "on_fit_start", "on_sanity_check_start", "prepare_data", "setup"}
 SETUP |= {"setup_environment"}
-PLAIN = (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError)
 # A callback of one of these kinds takes the place of the run's own.
 REPLACED: dict[str, Any] = {
     "checkpoint": Checkpoint,
@@ -64,12 +62,7 @@ def build_object(
 ) -> Any:
     """Build an object of a configuration; positional arguments are those of a later call.
 
-    Args:
-        folder: The run's, for a logger.
-        refusals: What is said of a class that refuses its arguments is added here, too.
-        cls: The class.
-        *args: Its arguments.
-        **kwargs: Its arguments.
+    What is said of a class that refuses its arguments is raised, and added to `refusals`.
     """
     if args:
         return cls(*args, **kwargs)
@@ -101,9 +94,8 @@ def refused(error: Exception, chosen: Iterable[Any]) -> UserError | None:
     if isinstance(error, UserError | OSError | MemoryError | torch.OutOfMemoryError):
         return None  # these have lines of their own
     frames = [frame for frame, _ in walk_tb(error.__traceback__)][::-1]
-    owners = [(f.f_locals.get("self"), f.f_code) for f in frames]
     known = {id(thing) for thing in chosen}
-    found = [(owner, code.co_name) for owner, code in owners if id(owner) in known]
+    found = [(o, f.f_code.co_name) for f in frames if id(o := f.f_locals.get("self")) in known]
     owner = next((owner for owner, name in found if name in SETUP), None)
     if owner is None and found and isinstance(found[0][0], Optimizer):
         owner = found[0][0] if _is_library(type(found[0][0])) else None
@@ -119,12 +111,9 @@ def refusal(cls: Any, args: Mapping[str, Any], error: Exception) -> UserError:
     takes = parameters(cls)
     given = {k: v for k, v in args.items() if is_plain(v) and v != default_of(takes.get(k))}
     called = shorten(", ".join(f"{k}={v!r}" for k, v in given.items()), 200, placeholder=" ...")
-    reason = shorten(str(error), 300, placeholder=" ...")
-    if not isinstance(error, PLAIN):
-        reason = f"{type(error).__name__} {reason}".rstrip()
-    file = _file(cls)
-    lines = [f.lineno for f in extract_tb(error.__traceback__) if f.filename == file]
-    place = f" ({file}:{lines[-1]})" if lines and not _is_library(cls) else ""
+    reason = shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+    lines = [f.lineno for f in extract_tb(error.__traceback__) if f.filename == _file(cls)]
+    place = f" ({_file(cls)}:{lines[-1]})" if lines and not _is_library(cls) else ""
     return UserError(f"{cls.__name__}({called}): {reason}{place}")
 
 

@@ -27,7 +27,6 @@ from anneal.cli.schema import option_names
 from anneal.cli.trainer import PREVIEW_COMMANDS
 from anneal.cli.words import BESIDE, Words, file_of, stray
 from anneal.errors import UserError
-from anneal.image_grid import check_figure
 from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
 from anneal.runs.exported import is_exported, read
@@ -93,8 +92,6 @@ def prepare(words: Words, project: Project) -> Run | str:
     if "print_config" in flags:
         return as_yaml(plain)
     _check(whole)
-    if words.command in PREVIEW_COMMANDS and whole.output:
-        check_figure(whole.output)
     about_one_command = {*OPTIONS_OF_A_RUN, *CHECKPOINT_OPTIONS, *command.own}
     kept = {key: value for key, value in plain.items() if key not in about_one_command}
     run = Run(words.command, whole, parser, as_yaml({"format": FORMAT, **kept}), recipe(words))
@@ -155,10 +152,7 @@ def _check(config: Any) -> None:
     if not 0 <= config.seed_everything < 2**32:
         raise UserError(f"--seed_everything={config.seed_everything}: must be 0 to 4294967295")
     if len(os.fsencode(config.run_name or "")) > LONGEST_NAME:
-        raise UserError(
-            f"--run_name: {len(config.run_name)} characters, and a folder's name has at most "
-            f"{LONGEST_NAME} bytes"
-        )
+        raise UserError(f"--run_name: too long for a folder's name ({LONGEST_NAME} bytes)")
     if config.resume and not config.run_name:
         raise UserError("--resume=auto needs the --run_name to start or to resume")
     if config.run and not config.get("ckpt_path"):

@@ -117,8 +117,9 @@ class Run:
         """What there is by now of the user's choice."""
         objects: list[Any] = [self.built.model, self.built.data] if "built" in vars(self) else []
         if "trainer" in vars(self):
-            objects += [self.trainer.strategy, *self.trainer.optimizers, *self.trainer.loggers]
+            objects += [*self.trainer.optimizers, *self.trainer.loggers]
             objects += self.trainer.callbacks  # type: ignore[attr-defined]
+            objects += [self.trainer.strategy] * (self.config.trainer.strategy != "auto")
         return objects
 
     def test(self) -> None:

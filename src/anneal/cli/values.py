@@ -65,17 +65,15 @@ def option(name: str, value: Any, of: Parameter, old: Any) -> Any:
     Raises:
         UserError: The value does not fit, or makes no sense.
     """
-    plain = name.rstrip("+")
-    if name == plain:
-        found = checked(value, of.hint)
-    elif not takes_list(of.hint):
-        raise UserError(f"+= adds to a list, and this is {in_words(of.hint)}")
-    else:
+    plain, before = name.rstrip("+"), []
+    if name != plain:
+        if not takes_list(of.hint):
+            raise UserError(f"+= adds to a list, and this is {in_words(of.hint)}")
+        before = standing(old, of)
         if isinstance(value, Text):
             value = value if value[:1] == "[" else Text(f"[{value}]")
-        elif not isinstance(value, list):
-            value = [value]
-        found = [*standing(old, of), *checked(value, of.hint)]
+    found = checked(value, of.hint)
+    found = [*before, *found] if name != plain else found
     return check_range(plain, found) if of.has_range else found
 
 

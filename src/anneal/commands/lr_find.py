@@ -202,6 +202,6 @@ def picture(found: Search) -> Figure:
 def report(found: Search, output: Path) -> None:
     """Write the figure, and print the suggestion as an option of the command line."""
     figure, lr = picture(found), found.lrs[found.best]
-    save_figure(figure, output)
     print(f"{output}: rates from {found.lrs[0]:.2g} to {found.lrs[-1]:.2g}")
     print(f"--model.optimizer.lr={lr:.2g}")
+    save_figure(figure, output)
