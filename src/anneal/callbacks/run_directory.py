@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 
 from anneal.errors import UserError
 from anneal.lightning_internals import metrics_to_log
@@ -71,6 +72,9 @@ class RunDirectory(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Log what a kill has left out: Lightning logs after its callbacks have saved."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping):  # it would take the patience of then
+                checkpoint["callbacks"].get(callback.state_key, {})["patience"] = callback.patience
         step, values = checkpoint.get("step_metrics", [0, {}])
         if self.resumed_from is None or not values or not trainer.is_global_zero:
             return

@@ -7,18 +7,20 @@ from textwrap import shorten
 from traceback import extract_tb, walk_tb
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor as LightningLearningRateMonitor
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.classification import is_plain
+from anneal.cli.failures import describe_failure
 from anneal.cli.files import Tree
 from anneal.cli.schema import default_of, parameters, resolve
 from anneal.errors import UserError
+from anneal.loggers.wandb import WandbLogger
 from anneal.optim.schedule import direction
 from anneal.system import SITE_PACKAGES
 
@@ -45,8 +47,6 @@ def complete(tree: Tree) -> None:
             args["mode"] = direction(args["monitor"], None, cls.__name__)
     for spec in _specs(trainer.get("logger")):
         takes = parameters(resolve(spec["class_path"], Logger))
-        if "run_dir" in takes and "tags" in takes:
-            spec["init_args"] = {**tree.get("wandb", {}), **spec["init_args"]}
         for name in FOLDERS:
             if name in takes:
                 spec["init_args"].setdefault(name, "")
@@ -58,7 +58,7 @@ def _specs(value: Any) -> list[Tree]:
 
 
 def build_object(
-    folder: Path, refusals: list[UserError], cls: Any, *args: Any, **kwargs: Any
+    folder: Path, wandb: Tree, refusals: list[UserError], cls: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Build an object of a configuration; positional arguments are those of a later call.
 
@@ -66,6 +66,8 @@ def build_object(
     """
     if args:
         return cls(*args, **kwargs)
+    if cls is WandbLogger:
+        kwargs |= {k: v for k, v in wandb.items() if kwargs.get(k) in (None, False)}
     if issubclass(cls, Logger):
         kwargs |= {name: str(folder) for name in FOLDERS if kwargs.get(name) == ""}
     try:
@@ -91,8 +93,8 @@ def refused(error: Exception, chosen: Iterable[Any]) -> UserError | None:
     Also of that which an optimizer of a library has raised at any time, such as SparseAdam when it
     gets to see its gradients. None: the error is another one.
     """
-    if isinstance(error, UserError | OSError | MemoryError | torch.OutOfMemoryError):
-        return None  # these have lines of their own
+    if describe_failure(error) and not isinstance(error, MisconfigurationException):
+        return None  # it has a line of its own
     frames = [frame for frame, _ in walk_tb(error.__traceback__)][::-1]
     known = {id(thing) for thing in chosen}
     found = [(o, f.f_code.co_name) for f in frames if id(o := f.f_locals.get("self")) in known]
@@ -111,7 +113,8 @@ def refusal(cls: Any, args: Mapping[str, Any], error: Exception) -> UserError:
     takes = parameters(cls)
     given = {k: v for k, v in args.items() if is_plain(v) and v != default_of(takes.get(k))}
     called = shorten(", ".join(f"{k}={v!r}" for k, v in given.items()), 200, placeholder=" ...")
-    reason = shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+    text = repr(error) if isinstance(error, LookupError) else str(error) or type(error).__name__
+    reason = shorten(text, 300, placeholder=" ...")
     lines = [f.lineno for f in extract_tb(error.__traceback__) if f.filename == _file(cls)]
     place = f" ({_file(cls)}:{lines[-1]})" if lines and not _is_library(cls) else ""
     return UserError(f"{cls.__name__}({called}): {reason}{place}")

@@ -26,17 +26,16 @@ LEAST = {name: least for least, names in NAMES.items() for name in names.split()
 SHARES = {"base_momentum", "decay", "max_momentum", "p", "pct_start"}  # from 0 to 1
 
 
-def check_range(name: str, value: Any) -> Any:
+def check_range(name: str, value: Any, place: str = "") -> Any:
     """Return the value of a library's argument; numbers may stand in a list.
 
     Raises:
         UserError: It is a number, and no sensible one.
     """
     least, above = LEAST.get(name, (0 if name in SHARES else -math.inf, False))
-    most = 1 if name in SHARES else math.inf
+    most, end = (1, " and at most 1") if name in SHARES else (math.inf, "")
     for n in value if isinstance(value, list) else [value]:
         if isinstance(n, int | float) and not (least <= n <= most and (n > least or not above)):
-            least_in_words = f"more than {least}" if above else f"at least {least}"
-            most_in_words = " and at most 1" if most == 1 else ""
-            raise UserError(f"must be {least_in_words}{most_in_words}, got {n}")
+            words = "more than" if above else "at least"
+            raise UserError(f"{place}must be {words} {least}{end}, got {n}")
     return value

@@ -74,7 +74,7 @@ class Run:
     def built(self) -> Namespace:
         """The objects that the configuration names, built."""
         refusals: list[UserError] = []  # jsonargparse makes other errors of them
-        build = partial(build_object, self.folder, refusals)
+        build = partial(build_object, self.folder, vars(self.config.wandb), refusals)
         try:
             built: Namespace = self._parser.instantiate(
                 self.config, instantiators=[(build, object, True)]

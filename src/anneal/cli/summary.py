@@ -49,15 +49,16 @@ def summary(
 
 def why_ended(trainer: Trainer) -> str:
     """Return why a training has ended before its `max_epochs`, or an empty string."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    epoch = trainer.fit_loop.epoch_progress.current.ready - 1
-    for callback in callbacks:
-        if isinstance(callback, EarlyStopping) and callback.stopping_reason.value:
-            reason = str(callback.stopping_reason_message).split(" Signaling")[0].rstrip(".")
-            return f"early, in epoch {callback.stopped_epoch}: {reason}"
     if trainer.global_step >= trainer.max_steps > -1:
         return f"after max_steps={trainer.max_steps}"
-    left = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]
-    if trainer.should_stop and any(seconds is not None and seconds <= 0 for seconds in left):
-        return f"in epoch {epoch}: max_time is over"
-    return f"in epoch {epoch}: a callback has set should_stop" if trainer.should_stop else ""
+    if not trainer.should_stop:
+        return ""
+    epoch = trainer.fit_loop.epoch_progress.current.ready - 1
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason.value:
+            reason = str(callback.stopping_reason_message).split(" Signaling")[0].rstrip(".")
+            return f"early, in epoch {epoch}: {reason}"
+        left = callback.time_remaining() if isinstance(callback, Timer) else None
+        if left is not None and left <= 0:
+            return f"in epoch {epoch}: max_time is over"
+    return f"in epoch {epoch}: a callback has set should_stop"

@@ -44,10 +44,7 @@ def as_list(value: Any) -> list[Any]:
 def start(settings: Settings) -> Trainer:
     """A trainer that saves whole files; raises UserError if its settings make no sense."""
     for key, value in settings.items():
-        try:
-            check_range(key, value)
-        except UserError as e:
-            raise UserError(f"--trainer.{key}: {e}") from e
+        check_range(key, value, f"--trainer.{key}: ")
     if not settings["barebones"]:
         settings["plugins"] = [*as_list(settings["plugins"]), AtomicCheckpointIO()]
     try:

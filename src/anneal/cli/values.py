@@ -54,7 +54,7 @@ def checked(value: Any, hint: Any) -> Any:
 
 def standing(old: Any, of: Parameter) -> list[Any]:
     """Return what `+=` adds to: what an option holds by now, or its default."""
-    if old in (None, True):
+    if old is None or old is True:
         old = of.default if isinstance(of.default, list) else []
     return old if isinstance(old, list) else [old] if old else []
 
