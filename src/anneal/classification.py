@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from itertools import zip_longest
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from anneal.errors import UserError, other_unicode
+from anneal.errors import UserError, first_line, other_unicode
+from anneal.system import SITE_PACKAGES
 
 Batch = tuple[Tensor, Tensor]
+LATE = 10**9  # an epoch in which images have their last size
 
 
 class ClassificationModule(LightningModule):
@@ -106,6 +109,8 @@ class ClassificationModule(LightningModule):
             self.evaluated = MetricCollection(metrics, compute_groups=False)
         if self.num_classes and not isinstance(self.net, FSDPModule):  # its pieces have no layout
             self.net.to(memory_format=torch.channels_last)
+            if names is not None and self.trainer.state.fn == "fit":
+                self._try_images(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         # One process resumes what a checkpoint from within an epoch has counted.
@@ -169,6 +174,29 @@ class ClassificationModule(LightningModule):
             raise UserError(f"a classifier needs at least 2 classes, not {n}")
         self.num_classes = n
         self.hparams["num_classes"] = n
+
+    def _try_images(self, data: Any) -> None:
+        """Raise UserError if torch says that the network can't take images as the data has them.
+
+        What goes wrong in code of the user's shows itself in the training, with a traceback.
+        """
+        shape = getattr(data, "image_shape", (0, 0, 0))
+        sides = {data.size_of(epoch) for epoch in (0, LATE)} if hasattr(data, "size_of") else set()
+        shapes = [(shape[0], side, side) for side in sides] + [shape] * any(shape)
+        modes = {module: module.training for module in self.modules()}
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                for shape in shapes:
+                    images = torch.zeros(2, *shape, dtype=torch.uint8, device=self.device)
+                    (self.eval().predict_logits if shape == data.image_shape else self)(images)
+        except (AssertionError, RuntimeError) as e:
+            raised_in = extract_tb(e.__traceback__)[-1].filename
+            if raised_in.startswith(SITE_PACKAGES) or "must match the size of tensor" in str(e):
+                owner, size = type(self).__name__, " x ".join(map(str, shape))
+                raise UserError(f"{owner} can't take images of {size}: {first_line(e)}") from e
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     def _start_evaluation(self) -> None:
         self.evaluated.reset()

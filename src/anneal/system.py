@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import subprocess
+import sysconfig
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+SITE_PACKAGES = sysconfig.get_path("purelib")  # where the code of libraries is
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 RISKY = re.compile(r"[\s=+\-@'\uff1d\uff0b\uff0d\uff20]")  # also their wide forms
 

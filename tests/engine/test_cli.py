@@ -584,6 +584,7 @@ def test_no_optimizer_and_adamw_are_the_same_on_resume(run):
 
 def test_early_stopping_on_no_metric_is_one_line(run, capsys):
     stop = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/los")
+    stop += ("--trainer.callbacks.mode=min",)
     assert "metric `val/los` which is not available" in fails(run, capsys, *FIT, *stop)
 
 

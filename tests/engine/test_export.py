@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -40,6 +41,19 @@ class Small(ImageClassifier):
         conv = nn.Conv2d(3, 4, 3, stride=2, bias=False)
         head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, self.num_classes)]
         self.net = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), *head)
+
+
+class Flow(MLP):
+    """A network that computes one way or another: by the pixels, or by the number of images."""
+
+    def __init__(self, by: str = "pixels", **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.by = by
+
+    def forward(self, images):
+        if self.by == "pixels":
+            return super().forward(images) if images.float().mean() > 9 else self.net(images / 255)
+        return torch.cat([self.net(image[None] / 255) for image in images])
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +139,26 @@ def test_photos_predict_the_same_with_averaged_weights(run, tmp_path):
     others = rows(folder / "predictions-3.csv")
     assert [r["class_1"] for r in some] == [r["class_1"] for r in others]
     assert len(others) == 4
+
+
+@pytest.mark.parametrize(("form", "ending"), FORMATS)
+@pytest.mark.parametrize(
+    ("by", "reason"),
+    [
+        ("pixels", r"depends on the values of the pixels.*torch.where \(\S+test_export.py:\d+\)$"),
+        ("images", "it computes something else for each number of images$"),
+    ],
+)
+def test_why_a_network_can_not_be_exported_is_one_line(
+    digits, run, capsys, tmp_path, by, reason, form, ending
+):
+    flow = ("--model=test_export.Flow", f"--model.by={by}", f"--output=flow{ending}")
+    with pytest.raises(SystemExit) as e:
+        run("export", "--ckpt_path=last", f"--format={form}", *flow)
+    assert e.value.code == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(f"error: torch .* can't make {form} of this network: .*{reason}", line)
+    assert not list(tmp_path.glob("*flow*"))
 
 
 def test_nothing_is_overwritten_but_what_is_named(digits, run, tmp_path):

@@ -104,9 +104,50 @@ class BusError(v2.Transform):
         os.kill(os.getpid(), signal.SIGBUS)
 
 
+class Refuses(pl.Callback):
+    """Raises an error of its own where it is told to.
+
+    Args:
+        where: Name of a hook, or `init`.
+    """
+
+    def __init__(self, where: str = "init") -> None:
+        self.where = where
+        self.refuse("init")
+
+    def refuse(self, where: str) -> None:
+        if where == self.where:
+            raise KeyError(f"in {where}")
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        self.refuse("setup")
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.refuse("on_train_batch_end")
+
+
 class Stop(pl.Callback):
     """Asks once, in the first epoch, that the training ends."""
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         if trainer.current_epoch == 0:
             trainer.should_stop = True
+
+
+class Choice(Tiny):
+    """A module whose optimizer is its own affair.
+
+    Args:
+        lr: Learning rate of SGD; 0: there is no optimizer.
+    """
+
+    def __init__(self, lr: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(784, 1))
+        self.lr = lr
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step([batch[0].float()], batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr) if self.lr else None

@@ -51,6 +51,28 @@ def fit(run, tmp_path):
     return lambda *args: run("fit", "--config=photos.yaml", "--run_name=photos", *args)
 
 
+@pytest.mark.parametrize("arch", ["googlenet", "inception_v3"])
+def test_a_network_with_auxiliary_outputs_trains_without_them(arch):
+    with torch.device("meta"):
+        module = ImageClassifier(arch, num_classes=7).train()
+        assert module.net(torch.empty(2, 3, 96, 96)).shape == (2, 7)
+        assert module.head.out_features == 7
+        assert not module.net.transform_input
+        assert ImageClassifier(arch, num_classes=7, weights="DEFAULT").net.transform_input
+
+
+@pytest.mark.parametrize(
+    ("arch", "reason"), [("vit_b_16", "Wrong image height"), ("maxvit_t", "shape .* is invalid")]
+)
+def test_a_network_for_images_of_another_size_is_refused_before_training(fit, capsys, arch, reason):
+    options = ("--model.width=64", "--model.small_stem=false", "--data.val_size=28")
+    with pytest.raises(SystemExit) as e:
+        fit(f"--model.arch={arch}", *options)
+    assert e.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(rf"error: ImageClassifier can't take images of 3 x 2\d x 2\d: {reason}", line)
+
+
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "mobilenet_v3_small", "vit_b_16"])
 def test_networks_of_torchvision_go_by_name_and_have_its_weights_names(arch):
     with torch.device("meta"):

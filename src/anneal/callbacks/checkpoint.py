@@ -45,7 +45,7 @@ class Checkpoint(ModelCheckpoint):
             filename=f"best-epoch={{epoch:02d}}-{flat}={{{monitor}:.4f}}",
             auto_insert_metric_name=False,
             monitor=monitor,
-            mode=mode or direction(monitor),
+            mode=direction(monitor, mode, "checkpoint"),
             save_top_k=save_top_k,
             every_n_epochs=1,
             # A best one that a resumed run finds again has the same name and takes its place.

@@ -51,6 +51,11 @@ class RunDirectory(Callback):
             logger.log_config(yaml.safe_load(self.config), file)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not any(optimizer.param_groups for optimizer in trainer.optimizers):
+            raise UserError(
+                f"{type(pl_module).__name__}.configure_optimizers returns no optimizer: nothing "
+                "would be trained"
+            )
         for logger in loggers_with(trainer, "add_config"):
             # What the configuration leaves to the device.
             fused = trainer.optimizers[0].param_groups[0].get("fused")

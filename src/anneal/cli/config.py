@@ -29,7 +29,7 @@ from anneal.cli.schema import (
     takes_class,
     takes_list,
 )
-from anneal.cli.values import Text, checked, fits, shown, takes_dict, untyped, wrong_value
+from anneal.cli.values import Text, fits, option, shown, standing, takes_dict, untyped, wrong_value
 from anneal.cli.words import BESIDE, no_option
 from anneal.errors import UserError, nearest
 from anneal.runs.config import FORMAT, check_format, flatten, with_current_names
@@ -203,7 +203,7 @@ class Config:
         elif isinstance(value, dict):
             into[plain] = {**(into.get(plain) or {}), **{k: untyped(v) for k, v in value.items()}}
         else:
-            into[plain] = checked(value, of.hint)
+            into[plain] = option(name, value, of, into.get(plain))
 
     def _of_text(self, text: Text) -> Any:
         """Return what a flag holds where a class or a group is wanted: a tree, or a name."""
@@ -220,7 +220,7 @@ class Config:
         """Set a class by name with its arguments, several of them, or none."""
         adds, name = name.endswith("+"), name.rstrip("+")
         old = into.get(name)
-        olds = old if isinstance(old, list) else [] if old is None else [old]
+        olds = standing(old, of)
         if value is None and type(None) in get_args(of.hint):
             into[name] = None
         elif isinstance(value, bool) and bool in members(of.hint):

@@ -13,6 +13,7 @@ from lightning.pytorch import seed_everything
 
 import anneal.cli.fsdp  # noqa: F401  (registers --trainer.strategy=fsdp2)
 from anneal import launch
+from anneal.cli.chosen import refused
 from anneal.cli.commands import COMMANDS
 from anneal.cli.entry import keep_help
 from anneal.cli.failures import describe_failure
@@ -108,7 +109,7 @@ def do(run: Run, project: Project) -> None:
     except SystemExit as e:  # handed back to SLURM's queue
         status = int(e.code or 0)
         raise
-    except (RuntimeError, ValueError) as e:
+    except Exception as e:
         if "Error(s) in loading state_dict" in str(e):
             path = str(run.ckpt_path)
             raise UserError(state_dict_mismatch(path, str(e), run.differences())) from e
@@ -116,6 +117,8 @@ def do(run: Run, project: Project) -> None:
             raise UserError(optimizer_mismatch(str(run.ckpt_path), run.differences())) from e
         if str(e).strip().startswith(("Early stopping conditioned on", "`val_check_interval`")):
             raise UserError(f"trainer: {first_line(e)}") from e
+        if line := refused(e, run.objects):
+            raise line from e
         raise
     finally:
         run.finish(status)

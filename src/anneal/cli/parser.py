@@ -12,7 +12,7 @@ from anneal.callbacks.lr_monitor import LearningRateMonitor
 from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.progress_bar import ProgressBar
 from anneal.cli.files import Tree
-from anneal.cli.schema import Parameter, Schema, arguments, parameters
+from anneal.cli.schema import Parameter, Schema, arguments, parameters, path_of
 from anneal.cli.words import OPTIONS, PROG
 from anneal.errors import UserError
 from anneal.loggers.wandb import WandbLogger
@@ -61,7 +61,10 @@ class CommandParser:
         groups: Schema = {name: dict(parameters(cls)) for name, cls in GROUPS.items()}
         for key, of in groups["trainer"].items():
             if key.startswith("limit_"):  # Lightning tries float first, and 1.0 is the whole split
-                groups["trainer"][key] = Parameter(int | float | None, of.default)
+                groups["trainer"][key] = of._replace(hint=int | float | None)
+        # What --trainer.logger+= adds to; `metrics.csv` is always there.
+        wandb = {"class_path": path_of(WandbLogger), "init_args": {}}
+        groups["trainer"]["logger"] = groups["trainer"]["logger"]._replace(default=[wandb])
         groups["wandb"].pop("run_dir")
         return {
             "seed_everything": Parameter(int, 0),

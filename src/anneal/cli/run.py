@@ -2,7 +2,7 @@
 
 import os
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from anneal.callbacks.accumulation import RescaleLastAccumulation
+from anneal.callbacks.checkpoint import Checkpoint
 from anneal.callbacks.epoch_metrics import EpochMetrics
 from anneal.callbacks.graceful_shutdown import GracefulShutdown
 from anneal.callbacks.run_directory import RunDirectory
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.callbacks.test_report import TestReport
+from anneal.cli.chosen import REPLACED, build_object, put_in_place
 from anneal.cli.failures import nothing_trained
 from anneal.cli.parser import DEFAULT_CALLBACKS
 from anneal.cli.summary import summary
@@ -75,15 +77,15 @@ class Run:
     @cached_property
     def built(self) -> Namespace:
         """The objects that the configuration names, built."""
+        refusals: list[UserError] = []  # jsonargparse makes other errors of them
+        build = partial(build_object, self.folder, vars(self.config.wandb), refusals)
         try:
-            built: Namespace = self._parser.instantiate(self.config)
+            built: Namespace = self._parser.instantiate(
+                self.config, instantiators=[(build, object, True)]
+            )
             return built
         except ValueError as e:
-            # A class's own UserError comes wrapped in what jsonargparse has to say about it.
-            cause: BaseException | None = e
-            while cause and not isinstance(cause, UserError):
-                cause = cause.__cause__ or cause.__context__
-            raise cause or e from None
+            raise (refusals[0] if refusals else e) from None
 
     @property
     def model(self) -> LightningModule:
@@ -110,8 +112,7 @@ class Run:
         settings["default_root_dir"] = self.folder
         if not settings["barebones"]:
             settings["logger"] = self._loggers(settings["logger"])
-            own = as_list(settings["callbacks"])
-            settings["callbacks"] = [self._clock, *own, *self._callbacks(settings)]
+            settings["callbacks"] = [self._clock, *self._callbacks(settings)]
         self._started = time.monotonic()
         return start(settings)
 
@@ -126,6 +127,16 @@ class Run:
             return False
         print(f"{self.folder} {self._done}")
         return is_tested(self.folder, checkpoint["global_step"]) or not self._has_test()
+
+    @property
+    def objects(self) -> list[Any]:
+        """What there is by now of the user's choice."""
+        objects: list[Any] = [self.built.model, self.built.data] if "built" in vars(self) else []
+        if "trainer" in vars(self):
+            objects += [*self.trainer.optimizers, *self.trainer.loggers]
+            objects += self.trainer.callbacks  # type: ignore[attr-defined]
+            objects += [self.trainer.strategy] * (self.config.trainer.strategy != "auto")
+        return objects
 
     def test(self) -> None:
         """Test the weights of the last step, if there is test data, and log that at this step.
@@ -176,14 +187,17 @@ class Run:
                 logger.finish(status)
 
     def _callbacks(self, settings: dict[str, Any]) -> list[Any]:
-        """Return the default ones, but for those that the trainer's settings switch off."""
+        """Return the user's and the default ones that these, or other settings, don't replace."""
         named = {name: self.built[name] for name in DEFAULT_CALLBACKS}
+        chosen = as_list(settings["callbacks"])
+        for name, kind in REPLACED.items():
+            if any(isinstance(callback, kind) for callback in chosen):
+                del named[name]
         if settings["enable_checkpointing"] is False:
-            del named["checkpoint"]
-        elif named["checkpoint"].dirpath is None:
-            named["checkpoint"].dirpath = str(self.folder / "checkpoints")
+            named.pop("checkpoint", None)
         if settings["enable_progress_bar"] is False:
-            del named["progress_bar"]
+            named.pop("progress_bar", None)
+        put_in_place([*named.values(), *chosen], self.folder / "checkpoints")
         others: list[Any] = [
             RunDirectory(self.folder, self.text, self.checkpoint if self.resumes else None),
             RescaleLastAccumulation(),
@@ -191,19 +205,21 @@ class Run:
             EpochMetrics(),
             TestReport(self.folder),
         ]
-        if "checkpoint" in named:
-            others.append(GracefulShutdown(Path(named["checkpoint"].dirpath)))
-        return [*named.values(), *others]
+        # Of several checkpoints Lightning takes the first for the run's.
+        first = [c for c in [*named.values(), *chosen] if isinstance(c, Checkpoint)]
+        others += [GracefulShutdown(Path(str(c.dirpath))) for c in first[:1]]
+        every = [*first, *chosen, *named.values(), *others]
+        return list(dict.fromkeys(every))
 
     def _loggers(self, asked: Any) -> Any:
         """Return the CSV file and W&B; a logger given instead takes W&B's place."""
+        own = [logger for logger in as_list(asked) if not isinstance(logger, CSVLogger | bool)]
         if asked is False or self.command in ("validate", "predict", "export"):
-            return False if asked in (None, True) else asked  # Lightning's own is one more CSV
-        own = asked if isinstance(asked, list) else [asked]
+            # Lightning's own default is one more CSV.
+            return [logger for logger in own if not isinstance(logger, WandbLogger)] or False
+        if self.project != "project":
+            os.environ.setdefault("WANDB_PROJECT", self.project)  # as `make rename` called it
         if asked in (None, True):
-            wandb = dict(vars(self.config.wandb))
-            if self.project != "project" and "WANDB_PROJECT" not in os.environ:
-                wandb["project"] = wandb["project"] or self.project  # as `make rename` called it
-            own = [WandbLogger(self.folder, **wandb)]
+            own = [WandbLogger(self.folder, **vars(self.config.wandb))]
         self.loggers = [CSVLogger(self.folder), *own]
         return list(self.loggers)

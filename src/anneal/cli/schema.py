@@ -10,6 +10,7 @@ from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from anneal.cli.ranges import LIBRARIES
 from anneal.errors import UserError, did_you_mean
 
 REQUIRED = inspect.Parameter.empty
@@ -22,6 +23,7 @@ class Parameter(NamedTuple):
 
     hint: Any
     default: Any = REQUIRED
+    has_range: bool = False  # its name says which numbers make sense
 
 
 Schema = dict[str, Any]  # names to a Parameter, or to another Schema: a group of options
@@ -93,16 +95,20 @@ def parameters(cls: Any, given: int = 0) -> dict[str, Parameter]:
         given: How many of the first ones are given by whoever calls it: an optimizer's parameters.
     """
     found: dict[str, Parameter] = {}
+    is_base = False
     for base in cls.__mro__ if isinstance(cls, type) else [cls]:
         init = vars(base).get("__init__") if isinstance(base, type) else base
         if init is None or init is object.__init__:
             continue
         signature = list(inspect.signature(init).parameters.values())
-        hints = _hints(init)
+        hints, library = _hints(init), init.__module__.partition(".")[0] in LIBRARIES
         for p in signature[1:] if isinstance(base, type) else signature:
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
                 default = list(p.default) if isinstance(p.default, tuple) else p.default
-                found.setdefault(p.name, Parameter(hints.get(p.name, Any), default))
+                if is_base and default is REQUIRED:  # which the class may give it by itself
+                    default = None
+                found.setdefault(p.name, Parameter(hints.get(p.name, Any), default, library))
+        is_base = True
         if not any(p.kind == p.VAR_KEYWORD for p in signature):
             break
     return dict(list(found.items())[given:])
@@ -174,6 +180,8 @@ def resolve(name: Any, hint: Any) -> Any:
     if not module:
         classes = names.get(name, [])
         classes = [c for c in classes if not any(issubclass(d, c) for d in classes if d is not c)]
+        own = [c for c in classes if c.__module__.partition(".")[0] not in ("lightning", "torch")]
+        classes = own or classes
         if len(classes) == 1:
             return classes[0]
         if classes:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from anneal.callbacks.checkpoint import Checkpoint
 
@@ -38,8 +39,27 @@ def summary(
     for label, key in {f"last {monitor}": monitor, tested: tested}.items():
         if key in metrics:
             lines.append((label, f"{float(metrics[key]):.4f}"))
+    if reason := why_ended(trainer):
+        lines.append(("ended", reason))
     if samples_per_second:  # else it was trained before
         lines.append(("time", f"{seconds:.1f} s, {samples_per_second:,.0f} samples/s in training"))
     lines.append(("folder", str(folder)))
     lines += [("look", look) for look in looks if look]
     return "\n" + "\n".join(f"{name:<14} {text}" for name, text in lines)
+
+
+def why_ended(trainer: Trainer) -> str:
+    """Return why a training has ended before its `max_epochs`, or an empty string."""
+    if trainer.global_step >= trainer.max_steps > -1:
+        return f"after max_steps={trainer.max_steps}"
+    if not trainer.should_stop:
+        return ""
+    epoch = trainer.fit_loop.epoch_progress.current.ready - 1
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason.value:
+            reason = str(callback.stopping_reason_message).split(" Signaling")[0].rstrip(".")
+            return f"early, in epoch {epoch}: {reason}"
+        left = callback.time_remaining() if isinstance(callback, Timer) else None
+        if left is not None and left <= 0:
+            return f"in epoch {epoch}: max_time is over"
+    return f"in epoch {epoch}: a callback has set should_stop"

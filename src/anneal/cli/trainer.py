@@ -3,14 +3,18 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from anneal.cli.ranges import check_range
 from anneal.errors import UserError
 from anneal.launch import watch
 from anneal.runs.checkpoint_io import AtomicCheckpointIO
 from anneal.system import keep_freed_memory
 
 PREVIEW_COMMANDS = ("schedule", "lr_find")
+WHOLE_WEIGHTS = (StochasticWeightAveraging, WeightAveraging)
 Settings = dict[str, Any]
 
 # A look ahead leaves nothing behind.
@@ -37,20 +41,10 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _check(settings: Settings) -> None:
-    """Raises UserError if a setting makes no sense and Lightning takes it."""
-    for key, least in (
-        ("accumulate_grad_batches", 1),
-        ("gradient_clip_val", 0),
-        ("log_every_n_steps", 0),
-    ):
-        if settings[key] is not None and settings[key] < least:
-            raise UserError(f"--trainer.{key}={settings[key]}: must be at least {least}")
-
-
 def start(settings: Settings) -> Trainer:
     """A trainer that saves whole files; raises UserError if its settings make no sense."""
-    _check(settings)
+    for key, value in settings.items():
+        check_range(key, value, f"--trainer.{key}: ")
     if not settings["barebones"]:
         settings["plugins"] = [*as_list(settings["plugins"]), AtomicCheckpointIO()]
     try:
@@ -59,6 +53,12 @@ def start(settings: Settings) -> Trainer:
         raise UserError(f"trainer: {str(e).strip().splitlines()[0]}") from e
     strategy: Any = trainer.strategy
     watch(strategy)
+    averages = [c for c in trainer.callbacks if isinstance(c, WHOLE_WEIGHTS)]  # type: ignore[attr-defined]
+    if averages and isinstance(strategy, ModelParallelStrategy):
+        raise UserError(
+            f"{type(averages[0]).__name__} averages whole weights, and "
+            f"--trainer.strategy={settings['strategy']} keeps them in pieces: leave one of them out"
+        )
     if strategy.root_device.type == "cpu":
         if settings["sync_batchnorm"] and trainer.world_size > 1:
             raise UserError(

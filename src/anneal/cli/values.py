@@ -6,7 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser
 
-from anneal.cli.schema import base_classes, group_of, in_words, members, takes_list
+from anneal.cli.ranges import check_range
+from anneal.cli.schema import Parameter, base_classes, group_of, in_words, members, takes_list
 from anneal.errors import UserError, did_you_mean
 
 QUOTES = " (YAML takes off, no, on and yes for booleans: put quotes around it)"
@@ -49,6 +50,31 @@ def checked(value: Any, hint: Any) -> Any:
         return yaml.safe_load(parser.dump(found, skip_unset=False))["x"]
     except Exception as e:  # of a dozen types
         raise UserError(wrong_value(value, hint)) from e
+
+
+def standing(old: Any, of: Parameter) -> list[Any]:
+    """Return what `+=` adds to: what an option holds by now, or its default."""
+    if old is None or old is True:
+        old = of.default if isinstance(of.default, list) else []
+    return old if isinstance(old, list) else [old] if old else []
+
+
+def option(name: str, value: Any, of: Parameter, old: Any) -> Any:
+    """Return what an option holds after it was set, or, by a name that ends in +, added to.
+
+    Raises:
+        UserError: The value does not fit, or makes no sense.
+    """
+    plain, before = name.rstrip("+"), []
+    if name != plain:
+        if not takes_list(of.hint):
+            raise UserError(f"+= adds to a list, and this is {in_words(of.hint)}")
+        before = standing(old, of)
+        if isinstance(value, Text):
+            value = value if value[:1] == "[" else Text(f"[{value}]")
+    found = checked(value, of.hint)
+    found = [*before, *found] if name != plain else found
+    return check_range(plain, found) if of.has_range else found
 
 
 def fits(value: Any, hint: Any) -> bool:

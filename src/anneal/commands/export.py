@@ -1,6 +1,7 @@
 """Export of a classifier: one file with all that it needs, whose results are checked."""
 
 import json
+import re
 import time
 import warnings
 from contextlib import suppress
@@ -14,7 +15,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
-from anneal.errors import UserError
+from anneal.errors import UserError, first_line
 from anneal.runs.exported import ENDINGS, INPUT, OUTPUT, Exported, read
 from anneal.runs.folder import read_checkpoint, run_of
 
@@ -22,6 +23,13 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")  # by torch.onnx.export, and to r
 BATCHES = (1, 2, 7)
 TOLERANCE = 1e-4  # of a probability
 TIMED = 20
+COUNTS = "it computes something else for each number of images"
+REASONS = {  # what torch's messages mean
+    "data-dependent": "which of its lines run depends on the values of the pixels, and a file has "
+    "one graph for all: compute both ways and choose by torch.where",
+    "specialized it to be a constant": COUNTS,
+    "invalid dimensions for input": COUNTS,
+}
 
 
 class Probabilities(nn.Module):
@@ -90,6 +98,10 @@ def export(
         unfinished.replace(path)
     except OSError as e:
         raise UserError(f"can't write {path}: {e.strerror}", status=1) from e
+    except UserError:
+        raise
+    except Exception as e:  # what torch and onnxscript raise is of a dozen types
+        raise _no_export(form, e) from e
     finally:
         with suppress(OSError):
             unfinished.unlink()
@@ -140,29 +152,35 @@ def _about(
     }
 
 
+def _no_export(form: str, error: BaseException) -> UserError:
+    """Return why a network can't be exported, and where in its code that is."""
+    while error.__cause__:  # torch's own reason, under the advice of those who called it
+        error = error.__cause__
+    text = str(error)
+    reason = next((why for sign, why in REASONS.items() if sign in text), "")
+    if place := re.findall(r'File "(.+?)", line (\d+)', text):
+        reason += f" ({':'.join(place[-1])})" if reason else ""
+    releases = f"torch {torch.__version__}"
+    if form == "onnx":
+        releases += f" and onnxscript {version('onnxscript')}"
+    other = next(name for name in ENDINGS if name != form)
+    reason = reason or f"{first_line(error)}; try newer releases, or --format={other}"
+    return UserError(f"{releases} can't make {form} of this network: {reason}", status=1)
+
+
 def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:
-    try:
-        program = torch.onnx.export(
-            network,
-            (pixels,),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=_dynamic(),
-            verbose=False,
-        )
-        assert program is not None
-        program.model.metadata_props.update(about)
-        program.save(path, external_data=False)
-    except OSError:
-        raise
-    except Exception as e:  # what torch and onnxscript raise is of a dozen types
-        raise UserError(
-            f"torch {torch.__version__} and onnxscript {version('onnxscript')} can't make ONNX of "
-            f"this network ({str(e).strip().splitlines()[0]}): try newer ones, or "
-            "--format=torch_export",
-            status=1,
-        ) from e
+    program = torch.onnx.export(
+        network,
+        (pixels,),
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=_dynamic(),
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props.update(about)
+    program.save(path, external_data=False)
 
 
 def _write_torch(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:

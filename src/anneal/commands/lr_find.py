@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from anneal.errors import UserError
+from anneal.image_grid import save_figure
 
 FIRST, LAST = 10, -1  # the smoothed loss begins with next to nothing to smooth over
 LEAST = 5  # points that a slope can be read from
@@ -201,7 +202,6 @@ def picture(found: Search) -> Figure:
 def report(found: Search, output: Path) -> None:
     """Write the figure, and print the suggestion as an option of the command line."""
     figure, lr = picture(found), found.lrs[found.best]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
     print(f"{output}: rates from {found.lrs[0]:.2g} to {found.lrs[-1]:.2g}")
     print(f"--model.optimizer.lr={lr:.2g}")
+    save_figure(figure, output)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from anneal.commands.schedule import Preview
+from anneal.image_grid import save_figure
 from anneal.runs.drops import drops
 from anneal.text_table import text_table
 
@@ -192,6 +193,5 @@ def show(previews: Mapping[str, Preview], output: Path) -> None:
     for name, preview in previews.items():
         print("\n".join(["", f"{name}: {preview.length}", *preview.notes, table(preview), ""]))
     print(terminal(previews))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    picture(previews).savefig(output, dpi=120)
+    save_figure(picture(previews), output)
     print(output)

@@ -60,14 +60,22 @@ def configure_optimizers(
         body_lr_factor: Factor of the learning rate of everything but the `head`.
 
     Raises:
-        UserError: The optimizer or the scheduler refuses its arguments.
+        UserError: The optimizer or the scheduler refuses its arguments, or one has no effect.
     """
+    if body_lr_factor < 0 or (lr_batch_size is not None and lr_batch_size < 1):
+        raise UserError(
+            f"body_lr_factor={body_lr_factor} must be at least 0, lr_batch_size={lr_batch_size} "
+            "at least 1"
+        )
     groups = parameter_groups(module, decay_norm, decay_bias, head, body_lr_factor)
     built = build_optimizer(optimizer or AdamW, groups, may_fuse(module.trainer))
     factor = batch_factor(module.trainer, built, lr_batch_size) if lr_batch_size else 1.0
     for group in built.param_groups:
         group["lr"] *= factor * group.pop("lr_factor", 1.0)
-    run_schedule = RunSchedule(built, schedule or Schedule())
+    schedule = schedule or Schedule()
+    if lr_batch_size or (head and body_lr_factor != 1):
+        schedule.check_follows_optimizer()
+    run_schedule = RunSchedule(built, schedule)
     ScheduleCallback.attach(module.trainer, run_schedule)
     return {
         "optimizer": built,

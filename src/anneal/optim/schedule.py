@@ -82,6 +82,17 @@ class Schedule:
         stairs = self.scheduler and self.unit == "epoch" and not self.is_plateau
         return bool(self.warmup_epochs or stairs)
 
+    def check_follows_optimizer(self) -> None:
+        """Raise UserError if the scheduler has a learning rate of its own, one for all groups."""
+        given = getattr(self.scheduler, "keywords", {})
+        if own := [
+            name for name in ("base_lr", "max_lr") if isinstance(given.get(name), int | float)
+        ]:
+            raise UserError(
+                f"schedule.scheduler.{own[0]}={given[own[0]]:g} takes the place of the optimizer's "
+                "lr, so that lr_batch_size and body_lr_factor have no effect: leave one of them out"
+            )
+
     def build(self, optimizer: Optimizer, length: int | None) -> LRScheduler | None:
         """Build the torch scheduler at its start; None: the learning rate is constant.
 
@@ -106,10 +117,10 @@ class Schedule:
                 )
             follow[name] = length
         if "mode" in missing:
-            follow["mode"] = direction(self.monitor)
+            follow["mode"] = direction(self.monitor, None, "schedule.scheduler")
         try:
             built = cast(LRScheduler, self.scheduler(optimizer, **follow))
-        except (TypeError, ValueError) as e:
+        except (ArithmeticError, RuntimeError, TypeError, ValueError) as e:
             raise UserError(f"schedule.scheduler: {e}") from e
         if isinstance(built, lr_scheduler.ReduceLROnPlateau):
             self._check_plateau(built)
@@ -129,16 +140,7 @@ class Schedule:
                 "schedule: ReduceLROnPlateau looks at a metric after each validation and counts "
                 "validations: leave interval out (trainer.val_check_interval validates more often)"
             )
-        try:
-            expected = direction(self.monitor)
-        except UserError:
-            return
-        if built.mode != expected:
-            raise UserError(
-                f"schedule: {self.monitor} is better when it is "
-                f"{'lower' if expected == 'min' else 'higher'}, and mode={built.mode} watches for "
-                f"the opposite: leave scheduler.mode out or give {expected}"
-            )
+        direction(self.monitor, built.mode, "schedule.scheduler")
 
     def _check_length(self, built: Any, length: int) -> None:
         if getattr(built, "total_steps", length) < length:
@@ -153,18 +155,28 @@ class Schedule:
             )
 
 
-def direction(metric: str) -> Literal["min", "max"]:
-    """Return whether lower or higher is better, from the metric's name.
+def direction(
+    metric: str, mode: str | None = None, owner: str = "monitor"
+) -> Literal["min", "max"]:
+    """Return whether lower or higher is better: `mode`, by default as the metric's name says.
+
+    Args:
+        metric: Its name.
+        mode: What was chosen.
+        owner: Whose mode that is, for a message.
 
     Raises:
-        UserError: The name doesn't tell.
+        UserError: The name doesn't tell, or says the opposite of `mode`.
     """
     words = set(re.split(r"[^a-z]+", metric.lower()))
-    if words & LOWER:
-        return "min"
-    if words & HIGHER:
-        return "max"
-    raise UserError(
-        f"is a lower or a higher {metric} better? Its name doesn't say: give `mode` "
-        "(checkpoint.mode, schedule.scheduler.mode)"
-    )
+    by_name = "min" if words & LOWER else "max" if words & HIGHER else mode
+    if by_name is None:
+        raise UserError(
+            f"{owner}: is a lower or a higher {metric} better? Its name doesn't say: give `mode`"
+        )
+    if mode not in (None, by_name):
+        raise UserError(
+            f"{owner}: {metric} is better when it is {'lower' if by_name == 'min' else 'higher'}, "
+            f"and mode={mode} watches for the opposite: give mode={by_name}"
+        )
+    return cast(Literal["min", "max"], by_name)

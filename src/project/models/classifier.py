@@ -64,6 +64,11 @@ class Classifier(ClassificationModule):
         super().__init__(num_classes)
         if not 0 <= label_smoothing <= 1:
             raise UserError(f"model.label_smoothing={label_smoothing}: must lie between 0 and 1")
+        if top_k < 1 or not mean or len(std) != len(mean) or min(std) <= 0:
+            raise UserError(
+                f"model: top_k={top_k} must be at least 1; mean={list(mean)} and std={list(std)} "
+                "need a number for each channel, std one above 0"
+            )
         self.top_k = top_k
         self.label_smoothing = label_smoothing
         self.optimizer = optimizer

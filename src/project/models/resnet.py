@@ -98,7 +98,10 @@ class ImageClassifier(Classifier):
 
     def build(self) -> None:
         """Build `self.net`; called when the number of classes is known."""
-        options = {"zero_init_residual": True} if self.zero_init_residual else {}
+        options: dict[str, Any] = {"zero_init_residual": True} if self.zero_init_residual else {}
+        if self.arch in ("googlenet", "inception_v3"):  # torchvision's weights take other pixels
+            scaled = self.weights in models.get_model_weights(self.arch).__members__
+            options = {"aux_logits": False, "init_weights": True, "transform_input": scaled}
         if self.width != 64 or self.small_stem:
             self.net = NarrowResNet(
                 NARROW[self.arch], self.width, self.small_stem, self.num_classes, **options
