@@ -56,7 +56,7 @@ def fit(
     checkpoint = runs.read_checkpoint(path) if path else {}
     folder, resumes = runs.choose_folder(root, path, run_name, type(model).__name__, resumes=resume)
     runs.check_writable(folder.parent)
-    stored = dumped(parser, config, ())
+    stored = dumped(parser, config, (), command.schema(), {"trainer": plain})
     stored |= {name: _spec(obj) for name, obj in zip(CLASSES, (model, data), strict=True)}
     for name in (*command.about, "config", "print_config"):
         stored.pop(name, None)
