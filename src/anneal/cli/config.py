@@ -220,7 +220,7 @@ class Config:
         """Set a class by name with its arguments, several of them, or none."""
         adds, name = name.endswith("+"), name.rstrip("+")
         old = into.get(name)
-        olds = old if isinstance(old, list) else [] if old is None else [old]
+        olds = old if isinstance(old, list) else [old] if isinstance(old, dict) else []
         if value is None and type(None) in get_args(of.hint):
             into[name] = None
         elif isinstance(value, bool) and bool in members(of.hint):

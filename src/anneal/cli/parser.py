@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from copy import deepcopy
 from typing import Any, Literal
 from warnings import catch_warnings
 
@@ -131,7 +132,7 @@ def converted(parser: ArgumentParser, tree: Tree) -> Namespace:
         UserError: Something does not fit after all.
     """
     try:
-        config: Namespace = parser.parse_object(tree)
+        config: Namespace = parser.parse_object(deepcopy(tree))  # which it changes
     except Exception as e:  # of a dozen types
         raise UserError(f"configuration: {' '.join(str(e).split())[:300]}") from e
     for name in ("config", "print_config"):
