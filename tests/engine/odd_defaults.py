@@ -3,6 +3,7 @@
 
 import datetime
 import enum
+import signal
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
@@ -118,3 +119,16 @@ class Keeps(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {"part": Part()}
+
+
+class Stops(pl.Callback):
+    """Ends the process, or asks it to end, at the start of a step."""
+
+    def __init__(self, step: int, asks: bool = False) -> None:
+        self.step, self.asks = step, asks
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            if not self.asks:
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
