@@ -4,6 +4,7 @@ What takes a second to import is imported where it is used, so that `--help` doe
 """
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anneal.errors import UserError, command
-from anneal.runs.folder import find_runs
+from anneal.runs.folder import STAMP, find_runs
 
 if TYPE_CHECKING:
     from anneal.report.plots import Line
@@ -26,6 +27,8 @@ FORMATS = {
     "time [s]": "{:,.1f}",
     "samples/s": "{:,.0f}",
 }
+FEW_KEYS = 3  # that differ, and a legend can say them
+GENERATED = re.compile(rf"-\d{{3}}$|{STAMP.pattern}")  # names of a sweep's runs, and of others
 BEST = "background-color: #c9efd2; font-weight: bold"
 PAGE = """<!doctype html>
 <html lang="en">
@@ -141,6 +144,19 @@ def _rank(column: str) -> tuple[int, bool]:
     return next(i for i, end in enumerate(ends) if column.endswith(end)), "train/" in column
 
 
+def labelled(runs: "Sequence[Run]") -> "Sequence[Run]":
+    """Return runs that nobody has named under what differs between them, if that is little."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    differ = [key for key in keys if len({run.config.get(key) for run in runs}) > 1]
+    last = [key.rpartition(".")[2] for key in differ]
+    short = {k: s if last.count(s) == 1 else k for k, s in zip(differ, last, strict=True)}
+    names = [", ".join(f"{s}={run.config.get(k)}" for k, s in short.items()) for run in runs]
+    named = not all(GENERATED.search(run.name) for run in runs)
+    if named or len(differ) > FEW_KEYS or len(set(names)) < len(runs):
+        return runs
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
 def page(runs: "Sequence[Run]", lines: "Sequence[Line]") -> str:
     """Return the page, with all that it needs in it."""
     from anneal.report.plots import interactive
@@ -150,7 +166,7 @@ def page(runs: "Sequence[Run]", lines: "Sequence[Line]") -> str:
         f" Long curves are drawn by up to {longest:,} points, the lowest and the highest value of"
         " each stretch of steps; smoothing and the table use all of them."
     )
-    figure = interactive(runs, lines).to_html(
+    figure = interactive(labelled(runs), lines).to_html(
         full_html=False,
         include_plotlyjs=True,
         config={"displaylogo": False, "showSendToCloud": False, "responsive": True},
@@ -178,7 +194,7 @@ def write(runs: "Sequence[Run]", output: Path) -> list[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(runs, lines), encoding="utf-8")
         for path, drawn in figures.items():
-            still(runs, drawn).savefig(path, dpi=120)
+            still(labelled(runs), drawn).savefig(path, dpi=120)
     except OSError as e:
         raise UserError(f"can't write {e.filename or output}: {e.strerror}") from e
     return [output, *figures]

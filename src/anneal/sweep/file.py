@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from anneal.errors import UserError, did_you_mean
+from anneal.sweep.process import training_words
 from anneal.sweep.space import Parameter, parameter
 
 # What W&B's schema knows; False: not supported here.
@@ -28,6 +29,7 @@ MACRO = re.compile(r"\$\{(\w+)\}")
 ENVVAR = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 ARGS = ("", "_no_equals", "_no_hyphens", "_no_boolean_flags", "_json", "_json_file")
 ARGS_HYDRA = ("_append_hydra", "_override_hydra")
+NO_FLAGS = [f"${{args{kind}}}" for kind in ("_no_hyphens", "_json", *ARGS_HYDRA)]
 MACROS = ("env", "interpreter", "program", *(f"args{kind}" for kind in ARGS + ARGS_HYDRA))
 
 
@@ -81,11 +83,12 @@ class Sweep:
 
     @property
     def total(self) -> int | None:
-        """Number of trials; None: endlessly many."""
-        if self.method != "grid":
-            return self.run_cap
-        points = math.prod(len(p.grid or []) for p in self.parameters)
-        return min(points, self.run_cap or points)
+        """Number of trials, each with other parameters; None: endlessly many."""
+        ends = [] if self.run_cap is None else [self.run_cap]
+        grids = [p.grid for p in self.parameters if p.grid is not None]
+        if len(grids) == len(self.parameters):
+            ends.append(math.prod(map(len, grids)))
+        return min(ends, default=None)
 
     def grid(self) -> Iterator[dict[str, Any]]:
         """Yield what Optuna would draw for each point of the grid, the last parameter fastest."""
@@ -95,6 +98,11 @@ class Sweep:
     def values(self, drawn: dict[str, Any]) -> dict[str, Any]:
         """Return the parameters that vary, by dotted name, from what Optuna has drawn."""
         return {p.name: p.value(drawn[p.name]) for p in self.parameters}
+
+    @property
+    def trains(self) -> bool:
+        """Whether the command is a training of ours."""
+        return training_words(self.head) is not None
 
     @property
     def head(self) -> list[str]:
@@ -109,13 +117,17 @@ class Sweep:
     def words(self, values: dict[str, Any], json_file: Path) -> list[str]:
         """Return the command line of one trial, word by word what W&B's agent would run.
 
+        A training of ours gets values as YAML, where the agent writes Python: null, no None.
+
         Args:
             values: Those of the parameters that vary.
             json_file: Where ${args_json_file} is written, if the command has it.
         """
         tree: dict[str, Any] = {}
         settings = {**self.constants, **{p.path: values[p.name] for p in self.parameters}}
+        nested = self.trains and "${args_json_file}" in self.command  # a file of --config
         for path, value in sorted(settings.items(), key=lambda item: item[0]):
+            path = tuple(".".join(path).split(".")) if nested else path
             node = tree
             for key in path[:-1]:
                 node = node.setdefault(key, {})
@@ -125,12 +137,23 @@ class Sweep:
         words: list[str] = []
         for word in self.head:
             macro = MACRO.fullmatch(word)
-            words += _expand(macro[1], tree, json_file) if macro else [ENVVAR.sub(_variable, word)]
+            if macro and self.trains:
+                words += _expand(macro[1], {k: _in_yaml(v) for k, v in tree.items()}, json_file)
+            else:
+                words += _expand(macro[1], tree, json_file) if macro else [_filled(word)]
         return words
 
 
-def _variable(match: re.Match[str]) -> str:
-    return os.environ.get(match[1], match[1])
+def _filled(word: str) -> str:
+    """Return a word with the values of environment variables."""
+    return ENVVAR.sub(lambda match: os.environ.get(match[1], match[1]), word)
+
+
+def _in_yaml(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf)
+    return text.removesuffix("...\n").strip()
 
 
 def _expand(macro: str, tree: dict[str, Any], json_file: Path) -> list[str]:
@@ -191,7 +214,7 @@ def _sweep(path: Path, content: Any) -> Sweep:
     metric = _metric(content)
     if metric is None and (method == "bayes" or content.get("early_terminate")):
         raise UserError("metric: bayes and early_terminate need its name")
-    return Sweep(
+    sweep = Sweep(
         name=re.sub(r"[^\w.=-]+", "-", str(content.get("name") or path.stem)).strip("-."),
         method=method,
         parameters=varied,
@@ -203,6 +226,11 @@ def _sweep(path: Path, content: Any) -> Sweep:
         run_cap=cap,
         env={f"WANDB_{k.upper()}": content[k] for k in ("project", "entity") if k in content},
     )
+    if sweep.trains and (no_flags := [word for word in sweep.command if word in NO_FLAGS]):
+        raise UserError(
+            f"command: {no_flags[0]} makes no --key=value, as train.py takes: ${{args}}"
+        )
+    return sweep
 
 
 def _check_keys(where: str, node: Any, known: dict[str, bool]) -> None:
