@@ -133,6 +133,8 @@ MACROS = {
     "args": ["${args}"],
     "no_equals": ["${args_no_equals}"],
     "no_boolean_flags": ["${args_no_boolean_flags}"],
+    "json": ["${args_json}"],
+    "override_hydra": ["${args_override_hydra}"],
     "json_file": ["--config", "${args_json_file}"],
 }
 
@@ -164,14 +166,6 @@ def test_a_trainings_configuration_is_what_the_table_says(folder, capsys, macro)
         assert optimizer["init_args"].items() <= model["optimizer"]["init_args"].items()
         assert (data["batch_size"], data["predict_path"]) == (16, None)
         assert config["wandb"]["notes"] == "on"
-
-
-@pytest.mark.parametrize("macro", ["no_hyphens", "json", "append_hydra", "override_hydra"])
-def test_words_that_train_py_does_not_take_are_refused(folder, macro):
-    command = ["${interpreter}", "${program}", f"${{args_{macro}}}"]
-    path = write(folder, {"x": {"value": 1}}, program=str(ROOT / "train.py"), command=command)
-    with pytest.raises(UserError, match=r"makes no --key=value, as train.py takes: \$\{args\}"):
-        read(path)
 
 
 LOG10 = math.log(10)
@@ -480,14 +474,13 @@ def test_a_run_cap_counts_trials_with_different_parameters(folder, seeded):
     study = Study(read(write(folder, parameters, method="random", run_cap=7)), folder)
     places = finish_all(study, float)
     assert len(set(places)) == len(places) == study.ended() == 7
-    assert not study.tried_all
 
 
 def test_a_run_cap_beyond_all_parameters_is_said(folder, capsys):
     file = write(folder, {"x": {"values": [1, 2]}}, method="random", run_cap=5)
     assert main([str(file)]) == 0
     assert len(calls(folder)) == 2
-    assert "run_cap=5: there are no other parameters to draw" in capsys.readouterr().err
+    assert "2 trials of run_cap=5: none is left" in capsys.readouterr().err
 
 
 def test_a_target_ends_the_sweep(folder):

@@ -16,6 +16,8 @@ from anneal.errors import UserError, command
 from anneal.runs.folder import STAMP, find_runs
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from anneal.report.plots import Line
     from anneal.runs.run import Run
 
@@ -119,9 +121,7 @@ def table(runs: "Sequence[Run]") -> str:
     names = [run.name for run in runs]
     found = pd.DataFrame([results(run) for run in runs], index=names)
     found = found[sorted(found, key=_rank)]  # whatever the first run has logged
-    settings = pd.DataFrame([run.config for run in runs], index=names).fillna("–")  # noqa: RUF001
-    settings = settings.loc[:, settings.nunique() > 1]
-    parts = {"results": found, "configuration, where it differs": settings}
+    parts = {"results": found, "configuration, where it differs": _differing(runs)}
     frame = pd.concat({k: part for k, part in parts.items() if part.shape[1]}, axis=1)
     style = frame.style.format(escape="html").format_index(escape="html", axis=0)
     style = style.format_index(escape="html", axis=1)
@@ -146,15 +146,21 @@ def _rank(column: str) -> tuple[int, bool]:
 
 def labelled(runs: "Sequence[Run]") -> "Sequence[Run]":
     """Return runs that nobody has named under what differs between them, if that is little."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    differ = [key for key in keys if len({run.config.get(key) for run in runs}) > 1]
-    last = [key.rpartition(".")[2] for key in differ]
-    short = {k: s if last.count(s) == 1 else k for k, s in zip(differ, last, strict=True)}
-    names = [", ".join(f"{s}={run.config.get(k)}" for k, s in short.items()) for run in runs]
-    named = not all(GENERATED.search(run.name) for run in runs)
-    if named or len(differ) > FEW_KEYS or len(set(names)) < len(runs):
+    differ = _differing(runs).rename(columns=lambda key: key.rpartition(".")[2])
+    names = [", ".join(f"{k}={v}" for k, v in row.items()) for _, row in differ.iterrows()]
+    few = differ.shape[1] <= FEW_KEYS and len(set(names)) == len(runs)
+    if not (few and all(GENERATED.search(run.name) for run in runs)):
         return runs
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _differing(runs: "Sequence[Run]") -> "pd.DataFrame":
+    """Return what differs between the configurations, a row a run."""
+    import pandas as pd
+
+    names = [run.name for run in runs]
+    settings = pd.DataFrame([run.config for run in runs], index=names).fillna("–")  # noqa: RUF001
+    return settings.loc[:, settings.nunique() > 1]
 
 
 def page(runs: "Sequence[Run]", lines: "Sequence[Line]") -> str:

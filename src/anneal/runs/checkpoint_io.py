@@ -42,11 +42,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         buffer = _in_memory(checkpoint)  # torch's own writer hides why a disk refuses
         if kinds := get_unsafe_globals_in_checkpoint(buffer):
-            states = {**checkpoint, **checkpoint.get("callbacks", {})}
-            names = [k for k, v in states.items() if k != "callbacks" and _plain({k: v}) == {}]
+            states = {**checkpoint.pop("callbacks", {}), **checkpoint}
+            names = ", ".join(states.keys() - _plain(states).keys())
             raise UserError(
-                f"can't save {path}: {', '.join(names)} holds {', '.join(kinds)}, which no resume "
-                "would read: keep numbers, texts, lists, dictionaries and tensors in a state",
+                f"can't save {path}: {names} holds {', '.join(kinds)}, which no resume would read: "
+                "keep numbers, texts, lists, dictionaries and tensors in a state",
                 status=1,
             )
         try:

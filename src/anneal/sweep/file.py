@@ -29,7 +29,6 @@ MACRO = re.compile(r"\$\{(\w+)\}")
 ENVVAR = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 ARGS = ("", "_no_equals", "_no_hyphens", "_no_boolean_flags", "_json", "_json_file")
 ARGS_HYDRA = ("_append_hydra", "_override_hydra")
-NO_FLAGS = [f"${{args{kind}}}" for kind in ("_no_hyphens", "_json", *ARGS_HYDRA)]
 MACROS = ("env", "interpreter", "program", *(f"args{kind}" for kind in ARGS + ARGS_HYDRA))
 
 
@@ -117,7 +116,8 @@ class Sweep:
     def words(self, values: dict[str, Any], json_file: Path) -> list[str]:
         """Return the command line of one trial, word by word what W&B's agent would run.
 
-        A training of ours gets values as YAML, where the agent writes Python: null, no None.
+        A training of ours gets --key=value whatever the macro, with the value as YAML has it: the
+        agent writes None for null, and leaves out what is false.
 
         Args:
             values: Those of the parameters that vary.
@@ -137,8 +137,8 @@ class Sweep:
         words: list[str] = []
         for word in self.head:
             macro = MACRO.fullmatch(word)
-            if macro and self.trains:
-                words += _expand(macro[1], {k: _in_yaml(v) for k, v in tree.items()}, json_file)
+            if macro and self.trains and macro[1] != "args_json_file":
+                words += [f"--{key}={_in_yaml(value)}" for key, value in tree.items()]
             else:
                 words += _expand(macro[1], tree, json_file) if macro else [_filled(word)]
         return words
@@ -152,7 +152,7 @@ def _filled(word: str) -> str:
 def _in_yaml(value: Any) -> str:
     if isinstance(value, str):
         return value
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf)
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
     return text.removesuffix("...\n").strip()
 
 
@@ -214,7 +214,7 @@ def _sweep(path: Path, content: Any) -> Sweep:
     metric = _metric(content)
     if metric is None and (method == "bayes" or content.get("early_terminate")):
         raise UserError("metric: bayes and early_terminate need its name")
-    sweep = Sweep(
+    return Sweep(
         name=re.sub(r"[^\w.=-]+", "-", str(content.get("name") or path.stem)).strip("-."),
         method=method,
         parameters=varied,
@@ -226,11 +226,6 @@ def _sweep(path: Path, content: Any) -> Sweep:
         run_cap=cap,
         env={f"WANDB_{k.upper()}": content[k] for k in ("project", "entity") if k in content},
     )
-    if sweep.trains and (no_flags := [word for word in sweep.command if word in NO_FLAGS]):
-        raise UserError(
-            f"command: {no_flags[0]} makes no --key=value, as train.py takes: ${{args}}"
-        )
-    return sweep
 
 
 def _check_keys(where: str, node: Any, known: dict[str, bool]) -> None:

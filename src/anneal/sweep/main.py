@@ -47,8 +47,9 @@ def run(file: Path, jobs: int, storage: str | None) -> int:
     worker.run()
     rows = result.rows_of(study)
     result.write_table(folder / "table.csv", sweep, rows)
-    if not worker.interrupted and study.tried_all:
-        print(f"run_cap={sweep.run_cap}: there are no other parameters to draw", file=sys.stderr)
+    if not worker.interrupted and study.ended() < (sweep.run_cap or 0):
+        why = "the target is reached" if sweep.metric and sweep.metric.target else "none is left"
+        print(f"{study.ended()} trials of run_cap={sweep.run_cap}: {why}", file=sys.stderr)
     print(f"\n{result.text_table(sweep, rows)}\n\n{folder / 'table.csv'}")
     if figure := result.plot(sweep, rows):
         figure.savefig(folder / f"{sweep.name}.png", dpi=120)

@@ -137,13 +137,7 @@ class Study:
             time.sleep(0.5)  # the worker that made the study is at it
         if self.study.user_attrs.get("queued") == total:
             return
-        interrupted = self.interrupted()
-        queued = [
-            t
-            for t in self.trials()
-            if t.state == TrialState.WAITING
-            or ("values" in t.user_attrs and t.number not in interrupted)
-        ]
+        queued = [*self._begun(), *self.trials(TrialState.WAITING)]
         points: list[dict[str, Any]] = [{}] * (total - len(queued))  # drawn when they are asked for
         if self.sweep.method == "grid":
             known = {json.dumps(t.system_attrs.get("fixed_params")) for t in queued}
@@ -162,13 +156,6 @@ class Study:
                 return True
         waits = self.sweep.total is None or bool(self.trials(TrialState.WAITING))
         return not waits or self._same_in_a_row >= SAME_IN_A_ROW
-
-    @property
-    def tried_all(self) -> bool:
-        """Whether fewer trials were run than the file allows, as there are no others."""
-        cap, total = self.sweep.run_cap, self.sweep.total
-        fewer = cap is not None and total is not None and total < cap
-        return fewer or self._same_in_a_row >= SAME_IN_A_ROW
 
     def ask(self) -> tuple[Trial, dict[str, Any]] | None:
         """Return the next trial and its parameters; None: none is left, or it was tried before."""
@@ -288,11 +275,14 @@ class Study:
 
     def ended(self) -> int:
         """Return how many trials are done with, run or not."""
+        return sum(t.state.is_finished() for t in self._begun())
+
+    def _begun(self) -> list[FrozenTrial]:
+        """Return the trials that were begun, each with its own parameters."""
         interrupted = self.interrupted()
-        return sum(
-            t.state.is_finished() and "values" in t.user_attrs and t.number not in interrupted
-            for t in self.trials()
-        )
+        return [
+            t for t in self.trials() if "values" in t.user_attrs and t.number not in interrupted
+        ]
 
     def best(self) -> float | None:
         """Return the best value so far, if there is one."""
