@@ -250,7 +250,17 @@ def test_a_checkpoint_loads_outside_the_command_line_and_is_plain(run):
     assert isinstance(torch.load(path, weights_only=True), dict)
 
 
-@pytest.mark.parametrize("damage", ["half", "tail", "head", "empty", "text", "flipped"])
+def with_a_flipped_bit(path: Path, entry: str) -> bytes:
+    """The bytes of an archive, one of those of an entry's content with another bit."""
+    content = bytearray(path.read_bytes())
+    with ZipFile(path) as file:
+        info = next(i for i in file.infolist() if i.filename.endswith(entry))
+        found = content.find(file.read(info), info.header_offset)
+    content[found + info.file_size // 2] ^= 64
+    return bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["half", "tail", "head", "empty", "text", "flipped", "weight"])
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_a_damaged_checkpoint_is_named_with_a_good_one(run, capsys, command, damage):
     run(*FIT)
@@ -264,6 +274,7 @@ def test_a_damaged_checkpoint_is_named_with_a_good_one(run, capsys, command, dam
         "empty": b"",
         "text": b"hello\n",
         "flipped": whole[:2] + bytes(255 - x for x in whole[2:400]) + whole[400:],
+        "weight": with_a_flipped_bit(folder / "last.ckpt", "data/0"),
     }[damage]
     (folder / "last.ckpt").write_bytes(broken)
     line = fails(run, capsys, command, "--ckpt_path=last")

@@ -1,9 +1,14 @@
 """An exported file computes what its checkpoint does, and says what it takes and gives."""
 
 import csv
+import io
 import json
+import pickle
 import re
 import shutil
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -193,6 +198,82 @@ def test_a_nan_in_one_batch_is_refused(digits, run, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         run("export", "--ckpt_path=last", "--format=torch_export")
     assert "by up to nan" in capsys.readouterr().err
+
+
+class Code:
+    """Writes a file where it is unpickled."""
+
+    def __reduce__(self):
+        return Path.write_text, (Path("ran"), "")
+
+
+def pickled(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def replaced(node: Any, key: str, value: Any) -> Any:
+    """A tree with another value wherever a key stands."""
+    if isinstance(node, list):
+        return [replaced(part, key, value) for part in node]
+    if not isinstance(node, dict):
+        return node
+    return {k: value if k == key else replaced(v, key, value) for k, v in node.items()}
+
+
+RUNS = "__import__('pathlib').Path('ran').touch()"
+PLANTED = {
+    "sample_inputs/model.pt": [pickled(Code()), pickle.dumps(Code())],
+    "weights/weight_0": [pickled(Code()), pickle.dumps(Code())],
+    "weights_config.json": [("use_pickle", True)],
+    "models/model.json": [
+        ("target", "torch.os.system"),
+        ("target", "torch.ops.load_library"),
+        ("expr_str", RUNS),
+        ("expr_str", "eval(chr(49))"),
+        ("guards_code", [RUNS]),
+    ],
+    "constants/opaque_obj_0": [pickle.dumps(Code())],
+}
+
+
+def test_no_code_in_an_exported_file_is_run(digits, run, capsys):
+    """Wherever torch.export would run what it finds: pickles, operators, sizes, guards."""
+    run("export", "--ckpt_path=last", "--format=torch_export", "--output=a.pt2")
+    with ZipFile("a.pt2") as file:
+        whole = {name: file.read(name) for name in file.namelist()}
+    assert any(name.endswith("models/model.json") for name in whole), "written in another way"
+    for place, plants in PLANTED.items():
+        names = [name for name in whole if name.endswith(place)]
+        for plant in plants:
+            changed = dict(whole)
+            for name in names or [f"{min(whole).partition('/')[0]}/data/{place}"]:
+                tree = isinstance(plant, tuple) and replaced(json.loads(whole[name]), *plant)
+                changed[name] = json.dumps(tree).encode() if tree else plant
+            if place == "weights/weight_0":
+                (config,) = [name for name in whole if name.endswith("weights_config.json")]
+                tree = replaced(json.loads(whole[config]), "use_pickle", True)
+                changed[config] = json.dumps(tree).encode()
+            with ZipFile("stranger.pt2", "w") as file:
+                for name, content in changed.items():
+                    file.writestr(name, content)
+            with pytest.raises(UserError, match=r"stranger.pt2 is damaged, or no exported"):
+                exported.read(Path("stranger.pt2"))
+            assert not Path("ran").exists(), (place, plant)
+
+
+@pytest.mark.parametrize(("form", "ending"), FORMATS)
+def test_a_flipped_bit_of_a_weight_is_found(digits, run, form, ending):
+    run("export", "--ckpt_path=last", f"--format={form}", f"--output=a{ending}")
+    path = Path(f"a{ending}")
+    exported.read(path)
+    weight = torch.load("runs/digits/checkpoints/last.ckpt")["state_dict"]["net.1.weight"]
+    content = bytearray(path.read_bytes())
+    content[content.index(weight.numpy().tobytes()) + 100] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"a{ending} is damaged"):
+        exported.read(path)
 
 
 def test_mistakes_are_one_line(digits, run, tmp_path, capsys, monkeypatch):

@@ -18,8 +18,8 @@ from matplotlib.image import imread
 from test_sweep import tool
 from torch.optim import lr_scheduler
 
-from anneal.report.page import main, page, read, results, table, write
-from anneal.report.plots import BUDGET, SMOOTHING, colours, interactive, lines_of
+from anneal.report.page import labelled, main, page, read, results, table, write
+from anneal.report.plots import BUDGET, SMOOTHING, colours, interactive, lines_of, still
 from anneal.runs.run import AXES, Curve, Run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -294,6 +294,15 @@ def test_only_settings_that_differ_are_listed(two):
     assert settings == ["model.optimizer", "model.optimizer.lr", "model.optimizer.momentum"]
     assert frame["model.optimizer"].tolist() == ["SGD", "SGD", "AdamW"]
     assert frame["model.optimizer.lr"].tolist() == ["0.1", "0.3", "0.1"]
+
+
+def test_runs_that_nobody_has_named_go_by_what_differs(tmp_path):
+    for i, lr in enumerate((0.1, 0.01)):
+        make_run(tmp_path / f"runs/sweeps/try/try-{i:03d}", ladder(), lr=lr)
+    runs = labelled(read([str(tmp_path / "runs/sweeps/try")]))
+    assert sorted(run.name for run in runs) == ["lr=0.01", "lr=0.1"]
+    names = [t.get_text() for t in still(runs, lines_of(runs)).legends[0].get_texts()]
+    assert sorted(names) == ["lr=0.01", "lr=0.1"]
 
 
 def test_what_a_resume_changed_is_shown(two):

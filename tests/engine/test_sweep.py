@@ -129,6 +129,45 @@ def test_the_words_of_a_command_are_those_of_wandbs_agent(folder, monkeypatch):
     assert json.loads((folder / "args.json").read_text())["b"] == {"c": 0.5, "d": False}
 
 
+MACROS = {
+    "args": ["${args}"],
+    "no_equals": ["${args_no_equals}"],
+    "no_boolean_flags": ["${args_no_boolean_flags}"],
+    "json": ["${args_json}"],
+    "override_hydra": ["${args_override_hydra}"],
+    "json_file": ["--config", "${args_json_file}"],
+}
+
+
+@pytest.mark.parametrize("macro", MACROS)
+def test_a_trainings_configuration_is_what_the_table_says(folder, capsys, macro):
+    optimizer = {"class_path": "SGD", "init_args": {"lr": 1e-5, "nesterov": False, "fused": None}}
+    parameters = {
+        "model.decay_bias": {"values": [True, False]},
+        "model.optimizer": {"values": [optimizer]},
+        "data": {"parameters": {"batch_size": {"value": 16}, "predict_path": {"value": None}}},
+        "wandb.notes": {"value": "on"},
+    }
+    (folder / "small.yaml").write_text(SMALL)
+    command = ["${env}", "${interpreter}", "${program}", "--config=small.yaml", *MACROS[macro]]
+    program = str(ROOT / "train.py")
+    sweep = read(write(folder, parameters, program=program, command=command))
+    for point in sweep.grid():
+        values = sweep.values(point)
+        words = sweep.words(values, folder / "args.json")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e:
+            train(["fit", *words[3:], "--print_config"])
+        assert not e.value.code
+        config = yaml.safe_load(capsys.readouterr().out)
+        model, data = config["model"]["init_args"], config["data"]["init_args"]
+        assert model["decay_bias"] is values["model.decay_bias"]
+        assert model["optimizer"]["class_path"] == "torch.optim.SGD"
+        assert optimizer["init_args"].items() <= model["optimizer"]["init_args"].items()
+        assert (data["batch_size"], data["predict_path"]) == (16, None)
+        assert config["wandb"]["notes"] == "on"
+
+
 LOG10 = math.log(10)
 DISTRIBUTIONS = {
     "uniform": ({"min": -1.5, "max": 2.0}, scipy.stats.uniform(-1.5, 3.5)),
@@ -430,6 +469,20 @@ def test_the_same_parameters_are_not_run_twice(folder, seeded):
     assert sorted(finish_all(Study(sweep, folder), float)) == [1, 1, 2, 2]
 
 
+def test_a_run_cap_counts_trials_with_different_parameters(folder, seeded):
+    parameters = {"x": {"min": 1, "max": 9}}
+    study = Study(read(write(folder, parameters, method="random", run_cap=7)), folder)
+    places = finish_all(study, float)
+    assert len(set(places)) == len(places) == study.ended() == 7
+
+
+def test_a_run_cap_beyond_all_parameters_is_said(folder, capsys):
+    file = write(folder, {"x": {"values": [1, 2]}}, method="random", run_cap=5)
+    assert main([str(file)]) == 0
+    assert len(calls(folder)) == 2
+    assert "2 trials of run_cap=5: none is left" in capsys.readouterr().err
+
+
 def test_a_target_ends_the_sweep(folder):
     metric = {"name": "loss", "goal": "minimize", "target": 1.0}
     sweep = read(write(folder, {"x": {"values": [4, 2, 1, 0]}}, metric=metric))
@@ -494,3 +547,8 @@ def test_the_picture_of_words_has_bars_and_of_several_numbers_lines(folder):
     assert axes.get_lines()[1].get_xydata().tolist() == [[0.1, 1.1], [1, 2], [10, 11]]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["SGD(momentum=0.9)", "Adam", "best: 0.1 at 0.1"]
+
+    sweep = read(write(folder, {"a.seed": {"values": [0, 1]}, "lr": {"values": [1]}}))
+    rows = [Row(i, 1.0, FINISHED, {"a.seed": i, "lr": 1}, 1.0, "") for i in (0, 1)]
+    labels = [text.get_text() for text in plot(sweep, rows).axes[0].get_legend().get_texts()]
+    assert labels[:2] == ["seed=0", "seed=1"]

@@ -59,7 +59,7 @@ def fit(
     start = start_from(Words("fit", [], typed, []), [], True)
     folder = start.resumed or runs.new_folder(root, run_name, type(model).__name__)
     runs.check_writable(start.resumed or root)
-    stored = dumped(parser, config, ())
+    stored = dumped(parser, config, (), command.schema(), {"trainer": plain})
     stored |= {name: _spec(obj) for name, obj in zip(CLASSES, (model, data), strict=True)}
     for name in (*command.about, "config", "print_config"):
         stored.pop(name, None)

@@ -1,7 +1,10 @@
 """The options of a command, and jsonargparse's parser of them: it converts, prints and builds."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from copy import deepcopy
 from typing import Any, Literal
+from warnings import catch_warnings
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -12,7 +15,17 @@ from anneal.callbacks.lr_monitor import LearningRateMonitor
 from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.progress_bar import ProgressBar
 from anneal.cli.files import Tree
-from anneal.cli.schema import Parameter, Schema, arguments, parameters, path_of
+from anneal.cli.schema import (
+    Parameter,
+    Schema,
+    arguments,
+    base_classes,
+    fields_of,
+    parameters,
+    path_of,
+    resolve,
+)
+from anneal.cli.values import AS_IT_IS, reads_back
 from anneal.cli.words import OPTIONS, PROG
 from anneal.errors import UserError
 from anneal.loggers.wandb import WandbLogger
@@ -123,7 +136,7 @@ def converted(parser: ArgumentParser, tree: Tree) -> Namespace:
         UserError: Something does not fit after all.
     """
     try:
-        config: Namespace = parser.parse_object(tree)
+        config: Namespace = parser.parse_object(deepcopy(tree))  # which it changes
     except Exception as e:  # of a dozen types
         raise UserError(f"configuration: {' '.join(str(e).split())[:300]}") from e
     for name in ("config", "print_config"):
@@ -131,22 +144,60 @@ def converted(parser: ArgumentParser, tree: Tree) -> Namespace:
     return config
 
 
-def dumped(parser: ArgumentParser, config: Namespace, packages: Iterable[str]) -> Tree:
-    """Return a configuration as plain values; classes of these packages by their short names.
+def dumped(
+    parser: ArgumentParser, config: Namespace, packages: Iterable[str], schema: Schema, typed: Tree
+) -> Tree:
+    """Return a configuration as plain values that are read back as what they were.
 
-    So a stored configuration outlives another name of the package.
+    Args:
+        parser: That of the configuration.
+        config: With all defaults. One that YAML can't hold (a lambda, a module) is left out.
+        packages: Classes of these go by their short names where no other class has that name, so
+            that a stored configuration outlives another name of the package.
+        schema: The names and types of all options.
+        typed: The configuration without defaults, as plain values.
     """
-    tree: Tree = yaml.safe_load(parser.dump(config, skip_unset=False, skip_validation=True))
-    _shorten(tree, tuple(f"{package}." for package in packages))
-    return tree
+    own = tuple(f"{name}." for name in packages)
+    with catch_warnings(action="ignore"):  # of what can't be written
+        written: Any = parser.dump(config, format=AS_IT_IS, skip_unset=False, skip_validation=True)
+        return _readable(written, config, schema, typed, own)
 
 
-def _shorten(tree: Any, packages: tuple[str, ...]) -> None:
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        if key == "class_path" and str(value).startswith(packages):
-            tree[key] = value.rpartition(".")[2]
-        for node in value if isinstance(value, list) else [value]:
-            _shorten(node, packages)
+def _readable(written: Tree, config: Any, schema: Schema, typed: Any, own: tuple[str, ...]) -> Tree:
+    kept: Tree = {}
+    for name, plain in written.items():
+        if (of := schema.get(name)) is None:  # jsonargparse follows **kwargs further
+            continue
+        value = config[name]
+        given = typed.get(name) if isinstance(typed, dict) else None
+        if isinstance(value, Namespace) and (fields := fields_of(of)):
+            kept[name] = _readable(plain, value, fields, given, own)
+        elif is_spec(value) and base_classes(of.hint):
+            kept[name] = _readable_class(plain, value, of.hint, given, own)
+        elif isinstance(value, list) and value and all(map(is_spec, value)):
+            each = given if isinstance(given, list) else [given] * len(value)
+            of_each = zip(plain, value, each, strict=True)
+            kept[name] = [_readable_class(p, v, of.hint, g, own) for p, v, g in of_each]
+        elif not is_spec(value) and reads_back(plain, value, of.hint):
+            kept[name] = plain
+        elif isinstance(typed, dict) and name in typed:
+            kept[name] = given
+    return kept
+
+
+def _readable_class(spec: Tree, value: Any, hint: Any, given: Any, own: tuple[str, ...]) -> Tree:
+    path, args = spec["class_path"], given.get("init_args") if isinstance(given, dict) else None
+    cls = resolve(path, hint)
+    short = path.rpartition(".")[2]
+    with suppress(UserError):  # several have that name
+        path = short if path.startswith(own) and resolve(short, hint) is cls else path
+    below = spec.get("init_args", {}), value.get("init_args", {}), arguments(cls, hint), args
+    return {**spec, "class_path": path, "init_args": _readable(*below, own)}
+
+
+def is_spec(value: Any) -> bool:
+    """Whether a value names a class with its arguments."""
+    return isinstance(value, Namespace) and "class_path" in value
 
 
 def as_yaml(tree: Tree) -> str:

@@ -102,7 +102,7 @@ def prepare(words: Words, project: Project) -> Run | str:
     parser = command.build()
     whole = converted(parser, tree)
     _say(config.notes_in_words())
-    plain = dumped(parser, whole, project.packages)
+    plain = dumped(parser, whole, project.packages, config.schema, tree)
     if "print_config" in flags:
         return as_yaml(plain)
     _check(whole)

@@ -5,6 +5,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import is_dataclass
+from enum import Enum
 from functools import cache
 from importlib import import_module
 from types import NoneType, UnionType
@@ -15,6 +16,7 @@ from anneal.errors import UserError, did_you_mean
 
 REQUIRED = inspect.Parameter.empty
 PLAIN = (int, float, str, tuple)  # a type that has one of these beside a class takes plain values
+STANDARD = sys.stdlib_module_names  # whose classes are values: paths, dates, decimals
 IMPORT_PATH = " (or give an import path such as my_package.MyClass)"
 
 
@@ -42,8 +44,9 @@ def members(hint: Any) -> list[Any]:
 def base_classes(hint: Any) -> list[type]:
     """Return the classes whose subclasses a type takes by name: of list[Callback], Callback."""
     if not get_origin(hint):
-        return [hint] if isinstance(hint, type) and hint.__module__ != "builtins" else []
-    args = get_args(hint)
+        is_class = isinstance(hint, type) and hint.__module__ not in ("builtins", "torch")
+        return [hint] if is_class and not issubclass(hint, Enum) else []
+    args = get_args(hint) if get_origin(hint) is not type else ()  # a class is no object of it
     args = args[-1:] if get_origin(hint) is Callable else args  # what it returns: an optimizer
     return [base for arg in args for base in base_classes(arg)]
 
@@ -52,9 +55,6 @@ def takes_class(hint: Any) -> bool:
     """Whether a type takes a class by name and no plain value but None, true and false."""
     bases = [b for b in base_classes(hint) if b.__module__.partition(".")[0] not in STANDARD]
     return bool(bases) and not {get_origin(k) or k for k in members(hint)}.intersection(PLAIN)
-
-
-STANDARD = {"pathlib", "datetime", "enum", "typing", "types", "collections", "os"}
 
 
 def takes_list(hint: Any) -> bool:
@@ -194,7 +194,9 @@ def resolve(name: Any, hint: Any) -> Any:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         near = did_you_mean(last, names)
         raise UserError(f"can't import {name}: {reason}{near}") from e
-    if not callable(found) or (isinstance(found, type) and not issubclass(found, tuple(bases))):
+    if not hasattr(found, "__name__") or (
+        isinstance(found, type) and not issubclass(found, tuple(bases))
+    ):
         raise UserError(f"'{name}' is no {kind}{did_you_mean(last, names)}")
     return found
 
@@ -215,7 +217,7 @@ def path_of(cls: Any) -> str:
     parts, name = cls.__module__.split("."), cls.__qualname__
     for n in range(1, len(parts)):
         module = sys.modules.get(".".join(parts[:n]))
-        if vars(module or object).get(name) is cls:
+        if getattr(module, name, None) is cls:  # also what is loaded when it is asked for
             return f"{'.'.join(parts[:n])}.{name}"
     return f"{cls.__module__}.{name}"
 

@@ -1,15 +1,19 @@
 """A value of a configuration: whether it fits its type, and what is said if it does not."""
 
 import re
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin
+from warnings import catch_warnings
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_dumper
 
 from anneal.cli.ranges import check_range
 from anneal.cli.schema import Parameter, base_classes, group_of, in_words, members, takes_list
 from anneal.errors import UserError, did_you_mean
 
+AS_IT_IS = "as it is"  # a format of jsonargparse's: plain values, and what it can't write as text
+set_dumper(AS_IT_IS, lambda tree: tree)
 QUOTES = " (YAML takes off, no, on and yes for booleans: put quotes around it)"
 
 
@@ -47,7 +51,9 @@ def checked(value: Any, hint: Any) -> Any:
             parser.parse_object({"x": value})
             return value
         found = parser.parse_args([f"--x={value}"])
-        return yaml.safe_load(parser.dump(found, skip_unset=False))["x"]
+        with catch_warnings(action="ignore"):  # of what can't be written
+            written: Any = parser.dump(found, format=AS_IT_IS, skip_unset=False)
+        return written["x"] if reads_back(written["x"], found.x, hint) else untyped(value)
     except Exception as e:  # of a dozen types
         raise UserError(wrong_value(value, hint)) from e
 
@@ -75,6 +81,20 @@ def option(name: str, value: Any, of: Parameter, old: Any) -> Any:
     found = checked(value, of.hint)
     found = [*before, *found] if name != plain else found
     return check_range(plain, found) if of.has_range else found
+
+
+def reads_back(written: Any, value: Any, hint: Any) -> bool:
+    """Whether what is written of a value, once in YAML, is read as that value."""
+    texts = [str] if members(hint) == [str] else []
+    if type(written) is type(value) and type(value) in (bool, int, float, NoneType, *texts):
+        return True
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--x", type=hint)
+    try:
+        again = parser.parse_object({"x": yaml.safe_load(yaml.safe_dump(written))}).x
+    except Exception:  # of a dozen types
+        return False
+    return type(again) is type(value) and repr(again) == repr(value)
 
 
 def fits(value: Any, hint: Any) -> bool:

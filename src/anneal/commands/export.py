@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
 from anneal.errors import UserError, first_line
-from anneal.runs.exported import ENDINGS, INPUT, OUTPUT, Exported, read
+from anneal.runs.exported import ENDINGS, INPUT, OUTPUT, Exported, read, seal_onnx
 from anneal.runs.folder import read_checkpoint, run_of
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # by torch.onnx.export, and to run the result
@@ -181,6 +181,7 @@ def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path:
     assert program is not None
     program.model.metadata_props.update(about)
     program.save(path, external_data=False)
+    seal_onnx(path)
 
 
 def _write_torch(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:

@@ -1,9 +1,10 @@
 """The callback that tells a schedule how long the run is and how each validation went."""
 
 import math
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 
 from anneal.errors import UserError
@@ -22,6 +23,7 @@ class ScheduleCallback(Callback):
     def __init__(self, schedule: RunSchedule) -> None:
         self.schedule = schedule
         self.validation_metrics: list[str] = []
+        self._rates: list[float] | None = None  # of a scheduler that took this one's place
 
     @classmethod
     def attach(cls, trainer: Trainer, schedule: RunSchedule) -> None:
@@ -37,6 +39,10 @@ class ScheduleCallback(Callback):
         self.validation_metrics = list(trainer.callback_metrics)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if all(c.scheduler is not self.schedule for c in trainer.lr_scheduler_configs):
+            # Lightning's SWA has removed it: its scheduler was in charge at the checkpoint.
+            self._rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+            return
         steps_per_epoch, total_steps = run_length(trainer)
         if steps_per_epoch is None and self.schedule.schedule.counts_epochs:
             raise UserError(
@@ -57,6 +63,19 @@ class ScheduleCallback(Callback):
             if self.validation_metrics:
                 self._check_monitor(self.validation_metrics)
         rank_zero_info(self.schedule.describe())
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._rates is None:
+            return
+        if not trainer.lr_scheduler_configs:  # resumed inside an epoch, whose start SWA has missed
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, StochasticWeightAveraging):
+                    callback.on_train_epoch_start(trainer, pl_module)
+        for group, lr in zip(trainer.optimizers[0].param_groups, self._rates, strict=True):
+            group["lr"] = lr  # SWA's scheduler takes a step when it is made
+        self._rates = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (

@@ -4,6 +4,7 @@ What takes a second to import is imported where it is used, so that `--help` doe
 """
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anneal.errors import UserError, command
-from anneal.runs.folder import find_runs
+from anneal.runs.folder import STAMP, find_runs
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from anneal.report.plots import Line
     from anneal.runs.run import Run
 
@@ -26,6 +29,8 @@ FORMATS = {
     "time [s]": "{:,.1f}",
     "samples/s": "{:,.0f}",
 }
+FEW_KEYS = 3  # that differ, and a legend can say them
+GENERATED = re.compile(rf"-\d{{3}}$|{STAMP.pattern}")  # names of a sweep's runs, and of others
 BEST = "background-color: #c9efd2; font-weight: bold"
 PAGE = """<!doctype html>
 <html lang="en">
@@ -116,9 +121,7 @@ def table(runs: "Sequence[Run]") -> str:
     names = [run.name for run in runs]
     found = pd.DataFrame([results(run) for run in runs], index=names)
     found = found[sorted(found, key=_rank)]  # whatever the first run has logged
-    settings = pd.DataFrame([run.config for run in runs], index=names).fillna("–")  # noqa: RUF001
-    settings = settings.loc[:, settings.nunique() > 1]
-    parts = {"results": found, "configuration, where it differs": settings}
+    parts = {"results": found, "configuration, where it differs": _differing(runs)}
     frame = pd.concat({k: part for k, part in parts.items() if part.shape[1]}, axis=1)
     style = frame.style.format(escape="html").format_index(escape="html", axis=0)
     style = style.format_index(escape="html", axis=1)
@@ -141,6 +144,25 @@ def _rank(column: str) -> tuple[int, bool]:
     return next(i for i, end in enumerate(ends) if column.endswith(end)), "train/" in column
 
 
+def labelled(runs: "Sequence[Run]") -> "Sequence[Run]":
+    """Return runs that nobody has named under what differs between them, if that is little."""
+    differ = _differing(runs).rename(columns=lambda key: key.rpartition(".")[2])
+    names = [", ".join(f"{k}={v}" for k, v in row.items()) for _, row in differ.iterrows()]
+    few = differ.shape[1] <= FEW_KEYS and len(set(names)) == len(runs)
+    if not (few and all(GENERATED.search(run.name) for run in runs)):
+        return runs
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _differing(runs: "Sequence[Run]") -> "pd.DataFrame":
+    """Return what differs between the configurations, a row a run."""
+    import pandas as pd
+
+    names = [run.name for run in runs]
+    settings = pd.DataFrame([run.config for run in runs], index=names).fillna("–")  # noqa: RUF001
+    return settings.loc[:, settings.nunique() > 1]
+
+
 def page(runs: "Sequence[Run]", lines: "Sequence[Line]") -> str:
     """Return the page, with all that it needs in it."""
     from anneal.report.plots import interactive
@@ -150,7 +172,7 @@ def page(runs: "Sequence[Run]", lines: "Sequence[Line]") -> str:
         f" Long curves are drawn by up to {longest:,} points, the lowest and the highest value of"
         " each stretch of steps; smoothing and the table use all of them."
     )
-    figure = interactive(runs, lines).to_html(
+    figure = interactive(labelled(runs), lines).to_html(
         full_html=False,
         include_plotlyjs=True,
         config={"displaylogo": False, "showSendToCloud": False, "responsive": True},
@@ -178,7 +200,7 @@ def write(runs: "Sequence[Run]", output: Path) -> list[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(runs, lines), encoding="utf-8")
         for path, drawn in figures.items():
-            still(runs, drawn).savefig(path, dpi=120)
+            still(labelled(runs), drawn).savefig(path, dpi=120)
     except OSError as e:
         raise UserError(f"can't write {e.filename or output}: {e.strerror}") from e
     return [output, *figures]

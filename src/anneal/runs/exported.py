@@ -1,10 +1,21 @@
-"""An exported classifier: one file, of ONNX or of torch.export, read back and run."""
+"""An exported classifier: one file, of ONNX or of torch.export, read back and run.
+
+torch.export runs what a file holds in four places: its pickles, the names of its operators, and
+sizes and guards, which are Python expressions. Each is checked, so that a stranger's file can
+compute and do nothing else.
+"""
 
 import json
+import os
+import re
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+from zipfile import ZipFile
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,6 +27,15 @@ ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
 INPUT, OUTPUT = "pixels", "probabilities"
 # What a file says of itself, all of it text: class_names and shape in JSON, config in YAML.
 KEYS = ("class_names", "shape", "input", "output", "run", "checkpoint", "config")
+
+OPERATOR = re.compile(
+    r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|torch\.sym_\w+|math\.\w+"
+    r"|_operator\.(add|sub|mul|neg|truediv|floordiv|mod|pow|eq|ne|lt|le|gt|ge|and_|or_|getitem)"
+)
+# In a size or a guard: sympy's classes, symbols, and what is asked of a tensor.
+NAME = re.compile(r"[A-Z][a-z]\w+|L|[su]\d+|size|stride")
+WORD, NO_NAME = re.compile(r"[^\W\d]\w*"), re.compile(r"'\w*'|\w+=(True|False)")
+ONNX_END = b"\x72\x11\x0a\x05crc32\x12\x08"  # one more entry of its metadata, of 8 digits
 
 
 @dataclass
@@ -86,9 +106,20 @@ def read(path: Path) -> Exported:
     return Exported(path, about, compute)
 
 
+def seal_onnx(path: Path) -> None:
+    """Append the checksum of all before it, as one more entry of the metadata."""
+    with path.open("r+b") as file:
+        crc = zlib.crc32(file.read())
+        file.write(ONNX_END + b"%08x" % crc)
+
+
 def _read_onnx(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Tensor]]:
     import onnxruntime
 
+    content = path.read_bytes()
+    body, end = content[: -len(ONNX_END) - 8], content[-len(ONNX_END) - 8 :]
+    if end.startswith(ONNX_END) and end[-8:] != b"%08x" % zlib.crc32(body):
+        raise ValueError("its checksum is another one")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def compute(pixels: Tensor) -> Tensor:
@@ -99,4 +130,35 @@ def _read_onnx(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Tensor]]:
 
 def _read_torch(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Tensor]]:
     about = dict.fromkeys(KEYS, "")
-    return about, torch.export.load(path, extra_files=about).module()
+    _check_archive(path)
+    with patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}):  # of pickles
+        return about, torch.export.load(path, extra_files=about).module()
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError if an archive is damaged, or holds what is no arithmetic on tensors."""
+    with ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise ValueError(f"{damaged} is not what was written")
+        for entry in file.infolist():
+            if "_obj_" in entry.filename:
+                raise ValueError(f"{entry.filename} is a pickled object")
+            content = file.read(entry)
+            if content.lstrip()[:1] == b"{":
+                with suppress(UnicodeDecodeError, json.JSONDecodeError):  # bytes of a weight
+                    json.loads(content, object_hook=_check_node)
+
+
+def _check_node(node: dict[str, Any]) -> dict[str, Any]:
+    operators = [node[key] for key in ("target", "as_operator") if key in node]
+    sizes = [node["expr_str"]] if "expr_str" in node else []
+    wrong = [text for text in operators if text and not OPERATOR.fullmatch(str(text))]
+    wrong += [text for text in [*sizes, *node.get("guards_code", [])] if _is_code(str(text))]
+    if wrong:
+        raise ValueError(f"it would run {str(wrong[0])[:60]!r}, which is no arithmetic")
+    return node
+
+
+def _is_code(expression: str) -> bool:
+    """Whether an expression has a name in it that is none of sizes and their arithmetic."""
+    return any(not NAME.fullmatch(n) for n in WORD.findall(NO_NAME.sub("", expression)))

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryFile
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 from anneal.errors import UserError, did_you_mean
 from anneal.runs import metrics
@@ -231,10 +231,12 @@ def _best(folder: Path) -> Path | None:
 def _load(path: Path, mmap: bool) -> Any:
     import torch  # takes seconds, and most of this file needs none
 
-    # torch.save stores; a few KB that are compressed can unpack to any size.
-    with suppress(BadZipFile), ZipFile(path) as file:
+    with ZipFile(path) as file:
+        # torch.save stores; a few KB that are compressed can unpack to any size.
         if any(entry.compress_type != ZIP_STORED for entry in file.infolist()):
             raise ValueError("it is compressed")
+        if damaged := file.testzip():  # torch itself looks at no checksum
+            raise ValueError(f"{damaged} is not what was written")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from anneal.errors import UserError, did_you_mean, read_text
 from anneal.runs.folder import check_name
+from anneal.sweep.process import training_words
 from anneal.sweep.space import Parameter, parameter
 
 # What W&B's schema knows; False: not supported here.
@@ -82,11 +83,12 @@ class Sweep:
 
     @property
     def total(self) -> int | None:
-        """Number of trials; None: endlessly many."""
-        if self.method != "grid":
-            return self.run_cap
-        points = math.prod(len(p.grid or []) for p in self.parameters)
-        return min(points, self.run_cap or points)
+        """Number of trials, each with other parameters; None: endlessly many."""
+        ends = [] if self.run_cap is None else [self.run_cap]
+        grids = [p.grid for p in self.parameters if p.grid is not None]
+        if len(grids) == len(self.parameters):
+            ends.append(math.prod(map(len, grids)))
+        return min(ends, default=None)
 
     def grid(self) -> Iterator[dict[str, Any]]:
         """Yield what Optuna would draw for each point of the grid, the last parameter fastest."""
@@ -96,6 +98,11 @@ class Sweep:
     def values(self, drawn: dict[str, Any]) -> dict[str, Any]:
         """Return the parameters that vary, by dotted name, from what Optuna has drawn."""
         return {p.name: p.value(drawn[p.name]) for p in self.parameters}
+
+    @property
+    def trains(self) -> bool:
+        """Whether the command is a training of ours."""
+        return training_words(self.head) is not None
 
     @property
     def head(self) -> list[str]:
@@ -110,13 +117,18 @@ class Sweep:
     def words(self, values: dict[str, Any], json_file: Path) -> list[str]:
         """Return the command line of one trial, word by word what W&B's agent would run.
 
+        A training of ours gets --key=value whatever the macro, with the value as YAML has it: the
+        agent writes None for null, and leaves out what is false.
+
         Args:
             values: Those of the parameters that vary.
             json_file: Where ${args_json_file} is written, if the command has it.
         """
         tree: dict[str, Any] = {}
         settings = {**self.constants, **{p.path: values[p.name] for p in self.parameters}}
+        nested = self.trains and "${args_json_file}" in self.command  # a file of --config
         for path, value in sorted(settings.items(), key=lambda item: item[0]):
+            path = tuple(".".join(path).split(".")) if nested else path
             node = tree
             for key in path[:-1]:
                 node = node.setdefault(key, {})
@@ -126,12 +138,23 @@ class Sweep:
         words: list[str] = []
         for word in self.head:
             macro = MACRO.fullmatch(word)
-            words += _expand(macro[1], tree, json_file) if macro else [ENVVAR.sub(_variable, word)]
+            if macro and self.trains and macro[1] != "args_json_file":
+                words += [f"--{key}={_in_yaml(value)}" for key, value in tree.items()]
+            else:
+                words += _expand(macro[1], tree, json_file) if macro else [_filled(word)]
         return words
 
 
-def _variable(match: re.Match[str]) -> str:
-    return os.environ.get(match[1], match[1])
+def _filled(word: str) -> str:
+    """Return a word with the values of environment variables."""
+    return ENVVAR.sub(lambda match: os.environ.get(match[1], match[1]), word)
+
+
+def _in_yaml(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+    return text.removesuffix("...\n").strip()
 
 
 def _expand(macro: str, tree: dict[str, Any], json_file: Path) -> list[str]:

@@ -29,7 +29,7 @@ def run(file: Path, jobs: int, storage: str | None) -> int:
     from anneal.sweep.file import read
 
     sweep = read(file)
-    process.warm_up(training=process.training_words(sweep.head) is not None)
+    process.warm_up(training=sweep.trains)
     # These take seconds, in which the trials' imports are done too.
     from anneal.sweep import result
     from anneal.sweep.study import Study
@@ -47,6 +47,9 @@ def run(file: Path, jobs: int, storage: str | None) -> int:
     worker.run()
     rows = result.rows_of(study)
     result.write_table(folder / "table.csv", sweep, rows)
+    if not worker.interrupted and study.ended() < (sweep.run_cap or 0):
+        why = "the target is reached" if sweep.metric and sweep.metric.target else "none is left"
+        print(f"{study.ended()} trials of run_cap={sweep.run_cap}: {why}", file=sys.stderr)
     print(f"\n{result.text_table(sweep, rows)}\n\n{folder / 'table.csv'}")
     if figure := result.plot(sweep, rows):
         figure.savefig(folder / f"{sweep.name}.png", dpi=120)

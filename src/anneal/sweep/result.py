@@ -190,7 +190,7 @@ def _curves(axes: Axes, sweep: Sweep, x: str, others: list[str], rows: list[Row]
         series, others = {"": done}, []
     for (_, mine), marker in zip(series.items(), cycle(MARKERS), strict=False):
         points = sorted(_means(mine, [x, *others]).values(), key=lambda g: _x(g[0], x))
-        name = ", ".join(label(mine[0].values[n]) for n in others) if grid else ""
+        name = ", ".join(_named(n, mine[0].values[n]) for n in others) if grid else ""
         places, heights = [_x(g[0], x) for g in points], [_mean(g) for g in points]
         style = {"marker": marker, "linestyle": "-" if grid else "", "label": name}
         (line,) = axes.plot(places, heights, **style)  # type: ignore[arg-type]
@@ -210,6 +210,11 @@ def _curves(axes: Axes, sweep: Sweep, x: str, others: list[str], rows: list[Row]
     if _is_log(sweep, x, [_x(r, x) for r in rows if _number(r.values[x]) is not None]):
         axes.set_xscale("log")
     axes.legend(loc="best")
+
+
+def _named(name: str, value: Any) -> str:
+    """Return a value with its name, where it does not say itself what it is."""
+    return label(value) if isinstance(value, dict) else f"{name.rpartition('.')[2]}={label(value)}"
 
 
 def _x(row: Row, name: str) -> float:

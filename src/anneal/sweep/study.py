@@ -135,7 +135,7 @@ class Study:
             time.sleep(0.5)  # the worker that made the study is at it
         if self.study.user_attrs.get("queued") == total:
             return
-        queued = [t for t in self.trials() if "again" not in t.user_attrs]
+        queued = [*self._begun(), *self.trials(TrialState.WAITING)]
         points: list[dict[str, Any]] = [{}] * (total - len(queued))  # drawn when they are asked for
         if self.sweep.method == "grid":
             known = {json.dumps(t.system_attrs.get("fixed_params")) for t in queued}
@@ -152,9 +152,8 @@ class Study:
             sign = 1 if metric.maximize else -1
             if sign * best >= sign * metric.target:
                 return True
-        if self.sweep.total is None:
-            return self._same_in_a_row >= SAME_IN_A_ROW
-        return not self.trials(TrialState.WAITING)
+        waits = self.sweep.total is None or bool(self.trials(TrialState.WAITING))
+        return not waits or self._same_in_a_row >= SAME_IN_A_ROW
 
     def ask(self) -> tuple[Trial, dict[str, Any]] | None:
         """Return the next trial and its parameters; None: none is left, or it was tried before."""
@@ -168,9 +167,10 @@ class Study:
         if "again" not in trial.user_attrs and (same := self._tried(values)):
             # Told the same result, Bayes looks elsewhere.
             done = same.state == TrialState.COMPLETE
-            trial.set_user_attr("status", f"same as {same.number}")
             self.study.tell(trial, same.value if done else None, None if done else TrialState.FAIL)
             self._same_in_a_row += 1
+            if self.sweep.total is not None:
+                self.study.enqueue_trial({})  # another draw in its place
             return None
         self._same_in_a_row = 0
         trial.set_user_attr("values", values)
@@ -273,11 +273,14 @@ class Study:
 
     def ended(self) -> int:
         """Return how many trials are done with, run or not."""
+        return sum(t.state.is_finished() for t in self._begun())
+
+    def _begun(self) -> list[FrozenTrial]:
+        """Return the trials that were begun, each with its own parameters."""
         interrupted = self.interrupted()
-        return sum(
-            t.state.is_finished() and "status" in t.user_attrs and t.number not in interrupted
-            for t in self.trials()
-        )
+        return [
+            t for t in self.trials() if "values" in t.user_attrs and t.number not in interrupted
+        ]
 
     def best(self) -> float | None:
         """Return the best value so far, if there is one."""
