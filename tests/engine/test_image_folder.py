@@ -114,7 +114,8 @@ def test_what_is_left_out_is_counted_in_one_line_for_each_split(root, caplog):
         with caplog.at_level("INFO"):
             ImageFolderDataModule(str(root)).setup()
         assert [line for line in caplog.messages if "left out" in line] == [
-            f"{root}/train: left out as no pictures: .heic 2, .txt 1",
+            f"{root}/train: left out as no pictures: .heic 2, .txt 1"
+            " (pip install pillow-heif reads them)",
             f"{root}/val: left out as no pictures: .mp4 1, in no class folder 1",
         ]
     shutil.rmtree(root / "train/n01")

@@ -16,10 +16,12 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from anneal import main
+from anneal.cli.files import read_file
 from anneal.cli.prepare import Project, prepare
 from anneal.cli.schema import in_words
 from anneal.cli.words import read_words
-from anneal.errors import nearest
+from anneal.errors import UserError, nearest
+from anneal.sweep import file as sweep
 
 
 class TinyScheduler(ABC):
@@ -352,6 +354,24 @@ def test_the_flag_is_to_blame_and_not_the_file_with_the_right_key(error, in_tmp)
 def test_a_file_that_is_no_configuration_is_named(error, in_tmp, content, wanted):
     Path("configs/my.yaml").write_text(content)
     assert error("--config", "configs/my.yaml").startswith(f"configs/my.yaml {wanted}")
+
+
+UTF_16 = "can't be read: UTF-16, as PowerShell's > writes; save it as UTF-8"
+ENCODINGS = {"utf-16": UTF_16, "utf-16-le": UTF_16, "utf-16-be": UTF_16}
+
+
+@pytest.mark.parametrize("encoding", [*ENCODINGS, "latin-1", "utf-8-sig"])
+@pytest.mark.parametrize("text", ["# Grün\nmethod: 3\n", "# é\r\nmethod: 3\r\n"])
+def test_a_file_in_another_encoding_is_named(in_tmp, encoding, text):
+    path = Path("configs/my.yaml")
+    path.write_bytes(text.encode(encoding))
+    wanted = ENCODINGS.get(encoding, r"can't be read: invalid .* at byte \d+; save it as UTF-8")
+    for read in (read_file, sweep.read):
+        if encoding != "utf-8-sig":
+            with pytest.raises(UserError, match=f"^{path} {wanted}$"):
+                read(path)
+    if encoding == "utf-8-sig":
+        assert read_file(path) == {"method": 3}
 
 
 @pytest.mark.parametrize("depth", [0, 9])

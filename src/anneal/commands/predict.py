@@ -109,9 +109,10 @@ def save_predictions(
         print(sheet)
         if off := [(p, n) for p, (n, far) in zip(paths, seen.levels, strict=False) if far]:
             print(
-                f"{len(off)} of {len(paths)} pictures do not look like those of the training, "
-                f"whose pixels have a mean of {seen.mean.mean():.0f}: that of {off[0][0]} is "
-                f"{off[0][1]:.0f} (wanted: {getattr(datamodule, 'input_description', 'the same')})",
+                f"{len(off)} of {len(paths)} pictures do not look like the training data (lighter, "
+                f"darker or flatter): the mean of {off[0][0]} is {off[0][1]:.0f}, that in training "
+                f"{seen.mean.mean():.0f}; wanted: "
+                f"{getattr(datamodule, 'input_description', 'pictures like those')}",
                 file=sys.stderr,
             )
     print(path)

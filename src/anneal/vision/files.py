@@ -219,7 +219,8 @@ def sort_out(folder: Path, paths: Iterable[str]) -> tuple[list[str], Counter[str
 def left_out(others: dict[str, int]) -> str:
     """Return how many files are left out, for the end of a line."""
     kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(others.items()))
-    return f": left out as no pictures: {kinds}" if kinds else ""
+    heic = " (pip install pillow-heif reads them)" if ".heic" in others else ""
+    return f": left out as no pictures: {kinds}{heic}" if kinds else ""
 
 
 def read_file(path: Path | str) -> bytes:
