@@ -2,12 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from torch import Tensor
-
-from anneal.errors import UserError
 
 CELL = 1.5  # inches
 TITLE = 0.5
@@ -44,12 +41,3 @@ def plot_image_grid(
         above = bottom - h - 0.02
         axes.text(middle, above, caption, ha="center", va="bottom", fontsize=fontsize)
     return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure; raise UserError if it can't be, or not into a file of that ending."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as e:
-        raise UserError(f"--output={path}: {e}") from e
