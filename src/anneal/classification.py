@@ -109,8 +109,10 @@ class ClassificationModule(LightningModule):
             self.evaluated = MetricCollection(metrics, compute_groups=False)
         if self.num_classes and not isinstance(self.net, FSDPModule):  # its pieces have no layout
             self.net.to(memory_format=torch.channels_last)
-            if names is not None and self.trainer.state.fn == "fit":
-                self._try_images(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_fit_start(self) -> None:
+        if not isinstance(self.net, FSDPModule):
+            self._try_images(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         # One process resumes what a checkpoint from within an epoch has counted.
@@ -185,11 +187,12 @@ class ClassificationModule(LightningModule):
         shapes = [(shape[0], side, side) for side in sides] + [shape] * any(shape)
         modes = {module: module.training for module in self.modules()}
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            eager = torch.compiler.set_stance("force_eager")
+            with eager, torch.no_grad(), torch.random.fork_rng(devices=[]):
                 for shape in shapes:
                     images = torch.zeros(2, *shape, dtype=torch.uint8, device=self.device)
                     (self.eval().predict_logits if shape == data.image_shape else self)(images)
-        except (AssertionError, RuntimeError) as e:
+        except Exception as e:  # of torch's, or of the user's
             raised_in = extract_tb(e.__traceback__)[-1].filename
             if raised_in.startswith(SITE_PACKAGES) or "must match the size of tensor" in str(e):
                 owner, size = type(self).__name__, " x ".join(map(str, shape))

@@ -3,15 +3,12 @@
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from torch import Tensor
-
-from anneal.errors import UserError
 
 CELL = 1.5  # inches
 TITLE = 0.5
@@ -76,12 +73,3 @@ def _characters(font: str) -> set[str]:
     face = FT2Font(font)
     found = face.get_charmap() if face.scalable and "LastResort" not in font else ()
     return set(map(chr, found))
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure; raise UserError if it can't be, or not into a file of that ending."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as e:
-        raise UserError(f"--output={path}: {e}") from e

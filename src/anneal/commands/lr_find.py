@@ -20,8 +20,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from anneal.commands.schedule_plots import save_figure
 from anneal.errors import UserError
-from anneal.image_grid import save_figure
 
 FIRST, LAST = 10, -1  # the smoothed loss begins with next to nothing to smooth over
 LEAST = 5  # points that a slope can be read from

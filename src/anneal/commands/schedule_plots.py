@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from anneal.commands.schedule import Preview
-from anneal.image_grid import save_figure
+from anneal.errors import UserError
 from anneal.runs.drops import drops
 from anneal.text_table import text_table
 
@@ -195,3 +195,12 @@ def show(previews: Mapping[str, Preview], output: Path) -> None:
     print(terminal(previews))
     save_figure(picture(previews), output)
     print(output)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; raise UserError if it can't be, or not into a file of that ending."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as e:
+        raise UserError(f"--output={path}: {e}") from e

@@ -131,7 +131,7 @@ class WandbLogger(LightningWandbLogger):
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         if checkpoint_callback.monitor:
-            self._checkpoint_callbacks[0] = checkpoint_callback
+            self._checkpoint_callbacks.setdefault(0, checkpoint_callback)  # the run's own is first
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -20,6 +20,7 @@ from anneal.errors import UserError
 from anneal.optim.callback import ScheduleCallback
 from anneal.optim.run_schedule import RunSchedule
 from anneal.optim.schedule import Schedule as Schedule  # modules take both from here
+from anneal.optim.schedule import name_of
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 
@@ -157,7 +158,7 @@ def build_optimizer(
                 built = optimizer(_copies(groups), fused=True)  # type: ignore[call-arg]
         built = built or optimizer(_copies(groups))
     except (TypeError, ValueError, RuntimeError) as e:
-        raise UserError(f"optimizer: {e}") from e
+        raise UserError(f"optimizer: {name_of(optimizer)}: {e}") from e
     for group in built.param_groups:
         half = any(p.dtype == torch.float16 for p in group["params"])
         if half and torch.tensor(group.get("eps", 1.0), dtype=torch.float16) == 0:

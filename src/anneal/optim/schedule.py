@@ -121,7 +121,7 @@ class Schedule:
         try:
             built = cast(LRScheduler, self.scheduler(optimizer, **follow))
         except (ArithmeticError, RuntimeError, TypeError, ValueError) as e:
-            raise UserError(f"schedule.scheduler: {e}") from e
+            raise UserError(f"schedule.scheduler: {name_of(self.scheduler)}: {e}") from e
         if isinstance(built, lr_scheduler.ReduceLROnPlateau):
             self._check_plateau(built)
         elif length is not None:
@@ -130,9 +130,8 @@ class Schedule:
 
     def _names(self, kinds: type | tuple[type, ...]) -> bool:
         """Return whether the scheduler is a class, or a partial of one, of these kinds."""
-        make = self.scheduler
-        parts = (make, getattr(make, "func", None), *getattr(make, "args", ()))
-        return any(isinstance(part, type) and issubclass(part, kinds) for part in parts)
+        cls = class_of(self.scheduler)
+        return cls is not None and issubclass(cls, kinds)
 
     def _check_plateau(self, built: lr_scheduler.ReduceLROnPlateau) -> None:
         if self.interval == "step":
@@ -153,6 +152,17 @@ class Schedule:
                 f"schedule: T_max={built.T_max} {self.unit}s and the run has {length}: after T_max "
                 "the rate rises again. Leave T_max out, or set schedule.interval."
             )
+
+
+def class_of(make: Any) -> type | None:
+    """Return the class that `make` is, or that it is a partial of."""
+    parts = (make, getattr(make, "func", None), *getattr(make, "args", ()))
+    return next((part for part in parts if isinstance(part, type)), None)
+
+
+def name_of(make: Any) -> str:
+    """Return the name of that class, or of a function."""
+    return getattr(class_of(make) or make, "__name__", type(make).__name__)
 
 
 def direction(
