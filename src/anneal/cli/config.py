@@ -7,14 +7,12 @@ made here, from value and type. All mistakes are collected, a line each.
 
 import itertools
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, get_args
 
-import yaml
-
-from anneal.cli.files import Tree, no_file, read_file, typed_key
+from anneal.cli import values
+from anneal.cli.files import Tree, read_file, typed_key
 from anneal.cli.schema import (
     REQUIRED,
     Parameter,
@@ -29,7 +27,6 @@ from anneal.cli.schema import (
     takes_class,
     takes_list,
 )
-from anneal.cli.values import Text, fits, option, shown, standing, takes_dict, untyped, wrong_value
 from anneal.cli.words import BESIDE, no_option
 from anneal.errors import UserError, nearest
 from anneal.runs.config import FORMAT, check_format, flatten, with_current_names
@@ -91,12 +88,14 @@ class Config:
     def add_flag(self, key: str, text: str | None) -> None:
         """Override what there is by --key=text; None: no value was typed."""
         before = len(self.errors)
-        value: Any = Text(text or "")
+        value: Any = values.Text(text or "")
         for part in reversed(key.split(".")):
             value = {part: value}
         self._merge(self.tree, value, self._whole)
         if text is None and not any(NO_OPTION in e for e in self.errors[before:]):
-            self.errors[before:] = [f"--{key} needs a value{self._values_of(key)}"]
+            of = self.schema.get(key)
+            named = " or ".join(values.choices(of.hint)) if isinstance(of, Parameter) else ""
+            self.errors[before:] = [f"--{key} needs a value{named and f': {named}'}"]
 
     def finish(self) -> Tree:
         """Return the tree, with the defaults of classes that stand in another one's place.
@@ -116,21 +115,15 @@ class Config:
         for key, change, kept, dropped, when in self.notes:
             kept = [k for k in kept if self._set.get(f"{key}.{k}", -1) < when]
             gone = {k: v for k, v in dropped.items() if self._set.get(f"{key}.{k}", -1) < when}
-            values = [k if isinstance(v, dict) else f"{k}={v}" for k, v in gone.items()]
+            said = [k if isinstance(v, dict) else f"{k}={v}" for k, v in gone.items()]
             parts = [f"keeps {', '.join(kept)}"] if kept else []
-            parts += [f"drops {', '.join(values)}"] if values else []
+            parts += [f"drops {', '.join(said)}"] if said else []
             if parts:
                 yield f"note: {key}: {change} {' and '.join(parts)}"
 
     @property
     def _whole(self) -> Scope:
         return Scope("", "", self.schema)
-
-    def _values_of(self, key: str) -> str:
-        of = self.schema.get(key)
-        kinds = members(of.hint) if isinstance(of, Parameter) else []
-        values = [str(v) for k in kinds if get_origin(k) is Literal for v in get_args(k)]
-        return f": {' or '.join(values)}" if values else ""
 
     # ---- merging
 
@@ -181,8 +174,8 @@ class Config:
         """Set one name: a group, a class with its arguments, or a value."""
         plain = name.rstrip("+")
         fields = fields_of(of)
-        if isinstance(value, Text) and (fields or takes_class(of.hint)):
-            value = self._of_text(value)
+        if isinstance(value, values.Text) and (fields or takes_class(of.hint)):
+            value = values.tree_of(value)
         if fields:
             optional = isinstance(of, Parameter) and type(None) in get_args(of.hint)
             if value is None and optional:
@@ -190,37 +183,27 @@ class Config:
             elif not isinstance(value, dict):
                 near = f"{key}.{next(iter(fields))}" if isinstance(value, str) else ""
                 meant = f"; did you mean {'' if self._file else '--'}{near}?" if near else ""
-                raise UserError(f"{NO_KEYS}{shown(value)}{meant}")
+                raise UserError(f"{NO_KEYS}{values.shown(value)}{meant}")
             else:
                 into[plain] = into.get(plain) or {}
                 self._merge(into[plain], value, scope, fields, f"{key}.")
         elif takes_class(of.hint) or (isinstance(value, dict) and "class_path" in value):
             self._put_class(into, name, value, of, key)
-        elif isinstance(value, dict) and not takes_dict(of.hint):
+        elif isinstance(value, dict) and not values.takes_dict(of.hint):
             if self._file:
-                raise UserError(wrong_value(value, of.hint))
+                raise UserError(values.wrong_value(value, of.hint))
             self._unknown(plain, value, Scope("", "", {}), {}, key.removesuffix(plain))
         elif isinstance(value, dict):
-            into[plain] = {**(into.get(plain) or {}), **{k: untyped(v) for k, v in value.items()}}
+            new = {k: values.untyped(v) for k, v in value.items()}
+            into[plain] = {**(into.get(plain) or {}), **new}
         else:
-            into[plain] = option(name, value, of, into.get(plain))
-
-    def _of_text(self, text: Text) -> Any:
-        """Return what a flag holds where a class or a group is wanted: a tree, or a name."""
-        if text.endswith((".yaml", ".yml")):
-            if not Path(text).is_file():
-                raise UserError(no_file(Path(text)))
-            return read_file(Path(text))
-        if text[:1] in ("{", "[") or text in ("null", "true", "false"):
-            with suppress(yaml.YAMLError):
-                return yaml.safe_load(text)
-        return str(text)
+            into[plain] = values.option(name, value, of, into.get(plain))
 
     def _put_class(self, into: Tree, name: str, value: Any, of: Parameter, key: str) -> None:
         """Set a class by name with its arguments, several of them, or none."""
         adds, name = name.endswith("+"), name.rstrip("+")
         old = into.get(name)
-        olds = standing(old, of)
+        olds = values.standing(old, of)
         if value is None and type(None) in get_args(of.hint):
             into[name] = None
         elif isinstance(value, bool) and bool in members(of.hint):
@@ -246,7 +229,7 @@ class Config:
         cls = resolve(given["class_path"], of.hint) if "class_path" in given else before
         args = given.get("init_args", {})
         if not isinstance(args, dict):
-            self._error(f"{key}.init_args", f"{NO_KEYS}{shown(args)}")
+            self._error(f"{key}.init_args", f"{NO_KEYS}{values.shown(args)}")
             args = {}
         beside = {k: v for k, v in given.items() if k not in ("class_path", "init_args", KWARGS)}
         if "help" in beside and not self._file:
@@ -279,7 +262,8 @@ class Config:
         """
         takes, took = arguments(cls, of.hint), arguments(before, of.hint)
         keeps = "." not in key or key == "trainer.logger"
-        kept = {k: v for k, v in args.items() if keeps and k in takes and fits(v, takes[k].hint)}
+        both = [k for k in args if keeps and k in takes]
+        kept = {k: args[k] for k in both if values.fits(args[k], takes[k].hint)}
         said = {k: v for k, v in args.items() if k not in given and v != default_of(took.get(k))}
         change = f"{before.__name__} -> {cls.__name__}"
         dropped = {k: v for k, v in said.items() if k not in kept}

@@ -1,6 +1,7 @@
 """A value of a configuration: whether it fits its type, and what is said if it does not."""
 
 import re
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 from warnings import catch_warnings
@@ -8,6 +9,7 @@ from warnings import catch_warnings
 import yaml
 from jsonargparse import ArgumentParser, set_dumper
 
+from anneal.cli.files import no_file, read_file
 from anneal.cli.ranges import check_range
 from anneal.cli.schema import Parameter, base_classes, group_of, in_words, members, takes_list
 from anneal.errors import UserError, did_you_mean
@@ -34,6 +36,21 @@ def untyped(value: Any) -> Any:
         return yaml.safe_load(value)
     except yaml.YAMLError:
         return str(value)
+
+
+def tree_of(text: Text) -> Any:
+    """Return what a flag holds where a class or a group is wanted: a tree, or a name."""
+    if text.endswith((".yaml", ".yml")):
+        if not Path(text).is_file():
+            raise UserError(no_file(Path(text)))
+        return read_file(Path(text))
+    is_tree = text[:1] in ("{", "[") or text in ("null", "true", "false")
+    return untyped(text) if is_tree else str(text)
+
+
+def choices(hint: Any) -> list[str]:
+    """Return the values that a type names."""
+    return [str(v) for k in members(hint) if get_origin(k) is Literal for v in get_args(k)]
 
 
 def checked(value: Any, hint: Any) -> Any:
@@ -111,9 +128,9 @@ def fits(value: Any, hint: Any) -> bool:
 def wrong_value(value: Any, hint: Any) -> str:
     """Say what is wrong with a value that its type refused."""
     kinds, bases = members(hint), base_classes(hint)
-    choices = [str(v) for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]
-    quotes = QUOTES if value in (True, False) and (choices or str in kinds) else ""
-    near = did_you_mean(str(value), choices) if not bases else ""
+    named = choices(hint)
+    quotes = QUOTES if value in (True, False) and (named or str in kinds) else ""
+    near = did_you_mean(str(value), named) if not bases else ""
     return f"expected {in_words(hint)}, got {shown(value)}{quotes}{near}"
 
 

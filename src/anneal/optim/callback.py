@@ -23,7 +23,7 @@ class ScheduleCallback(Callback):
     def __init__(self, schedule: RunSchedule) -> None:
         self.schedule = schedule
         self.validation_metrics: list[str] = []
-        self._rates: list[float] | None = None  # of a scheduler that took this one's place
+        self._resumed: tuple[StochasticWeightAveraging, list[float]] | None = None
 
     @classmethod
     def attach(cls, trainer: Trainer, schedule: RunSchedule) -> None:
@@ -39,9 +39,11 @@ class ScheduleCallback(Callback):
         self.validation_metrics = list(trainer.callback_metrics)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if all(c.scheduler is not self.schedule for c in trainer.lr_scheduler_configs):
-            # Lightning's SWA has removed it: its scheduler was in charge at the checkpoint.
-            self._rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        swa = next((c for c in callbacks if isinstance(c, StochasticWeightAveraging)), None)
+        if swa and all(c.scheduler is not self.schedule for c in trainer.lr_scheduler_configs):
+            # It had put its own scheduler in the place of this one before the checkpoint.
+            self._resumed = swa, [g["lr"] for g in self.schedule.optimizer.param_groups]
             return
         steps_per_epoch, total_steps = run_length(trainer)
         if steps_per_epoch is None and self.schedule.schedule.counts_epochs:
@@ -67,15 +69,13 @@ class ScheduleCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._rates is None:
-            return
-        if not trainer.lr_scheduler_configs:  # resumed inside an epoch, whose start SWA has missed
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, StochasticWeightAveraging):
-                    callback.on_train_epoch_start(trainer, pl_module)
-        for group, lr in zip(trainer.optimizers[0].param_groups, self._rates, strict=True):
-            group["lr"] = lr  # SWA's scheduler takes a step when it is made
-        self._rates = None
+        if self._resumed:
+            swa, rates = self._resumed
+            if not trainer.lr_scheduler_configs:  # inside an epoch, whose start it has missed
+                swa.on_train_epoch_start(trainer, pl_module)
+            for group, lr in zip(self.schedule.optimizer.param_groups, rates, strict=True):
+                group["lr"] = lr  # its scheduler takes a step when it is made
+            self._resumed = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (

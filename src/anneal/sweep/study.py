@@ -138,11 +138,9 @@ class Study:
         queued = [*self._begun(), *self.trials(TrialState.WAITING)]
         points: list[dict[str, Any]] = [{}] * (total - len(queued))  # drawn when they are asked for
         if self.sweep.method == "grid":
-            known = {json.dumps(t.system_attrs.get("fixed_params")) for t in queued}
-            grid = itertools.islice(self.sweep.grid(), total)
-            points = [point for point in grid if json.dumps(point) not in known]
+            points = list(itertools.islice(self.sweep.grid(), total))
         for point in points:
-            self.study.enqueue_trial(point)
+            self.study.enqueue_trial(point, skip_if_exists=bool(point) and not created)
         self.study.set_user_attr("queued", total)
 
     def is_over(self) -> bool:
@@ -284,8 +282,6 @@ class Study:
 
     def best(self) -> float | None:
         """Return the best value so far, if there is one."""
-        done = self.trials(TrialState.COMPLETE)
-        values = [t.value for t in done if t.value is not None]
-        if not values or self.sweep.metric is None:
-            return None
-        return max(values) if self.sweep.metric.maximize else min(values)
+        with suppress(ValueError):  # there is none
+            return self.study.best_value if self.sweep.metric else None
+        return None
