@@ -24,6 +24,7 @@ from anneal.cli.run import Run
 from anneal.cli.schema import option_names
 from anneal.cli.trainer import PREVIEW_COMMANDS
 from anneal.cli.words import BESIDE, Words, file_of, stray
+from anneal.commands.replay import read_failure
 from anneal.errors import UserError
 from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
@@ -101,8 +102,11 @@ def start_from(words: Words, root: Path, has_files: bool) -> tuple[Path | None, 
     1. --resume=auto --run_name=NAME: the last checkpoint of that run, if it is there.
     2. --ckpt_path: that checkpoint or exported file, with the configuration stored in it.
     3. --metric_from without --config: the configuration of that run.
-    4. Else the files of --config, or the default recipe.
+    4. What a run has left of a step that failed.
+    5. Else the files of --config, or the default recipe.
     """
+    if words.command == "replay" and (file := words.last("file")):
+        return Path(file), read_failure(Path(file))
     ckpt_path, name = words.last("ckpt_path"), words.last("run_name")
     if words.last("resume") and name and not ckpt_path:
         last = root / name / "checkpoints" / runs.LAST

@@ -4,6 +4,7 @@ import os
 import time
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from anneal.callbacks.accumulation import RescaleLastAccumulation
+from anneal.callbacks.failure_recorder import FailureRecorder
 from anneal.callbacks.graceful_shutdown import GracefulShutdown
 from anneal.callbacks.run_directory import RunDirectory
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
@@ -101,6 +103,10 @@ class Run:
     def trainer(self) -> Trainer:
         """Lightning's Trainer, with the run's callbacks, loggers and folder."""
         settings = dict(vars(self.built.trainer))
+        if self.command == "replay":
+            self._scratch = TemporaryDirectory()
+            settings["default_root_dir"] = self._scratch.name
+            settings["callbacks"] = [*as_list(settings["callbacks"]), self.built.health]
         if self.command in PREVIEW_COMMANDS:
             return preview_trainer(self.command, settings)
         settings["default_root_dir"] = self.folder
@@ -170,8 +176,11 @@ class Run:
             SeedEveryEpoch(),
             TestReport(self.folder),
         ]
+        checkpoints = self.folder / "checkpoints"
         if "checkpoint" in named:
-            others.append(GracefulShutdown(Path(named["checkpoint"].dirpath)))
+            checkpoints = Path(named["checkpoint"].dirpath)
+            others.append(GracefulShutdown(checkpoints))
+        others.append(FailureRecorder(self.folder, checkpoints, self.text))
         return [*named.values(), *others]
 
     def _loggers(self, asked: Any) -> Any:

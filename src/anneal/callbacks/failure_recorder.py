@@ -1,0 +1,128 @@
+"""What a run leaves of a step that fails: enough for `python train.py replay` to repeat it."""
+
+import json
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from copy import copy
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from anneal.data.sampler import EpochSampler
+from anneal.data.seeding import global_seed
+from anneal.errors import UserError, first_line
+from anneal.launch import is_lost
+from anneal.runs.folder import LAST, next_free_path
+
+
+class FailureRecorder(Callback):
+    """Write `failure-STEP.json` into the run's folder when a batch or a step of it fails.
+
+    Args:
+        folder: The run's.
+        checkpoints: Where its `last.ckpt` lies.
+        config: Its configuration as YAML.
+    """
+
+    def __init__(self, folder: Path, checkpoints: Path, config: str) -> None:
+        self.folder = folder
+        self.checkpoints = checkpoints
+        self.config = config
+        self.batch: Any = None  # the one at hand
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, *args: Any) -> None:
+        self.batch = batch
+
+    on_validation_batch_start = on_train_batch_start
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.batch = None
+
+    on_validation_batch_end = on_train_batch_end
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        place = place_of(trainer)
+        ours = isinstance(exception, UserError) and exception.status != 1  # of the command line
+        if place is None or ours or not isinstance(exception, Exception) or is_lost(exception):
+            return
+        last = self.checkpoints / LAST
+        start: Any = last if last.is_file() else trainer.ckpt_path
+        failure = {
+            "error": f"{type(exception).__name__}: {first_line(exception)}",
+            "seed": global_seed(),
+            "step": trainer.global_step,
+            **place,
+            "samples": samples_of(trainer, place),
+            "process": trainer.global_rank,
+            "processes": trainer.world_size,
+            "checkpoint": str(Path(start).resolve()) if start else None,
+            "state": fingerprints(pl_module, self.batch),
+            "config": self.config,
+        }
+        if start and Path(start).resolve().is_relative_to(self.folder.resolve()):  # it may move
+            failure["checkpoint"] = str(Path(start).resolve().relative_to(self.folder.resolve()))
+        file = next_free_path(self.folder / f"failure-{trainer.global_step}.json")
+        with suppress(OSError):  # no folder in a fast_dev_run, a full disk
+            with suppress(FileExistsError), file.open("x") as f:  # by another process just now
+                json.dump(failure, f, indent=1)
+            exception.add_note(f"to repeat this step and see where: python train.py replay {file}")
+
+
+def place_of(trainer: Trainer) -> dict[str, Any] | None:
+    """Return where in a training a trainer is; None: not at a batch."""
+    loop = trainer.fit_loop.epoch_loop
+    batches = loop.batch_progress if trainer.training else loop.val_loop.batch_progress
+    fetches = batches.current.ready == batches.current.completed
+    sizes = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+    size = trainer.num_training_batches if trainer.training else sum(sizes)
+    ended = batches.is_last_batch and (batches.current.ready >= size or size == math.inf)
+    if trainer.state.fn != "fit" or loader_of(trainer) is None or (fetches and ended):
+        return None
+    return {
+        "stage": str(trainer.state.stage.value),  # type: ignore[union-attr]
+        "epoch": trainer.current_epoch,
+        "batch": batches.current.ready - (not fetches),
+        "fetches": fetches,
+    }
+
+
+def loader_of(trainer: Trainer) -> Any:
+    """Return what gives the batches now; None: nothing yet."""
+    return trainer.train_dataloader if trainer.training else trainer.val_dataloaders
+
+
+def samples_of(trainer: Trainer, place: dict[str, Any]) -> list[int] | None:
+    """Return the samples of a batch by their index in the data; None: its loader doesn't say."""
+    loader = loader_of(trainer)
+    sampler = copy(getattr(loader, "batch_sampler", loader))
+    if not isinstance(sampler, EpochSampler):
+        return None
+    sampler.position = lambda: (place["epoch"], place["batch"], 0)
+    return next(sampler.batches())[2].tolist()
+
+
+def fingerprints(module: LightningModule, batch: Any) -> dict[str, str]:
+    """Return what tells whether a step is the same, bit for bit: weights, batch, random numbers."""
+    tensors: list[Tensor] = []
+    apply_to_collection(batch, Tensor, tensors.append)
+    weights = [*module.parameters(), *module.buffers()]
+    drawn = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    parts = {"weights": weights, "batch": tensors, "random numbers": drawn}
+    return {name: _digest(values) for name, values in parts.items()}
+
+
+def _digest(tensors: Iterable[Any]) -> str:
+    digest = sha256()
+    with suppress(RuntimeError):  # a device that has failed, too
+        for tensor in tensors:
+            local = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()
+            digest.update(local.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
