@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
 
 from anneal.data.sampler import EpochSampler
 from anneal.data.seeding import global_seed
@@ -32,43 +30,33 @@ class FailureRecorder(Callback):
 
     def __init__(self, folder: Path, checkpoints: Path, config: str) -> None:
         self.folder = folder
-        self.checkpoints = checkpoints
+        self.last = checkpoints / LAST
         self.config = config
-        self.batch: Any = None  # the one at hand
-
-    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, *args: Any) -> None:
-        self.batch = batch
-
-    on_validation_batch_start = on_train_batch_start
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.batch = None
-
-    on_validation_batch_end = on_train_batch_end
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        typed = isinstance(exception, UserError) and exception.status != 1
         place = place_of(trainer)
-        ours = isinstance(exception, UserError) and exception.status != 1  # of the command line
-        if place is None or ours or not isinstance(exception, Exception) or is_lost(exception):
+        if not place or typed or not isinstance(exception, Exception) or is_lost(exception):
             return
-        last = self.checkpoints / LAST
-        start: Any = last if last.is_file() else trainer.ckpt_path
+        start = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
+        # From a checkpoint of this process, a loader without a state gives other samples.
+        if self.last.is_file() and hasattr(loader_of(trainer), "load_state_dict"):
+            start = self.last.resolve()
+        if start and start.is_relative_to(self.folder.resolve()):  # it may move
+            start = start.relative_to(self.folder.resolve())
         failure = {
             "error": f"{type(exception).__name__}: {first_line(exception)}",
             "seed": global_seed(),
-            "step": trainer.global_step,
             **place,
-            "samples": samples_of(trainer, place),
+            "samples": samples_of(loader_of(trainer), place),
             "process": trainer.global_rank,
             "processes": trainer.world_size,
-            "checkpoint": str(Path(start).resolve()) if start else None,
-            "state": fingerprints(pl_module, self.batch),
+            "checkpoint": str(start) if start else None,
+            "state": state_of(pl_module),
             "config": self.config,
         }
-        if start and Path(start).resolve().is_relative_to(self.folder.resolve()):  # it may move
-            failure["checkpoint"] = str(Path(start).resolve().relative_to(self.folder.resolve()))
         file = next_free_path(self.folder / f"failure-{trainer.global_step}.json")
         with suppress(OSError):  # no folder in a fast_dev_run, a full disk
             with suppress(FileExistsError), file.open("x") as f:  # by another process just now
@@ -80,7 +68,7 @@ def place_of(trainer: Trainer) -> dict[str, Any] | None:
     """Return where in a training a trainer is; None: not at a batch."""
     loop = trainer.fit_loop.epoch_loop
     batches = loop.batch_progress if trainer.training else loop.val_loop.batch_progress
-    fetches = batches.current.ready == batches.current.completed
+    fetches = batches.current.ready == batches.current.completed  # the next one
     sizes = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
     size = trainer.num_training_batches if trainer.training else sum(sizes)
     ended = batches.is_last_batch and (batches.current.ready >= size or size == math.inf)
@@ -89,6 +77,7 @@ def place_of(trainer: Trainer) -> dict[str, Any] | None:
     return {
         "stage": str(trainer.state.stage.value),  # type: ignore[union-attr]
         "epoch": trainer.current_epoch,
+        "step": trainer.global_step,
         "batch": batches.current.ready - (not fetches),
         "fetches": fetches,
     }
@@ -99,24 +88,22 @@ def loader_of(trainer: Trainer) -> Any:
     return trainer.train_dataloader if trainer.training else trainer.val_dataloaders
 
 
-def samples_of(trainer: Trainer, place: dict[str, Any]) -> list[int] | None:
+def samples_of(loader: Any, place: dict[str, Any]) -> list[int] | None:
     """Return the samples of a batch by their index in the data; None: its loader doesn't say."""
-    loader = loader_of(trainer)
     sampler = copy(getattr(loader, "batch_sampler", loader))
     if not isinstance(sampler, EpochSampler):
         return None
     sampler.position = lambda: (place["epoch"], place["batch"], 0)
-    return next(sampler.batches())[2].tolist()
+    index: list[int] = next(sampler.batches())[2].tolist()
+    return index
 
 
-def fingerprints(module: LightningModule, batch: Any) -> dict[str, str]:
-    """Return what tells whether a step is the same, bit for bit: weights, batch, random numbers."""
-    tensors: list[Tensor] = []
-    apply_to_collection(batch, Tensor, tensors.append)
-    weights = [*module.parameters(), *module.buffers()]
-    drawn = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
-    parts = {"weights": weights, "batch": tensors, "random numbers": drawn}
-    return {name: _digest(values) for name, values in parts.items()}
+def state_of(module: LightningModule) -> dict[str, str]:
+    """Return what tells whether a step is the same, bit for bit."""
+    return {
+        "weights": _digest([*module.parameters(), *module.buffers()]),
+        "random numbers": _digest([torch.get_rng_state(), *torch.cuda.get_rng_state_all()]),
+    }
 
 
 def _digest(tensors: Iterable[Any]) -> str:
