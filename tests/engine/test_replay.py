@@ -2,18 +2,25 @@
 
 import json
 import math
-from typing import Any
+import os
+import re
+from pathlib import Path
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from launch import Training
+from test_failures import PHOTOS
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from anneal import InMemoryBatches
-from anneal.testing import picture, save
+from anneal import testing as photos
 
+ENV = {
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+}
 SAMPLES, BAD = 24, 13  # of which one is bad, from the second epoch on
 RECIPE = """
 trainer: {max_epochs: 3, accelerator: cpu, logger: false, log_every_n_steps: 1,
@@ -30,7 +37,7 @@ class Now:
 
     on = False
     bad = torch.zeros(0, dtype=torch.bool)  # the rows of the batch that hold the bad sample
-    log: list[Any] = []
+    log: ClassVar[list[Any]] = []
 
 
 # ---- faults of data
@@ -236,6 +243,7 @@ class Net(pl.LightningModule):
         Now.log.clear()
 
     def on_train_batch_start(self, batch, batch_idx) -> None:
+        Now.on = self.current_epoch > 0  # also when it has resumed within an epoch
         if Now.on and batch_idx == 2:
             if self.step == "buffer":
                 self.net[1].b[...] = NAN
@@ -265,7 +273,7 @@ class Net(pl.LightningModule):
         return {"loss": loss} if self.step == "dict" else loss
 
     def validation_step(self, batch, batch_idx) -> None:
-        x, y = batch
+        x = batch[0]
         Now.bad = x[:, 0] > 50
         if self.step == "validation" and (Now.bad & Now.on).any():
             raise KeyError("not in validation")
@@ -370,25 +378,37 @@ FAULTS = [
 
 @pytest.fixture
 def failed(run, tmp_path, capsys):
-    """Trains until a fault ends it, and returns what is left of that and was shown."""
+    """Trains until a fault ends it, and returns what is left of that."""
     (tmp_path / "points.yaml").write_text(RECIPE)
 
     def failed(*args: str):
         Now.on = False
-        try:
+        with pytest.raises((SystemExit, Exception)) as e:
             run("fit", "--config=points.yaml", "--run_name=r", *args)
-        except SystemExit as e:
-            assert e.code == 1
-            shown = capsys.readouterr().err
-        except Exception as e:
-            shown = "\n".join(e.__notes__)
-        else:
-            raise AssertionError("no failure")
-        (file,) = (tmp_path / "runs/r").glob("failure-*.json")
-        assert shown.splitlines()[-1].endswith(f"python train.py replay runs/r/{file.name}")
+        file = max((tmp_path / "runs/r").glob("failure-*.json"), key=lambda p: p.stat().st_mtime_ns)
+        by = (
+            e.value.__notes__
+            if hasattr(e.value, "__notes__")
+            else [capsys.readouterr().err.strip()]
+        )
+        assert by[-1].endswith(f"python train.py replay runs/r/{file.name}")
         return file
 
     return failed
+
+
+@pytest.fixture
+def replayed(run, capsys):
+    """Replays what is left of a failure, and returns what that says by its first words."""
+
+    def replayed(file, *args: str) -> dict[str, str]:
+        Now.on = False
+        run("replay", str(file), *args)
+        lines = capsys.readouterr().out.splitlines()
+        print(*lines, sep="\n")
+        return dict(line.split(maxsplit=1) for line in lines)
+
+    return replayed
 
 
 def files(folder) -> dict[str, float]:
@@ -400,18 +420,13 @@ def files(folder) -> dict[str, float]:
     FAULTS,
     ids=lambda v: "-".join(w.partition("=")[2] for w in v) if isinstance(v, list) else "",
 )
-def test_a_fault_is_named(args, layer, tensor, sample, failed, run, capsys, tmp_path):
+def test_a_fault_is_named(args, layer, tensor, sample, failed, replayed, tmp_path):
     file = failed(*args)
-    failure = json.loads(file.read_text())
     log, before = list(Now.log), files(tmp_path)
-    Now.on = False
-    run("replay", str(file))
-    head, *lines = capsys.readouterr().out.splitlines()
-    print(head, *lines, sep="\n")
-    assert head.endswith("bit for bit")
-    assert repr(Now.log[: len(log)]) == repr(log)
+    found = replayed(file)
+    assert found["replayed"].endswith(", bit for bit")
+    assert repr(Now.log[: len(log)]) == repr(log)  # samples, and losses after a dropout
     assert files(tmp_path) == before
-    found = dict(line.split(maxsplit=1) for line in lines)
     assert found["layer"] == layer
     assert found["tensor"].partition(":")[0] == tensor
     if sample is NONE:
@@ -421,5 +436,107 @@ def test_a_fault_is_named(args, layer, tensor, sample, failed, run, capsys, tmp_
     elif sample is not ANY:
         assert found["sample"].startswith(f"{sample} (row ")
     else:
-        named = int(found["sample"].split()[0])
-        assert named in (failure["samples"] or log)
+        samples = json.loads(file.read_text())["samples"] or log
+        assert int(found["sample"].split()[0]) in samples
+
+
+def test_a_resumed_run_with_accumulation_is_replayed_from_its_last_checkpoint(
+    run, failed, replayed, tmp_path
+):
+    """Its bad gradient is that of the first batch of two, and is looked at after the second."""
+    more = ("--trainer.accumulate_grad_batches=2", "--checkpoint.every_n_train_steps=1")
+    first = json.loads(failed(*net("mlp", model__step="assert"), *more).read_text())
+    Now.on = False
+    with pytest.raises(SystemExit):
+        run("fit", "--ckpt_path=last", "--model.step=", "--model.fault=sqrt")
+    (file,) = (tmp_path / "runs/r").glob("failure-*.json")
+    failure = json.loads(file.read_text())
+    assert failure["checkpoint"] == "checkpoints/last.ckpt"
+    assert failure["batch"] == first["batch"] + 1
+    found = replayed(file)
+    assert found["replayed"].endswith(", bit for bit")
+    assert (found["layer"], found["sample"][:8]) == ("net.2", f"{BAD} (row ")
+
+
+@pytest.mark.parametrize("fault", ["exp", "raises"])
+def test_two_processes_are_replayed_by_two_and_name_the_sample_of_one(fault, tmp_path):
+    (tmp_path / "points.yaml").write_text(RECIPE)
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2")
+    words = ("fit", "--config=points.yaml", "--run_name=r", *net("mlp", fault), *two)
+    run = Training(tmp_path, *words, **ENV)
+    status, shown = run.end()
+    assert status == 1, shown
+    (file,) = (tmp_path / "runs/r").glob("failure-*.json")
+    assert shown.strip().endswith(f"python train.py replay runs/r/{file.name}")
+    found = Training(tmp_path, "replay", str(file), **ENV).finish()
+    assert "layer   net.2\n" in found
+    assert f"sample  {BAD} (row " in found
+    assert re.search("replayed .* in 2 processes from .*, bit for bit", found)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_photo_is_named_with_its_path(workers, failed, replayed, tmp_path):
+    photos.image_folder(tmp_path / "data", train=4, val=2)
+    bad = tmp_path / "data/train/n02/n02_001.JPEG"
+    bad.write_bytes(bad.read_bytes()[:400])
+    (tmp_path / "photos.yaml").write_text(PHOTOS)
+    file = failed("--config=photos.yaml", f"--data.num_workers={workers}")
+    found = replayed(file)
+    assert found["replayed"].endswith(", bit for bit")
+    assert found["layer"] == "DecodedDataset"
+    assert re.match(r"\d+ \(data/train/n02/n02_001.JPEG\) \(row \d\)$", found["sample"])
+
+
+def test_a_sample_that_a_worker_can_not_read_is_named(failed, replayed):
+    found = replayed(failed("--data.fault=read", "--data.workers=1"))
+    assert (found["layer"], found["sample"][:8]) == ("Samples", f"{BAD} (row ")
+
+
+@pytest.mark.filterwarnings("ignore:left out, ")
+def test_steps_that_are_left_out_are_left_out_again(failed, replayed):
+    found = replayed(failed(*net("mlp", "exp"), "--health.skip=1", "--trainer.max_epochs=4"))
+    assert "epoch 2, " in found["replayed"]
+    assert (found["layer"], found["sample"][:8]) == ("net.2", f"{BAD} (row ")
+
+
+def test_on_a_gpu_the_step_is_found_that_is_read_later(failed, replayed, monkeypatch):
+    monkeypatch.setattr("anneal.callbacks.non_finite_guard.waits", lambda value: True)
+    monkeypatch.setattr("anneal.commands.watch.reads_late", lambda trainer: True)
+    file = failed(
+        *net("mlp", "exp"), "--trainer.log_every_n_steps=5", "--checkpoint.every_n_train_steps=7"
+    )
+    found = replayed(file)
+    assert json.loads(file.read_text())["step"] == 10
+    assert "step 8, which the run noticed in step 10" in found["replayed"]
+    assert (found["layer"], found["sample"][:8]) == ("net.2", f"{BAD} (row ")
+
+
+def test_what_can_not_be_replayed_is_one_line(failed, run, capsys, tmp_path):
+    file = failed(*net("mlp", "raises"))
+    failure = json.loads(file.read_text())
+
+    def refused(*args: str) -> str:
+        Now.on = False
+        with pytest.raises(SystemExit) as e:
+            run("replay", *args)
+        assert e.value.code
+        (line,) = [r for r in capsys.readouterr().err.splitlines() if not r.startswith("INFO")]
+        return line
+
+    assert refused() == "error: --file is required"
+    assert refused("nothing.json") == "error: nothing.json: No such file or directory"
+    assert "not what a run leaves" in refused("points.yaml")
+    file.write_text(json.dumps({**failure, "processes": 2}))
+    assert "that run had 2 processes: start as many" in refused(str(file))
+    file.write_text(json.dumps({**failure, "step": 3}))
+    assert "last.ckpt, to start from, is gone or from after step 3" in refused(str(file))
+    file.write_text(json.dumps(failure))
+    assert "step 8 does not fail again: ValueError: a layer" in refused(
+        str(file), "--model.fault=x"
+    )
+
+
+def test_the_command_line_is_no_failure(run, tmp_path):
+    with pytest.raises(SystemExit):
+        run("fit", "--config=small.yaml", "--run_name=r", "--checkpoint.monitor=val/x")
+    assert not list((tmp_path / "runs/r").glob("failure-*"))

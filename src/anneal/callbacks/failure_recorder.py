@@ -16,7 +16,8 @@ from anneal.data.sampler import EpochSampler
 from anneal.data.seeding import global_seed
 from anneal.errors import UserError, first_line
 from anneal.launch import is_lost
-from anneal.runs.folder import LAST, next_free_path
+from anneal.runs.folder import LAST
+from anneal.system import atomic_write
 
 
 class FailureRecorder(Callback):
@@ -57,10 +58,10 @@ class FailureRecorder(Callback):
             "state": state_of(pl_module),
             "config": self.config,
         }
-        file = next_free_path(self.folder / f"failure-{trainer.global_step}.json")
+        file = self.folder / f"failure-{trainer.global_step}.json"
         with suppress(OSError):  # no folder in a fast_dev_run, a full disk
-            with suppress(FileExistsError), file.open("x") as f:  # by another process just now
-                json.dump(failure, f, indent=1)
+            with atomic_write(file, shared=True) as part:
+                part.write_text(json.dumps(failure, indent=1))
             exception.add_note(f"to repeat this step and see where: python train.py replay {file}")
 
 
@@ -102,7 +103,9 @@ def state_of(module: LightningModule) -> dict[str, str]:
     """Return what tells whether a step is the same, bit for bit."""
     return {
         "weights": _digest([*module.parameters(), *module.buffers()]),
-        "random numbers": _digest([torch.get_rng_state(), *torch.cuda.get_rng_state_all()]),
+        f"random numbers of process {module.global_rank}": _digest(
+            [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        ),
     }
 
 
