@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from launch import Training
+from pages import ROOT, commands
 from test_failures import PHOTOS
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -540,3 +541,12 @@ def test_the_command_line_is_no_failure(run, tmp_path):
     with pytest.raises(SystemExit):
         run("fit", "--config=small.yaml", "--run_name=r", "--checkpoint.monitor=val/x")
     assert not list((tmp_path / "runs/r").glob("failure-*"))
+
+
+def test_the_command_of_the_page_replays(failed, run, capsys):
+    file = failed(*net("mlp", "exp"))
+    ((python, program, *words),) = commands(ROOT / "docs" / "runs.md")
+    assert (python, program) == ("python", "train.py")
+    Now.on = False
+    run(*(str(file) if word.endswith(".json") else word for word in words))
+    assert "layer   net.2\n" in capsys.readouterr().out
