@@ -371,7 +371,7 @@ FAULTS = [
     (net("mlp", data__fault="read", **TORCH), "Samples", "input", BAD),
     (net("mlp", data__fault="shape", **TORCH), "collate_fn", "input", BAD),
     (net("mlp", data__fault="random", **TORCH), "Samples", "input", ANY),
-    (net("mlp", data__fault="transfer", **TORCH), "batch", "input", BAD),
+    (net("mlp", data__fault="transfer", **TORCH), "batch", "input", NONE),
     (net("mlp", trainer__limit_val_batches="1.0", model__step="validation"), "Net", "input", BAD),
     (net("mlp", "raises", trainer__limit_val_batches="1.0"), "net.2", "input", BAD),
 ]
@@ -502,7 +502,7 @@ def test_steps_that_are_left_out_are_left_out_again(failed, replayed):
 
 def test_on_a_gpu_the_step_is_found_that_is_read_later(failed, replayed, monkeypatch):
     monkeypatch.setattr("anneal.callbacks.non_finite_guard.waits", lambda value: True)
-    monkeypatch.setattr("anneal.commands.watch.reads_late", lambda trainer: True)
+    monkeypatch.setattr("anneal.commands.replay.reads_late", lambda trainer: True)
     file = failed(
         *net("mlp", "exp"), "--trainer.log_every_n_steps=5", "--checkpoint.every_n_train_steps=7"
     )

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+import os
 from contextlib import suppress
 from copy import copy
 from hashlib import sha256
@@ -39,30 +39,35 @@ class FailureRecorder(Callback):
     ) -> None:
         typed = isinstance(exception, UserError) and exception.status != 1
         place = place_of(trainer)
-        if not place or typed or not isinstance(exception, Exception) or is_lost(exception):
-            return
-        start = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
+        if place and isinstance(exception, Exception) and not typed and not is_lost(exception):
+            with suppress(Exception):  # such as a full disk: it must not hide the reason
+                file = self.folder / f"failure-{trainer.global_step}.json"
+                failure = self._describe(trainer, pl_module, place, exception)
+                with atomic_write(file, shared=True) as part:
+                    part.write_text(json.dumps(failure, indent=1))
+                exception.add_note(f"to repeat this step: python train.py replay {file}")
+
+    def _describe(
+        self, trainer: Trainer, module: LightningModule, place: dict[str, Any], e: Exception
+    ) -> dict[str, Any]:
+        loader, start, samples = loader_of(trainer), trainer.ckpt_path, None
         # From a checkpoint of this process, a loader without a state gives other samples.
-        if self.last.is_file() and hasattr(loader_of(trainer), "load_state_dict"):
-            start = self.last.resolve()
-        if start and start.is_relative_to(self.folder.resolve()):  # it may move
-            start = start.relative_to(self.folder.resolve())
-        failure = {
-            "error": f"{type(exception).__name__}: {first_line(exception)}",
+        if self.last.is_file() and hasattr(loader, "load_state_dict"):
+            start = self.last
+        sampler = copy(getattr(loader, "batch_sampler", loader))
+        if isinstance(sampler, EpochSampler):
+            sampler.position = lambda: (place["epoch"], place["batch"], 0)
+            samples = next(sampler.batches())[2].tolist()
+        return {
+            "error": f"{type(e).__name__}: {first_line(e)}",
             "seed": global_seed(),
             **place,
-            "samples": samples_of(loader_of(trainer), place),
-            "process": trainer.global_rank,
+            "samples": samples,
             "processes": trainer.world_size,
-            "checkpoint": str(start) if start else None,
-            "state": state_of(pl_module),
+            "checkpoint": os.path.relpath(start, self.folder) if start else None,
+            "state": state_of(module),
             "config": self.config,
         }
-        file = self.folder / f"failure-{trainer.global_step}.json"
-        with suppress(OSError):  # no folder in a fast_dev_run, a full disk
-            with atomic_write(file, shared=True) as part:
-                part.write_text(json.dumps(failure, indent=1))
-            exception.add_note(f"to repeat this step and see where: python train.py replay {file}")
 
 
 def place_of(trainer: Trainer) -> dict[str, Any] | None:
@@ -89,30 +94,12 @@ def loader_of(trainer: Trainer) -> Any:
     return trainer.train_dataloader if trainer.training else trainer.val_dataloaders
 
 
-def samples_of(loader: Any, place: dict[str, Any]) -> list[int] | None:
-    """Return the samples of a batch by their index in the data; None: its loader doesn't say."""
-    sampler = copy(getattr(loader, "batch_sampler", loader))
-    if not isinstance(sampler, EpochSampler):
-        return None
-    sampler.position = lambda: (place["epoch"], place["batch"], 0)
-    index: list[int] = next(sampler.batches())[2].tolist()
-    return index
-
-
 def state_of(module: LightningModule) -> dict[str, str]:
     """Return what tells whether a step is the same, bit for bit."""
-    return {
-        "weights": _digest([*module.parameters(), *module.buffers()]),
-        f"random numbers of process {module.global_rank}": _digest(
-            [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
-        ),
-    }
-
-
-def _digest(tensors: Iterable[Any]) -> str:
-    digest = sha256()
+    weights, drawn = sha256(), sha256(torch.get_rng_state().numpy().tobytes())
     with suppress(RuntimeError):  # a device that has failed, too
-        for tensor in tensors:
-            local = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()
-            digest.update(local.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+        for t in (*module.parameters(), *module.buffers()):
+            local = getattr(t, "to_local", t.detach)().detach().cpu().contiguous()
+            weights.update(local.reshape(-1).view(torch.uint8).numpy().tobytes())
+    own = f"random numbers of process {module.global_rank}"
+    return {"weights": weights.hexdigest(), own: drawn.hexdigest()}

@@ -132,7 +132,8 @@ def replay(run: Run, file: Path) -> None:
     """Repeat the step that a run failed in: at which layer, tensor and sample.
 
     Args:
-        file: What the run has left of that step, failure-STEP.json in its folder.
+        file: What the run has left of that step, failure-STEP.json in its folder; the word alone
+            will do.
     """
     found = repeat(run.trainer, run.model, run.data, file)
     if run.trainer.world_size > 1:
