@@ -289,6 +289,12 @@ class Net(pl.LightningModule):
         return kind(self.parameters(), lr=self.lr)
 
 
+class Fails(pl.Callback):
+    def on_train_batch_start(self, trainer, *args: Any) -> None:
+        if trainer.global_step == 8:
+            raise OSError("a callback")
+
+
 class BadSGD(torch.optim.SGD):
     def step(self, closure=None):
         loss = super().step(closure)
@@ -373,6 +379,7 @@ FAULTS = [
     (net("mlp", data__fault="random", **TORCH), "Samples", "input", ANY),
     (net("mlp", data__fault="transfer", **TORCH), "batch", "input", NONE),
     (net("mlp", trainer__limit_val_batches="1.0", model__step="validation"), "Net", "input", BAD),
+    (net("mlp", trainer__callbacks="test_replay.Fails"), "Net", "input", NONE),
     (net("mlp", "raises", trainer__limit_val_batches="1.0"), "net.2", "input", BAD),
 ]
 
@@ -502,13 +509,12 @@ def test_steps_that_are_left_out_are_left_out_again(failed, replayed):
 
 def test_on_a_gpu_the_step_is_found_that_is_read_later(failed, replayed, monkeypatch):
     monkeypatch.setattr("anneal.callbacks.non_finite_guard.waits", lambda value: True)
-    monkeypatch.setattr("anneal.commands.replay.reads_late", lambda trainer: True)
     file = failed(
         *net("mlp", "exp"), "--trainer.log_every_n_steps=5", "--checkpoint.every_n_train_steps=7"
     )
     found = replayed(file)
     assert json.loads(file.read_text())["step"] == 10
-    assert "step 8, which the run noticed in step 10" in found["replayed"]
+    assert "step 8, where the run went on until step 10" in found["replayed"]
     assert (found["layer"], found["sample"][:8]) == ("net.2", f"{BAD} (row ")
 
 
