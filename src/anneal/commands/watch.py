@@ -245,8 +245,10 @@ class Watch(Callback):
     ) -> bool:
         """Return whether some of a batch's samples fail as all of them do."""
 
-        def of(value: Any) -> Any:  # twice, as a norm can't train on one
-            return value[[*rows, *rows]] if value.ndim and len(value) == batch.size else value
+        taken = list(rows) * (2 if len(rows) == 1 else 1)  # a norm can't train on one
+
+        def of(value: Any) -> Any:
+            return value[taken] if value.ndim and len(value) == batch.size else value
 
         restore(batch.random)
         for buffer, before in zip(module.buffers(), batch.buffers, strict=True):
