@@ -58,6 +58,8 @@ def test_one_process_fails_and_all_end_with_its_reason_as_the_last_line(
     found, lines = ends(tmp_path, *failing(rank, how))
     assert time.time() - (tmp_path / "failed").stat().st_mtime < SECONDS
     assert found == status, lines
+    if how == "bug":  # the line under a traceback
+        assert lines.pop().startswith("to repeat this step: python train.py replay ")
     assert lines[-1].startswith(shown), lines
     assert sum(line.startswith(shown) for line in lines) == 1
     assert sum("Traceback" in line for line in lines) <= (how == "bug")

@@ -15,6 +15,7 @@ WALKED = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in WALKED
 # Whose commands are run by these tests.
 ELSEWHERE = {
     "docs/optimizers.md": "examples/optimizers/tests/test_figures.py",
+    "docs/runs.md": "tests/engine/test_replay.py",
     "docs/your-own.md": "tests/engine/test_your_own.py",
     "docs/sweeps.md": "tests/engine/test_sweep.py",
 }

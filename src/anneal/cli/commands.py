@@ -7,7 +7,9 @@ from anneal.cli.run import Run
 from anneal.commands.export import export as write_export
 from anneal.commands.lr_find import report, search
 from anneal.commands.predict import Predictions, check_predicts, save_predictions
+from anneal.commands.replay import repeat
 from anneal.commands.schedule import preview
+from anneal.errors import UserError
 from anneal.lightning_internals import set_logged_step
 from anneal.runs.exported import ENDINGS, ExportedClassifier, is_exported, read
 from anneal.runs.folder import next_free_path
@@ -133,4 +135,17 @@ def lr_find(
         report(found, output or run.folder / "lr_find.png")
 
 
-COMMANDS = {f.__name__: f for f in (validate, test, predict, export, schedule, lr_find)}
+def replay(run: Run, file: Path) -> None:
+    """Repeat the step that a run failed in: at which layer, tensor and sample.
+
+    Args:
+        file: What the run has left of that step, failure-STEP.json in its folder; the word alone
+            will do.
+    """
+    found = repeat(run.trainer, run.model, run.data, file)
+    if run.trainer.world_size > 1:
+        raise UserError(found, status=0)  # shown once, whichever process it is
+    print(found)
+
+
+COMMANDS = {f.__name__: f for f in (validate, test, predict, export, schedule, lr_find, replay)}

@@ -13,8 +13,14 @@ from anneal.errors import UserError
 
 def describe_failure(e: Exception) -> processes.Failure | None:
     """What a person reads of a mistake of theirs, and the exit status; None: it is a bug."""
+    if found := _describe(e):
+        return "; ".join([found[0], *getattr(e, "__notes__", [])]), found[1]
+    return None
+
+
+def _describe(e: Exception) -> processes.Failure | None:
     if isinstance(e, UserError):
-        return f"error: {e}", e.status
+        return f"error: {e}" if e.status else str(e), e.status
     if isinstance(e, MisconfigurationException):
         return f"error: {e}", 2
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -27,6 +27,7 @@ from anneal.cli.run import Run
 from anneal.cli.schema import option_names
 from anneal.cli.trainer import PREVIEW_COMMANDS
 from anneal.cli.words import BESIDE, Words, file_of, stray
+from anneal.commands.replay import read_failure
 from anneal.errors import UserError
 from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
@@ -124,8 +125,12 @@ def start_from(words: Words, files: Sequence[Path], has_files: bool) -> Start:
        first one the configuration of that run.
     2. --ckpt_path: that checkpoint or exported file, with the configuration stored in it.
     3. --metric_from without --config: the configuration of that run.
-    4. Else the files of --config, or the default recipe.
+    4. What a run has left of a step that failed.
+    5. Else the files of --config, or the default recipe.
     """
+    if words.command == "replay" and (failed := words.last("file")):
+        failure = read_failure(Path(failed))
+        return Start(failure["config"], Path(failed))
     said = partial(_said, words, files)
     root = Path(said("trainer.default_root_dir") or "runs")
     if (name := said("run_name")) is not None:

@@ -4,6 +4,7 @@ import os
 import time
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.callbacks.epoch_metrics import EpochMetrics
+from anneal.callbacks.failure_recorder import FailureRecorder
 from anneal.callbacks.graceful_shutdown import GracefulShutdown
 from anneal.callbacks.run_directory import RunDirectory
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
@@ -107,6 +109,10 @@ class Run:
     def trainer(self) -> Trainer:
         """Lightning's Trainer, with the run's callbacks, loggers and folder."""
         settings = dict(vars(self.built.trainer))
+        if self.command == "replay":
+            self._scratch = TemporaryDirectory()
+            settings["default_root_dir"] = self._scratch.name
+            settings["callbacks"] = [*as_list(settings["callbacks"]), self.built.health]
         if self.command in PREVIEW_COMMANDS:
             return preview_trainer(self.command, settings)
         settings["default_root_dir"] = self.folder
@@ -207,7 +213,10 @@ class Run:
         ]
         # Of several checkpoints Lightning takes the first for the run's.
         first = [c for c in [*named.values(), *chosen] if isinstance(c, Checkpoint)]
-        others += [GracefulShutdown(Path(str(c.dirpath))) for c in first[:1]]
+        checkpoints = [Path(str(c.dirpath)) for c in first[:1]]
+        others += map(GracefulShutdown, checkpoints)
+        last = [*checkpoints, self.folder / "checkpoints"][0]
+        others.append(FailureRecorder(self.folder, last, self.text))
         every = [*first, *chosen, *named.values(), *others]
         return list(dict.fromkeys(every))
 

@@ -3,7 +3,14 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    ModelSummary,
+    ProgressBar,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -13,7 +20,7 @@ from anneal.launch import watch
 from anneal.runs.checkpoint_io import AtomicCheckpointIO
 from anneal.system import keep_freed_memory
 
-PREVIEW_COMMANDS = ("schedule", "lr_find")
+PREVIEW_COMMANDS = ("schedule", "lr_find", "replay")
 WHOLE_WEIGHTS = (StochasticWeightAveraging, WeightAveraging)
 Settings = dict[str, Any]
 
@@ -33,6 +40,13 @@ SEARCH: Settings = {
     "max_time": None,
     "num_sanity_val_steps": 0,
     "val_check_interval": None,
+}
+# A step is repeated without what writes, and with loggers for a module that calls its own.
+REPLAY: Settings = {
+    "detect_anomaly": False,
+    "logger": DummyLogger(),
+    "max_time": None,
+    "profiler": None,
 }
 
 
@@ -76,6 +90,10 @@ def preview_trainer(command: str, settings: Settings) -> Trainer:
     run itself could not start, as many processes on a CPU stand in for them.
     """
     settings = settings | NO_TRACES
+    if command == "replay":
+        writers = Checkpoint | ProgressBar | ModelSummary
+        callbacks = [c for c in as_list(settings["callbacks"]) if not isinstance(c, writers)]
+        return start(settings | REPLAY | {"callbacks": callbacks})
     if command == "lr_find":
         if settings["fast_dev_run"] or settings["barebones"]:
             raise UserError("lr_find: leave out --trainer.fast_dev_run and --trainer.barebones")

@@ -88,6 +88,8 @@ def read_words(words: list[str]) -> Words:
                 files.append(text or "")
             else:
                 flags.append((key[2:], text))
+    if has_command and words[0] == "replay":  # the file of a step, as a word
+        flags, others = [*(("file", word) for word in others), *flags], []
     return Words(words[0] if has_command else "fit", files, flags, others)
 
 
