@@ -193,15 +193,18 @@ def _tests(row: dict[str, str]) -> bool:
 
 
 def batches(run: Path) -> list[dict]:
-    """The batches of all processes that count: of the first leg up to where the second began."""
-    legs = []
-    for leg in (1, 2):
+    """The batches of all processes that count: each leg up to where the next began."""
+    kept: list[dict] = []
+    for leg in (1, 2, 3):
         files = sorted(run.glob(f"batches-{leg}-*"))
-        legs.append([json.loads(line) for f in files for line in f.read_text().splitlines()])
-    first, second = legs
-    start = min(((line["epoch"], line["place"]) for line in second), default=(99, 0))
-    kept = [line for line in first if (line["epoch"], line["place"]) < start]
-    return sorted(kept + second, key=lambda line: (line["epoch"], line["place"]))
+        lines = [json.loads(line) for f in files for line in f.read_text().splitlines()]
+        start = min(map(_place, lines), default=(99, 0))
+        kept = [line for line in kept if _place(line) < start] + lines
+    return sorted(kept, key=_place)
+
+
+def _place(line: dict) -> tuple[int, int]:
+    return line["epoch"], line["place"]
 
 
 def misses(run: Path) -> list[str]:
@@ -210,7 +213,7 @@ def misses(run: Path) -> list[str]:
     found = []
     for epoch in range(3):
         numbers = sorted(n for line in lines if line["epoch"] == epoch for n in line["numbers"])
-        if numbers != [2 * (n // 2) for n in range(96)]:
+        if numbers != list(range(96)):
             found.append(f"epoch {epoch} has {len(numbers)} samples")
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     if last["position"]["epoch"] != 3 or last["position"]["seen"] != 3 * 96:

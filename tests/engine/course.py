@@ -19,12 +19,14 @@ class Numbers(pl.LightningDataModule):
 
     Args:
         batch_size: Samples in a batch of one process.
+        noise: Whether training images get noise from torch's own generator.
     """
 
     class_names = tuple("0123456789")
 
-    def __init__(self, batch_size: int = 12) -> None:
+    def __init__(self, batch_size: int = 12, noise: bool = True) -> None:
         super().__init__()
+        self.noise = noise
         self.batch_size = batch_size
 
     def _batches(self, n: int, shuffle: bool) -> InMemoryBatches:
@@ -44,13 +46,13 @@ class Numbers(pl.LightningDataModule):
         return self._batches(20, shuffle=False)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Add noise to a training batch, from torch's own generator."""
-        if not self.trainer.training:
+        """Add the noise to a training batch."""
+        if not self.trainer.training or not self.noise:
             return batch
         images, labels = batch
-        noise = torch.randint(0, 2, images.shape, dtype=torch.uint8)
-        noise[:, 0, 0, 0] = 0
-        return images // 2 + noise, labels
+        noisy = images // 2 + torch.randint(0, 2, images.shape, dtype=torch.uint8)
+        noisy[:, 0, 0, 0] = images[:, 0, 0, 0]
+        return noisy, labels
 
 
 class Course(pl.Callback):
@@ -72,7 +74,7 @@ class Course(pl.Callback):
             "epoch": trainer.current_epoch,
             "batch": batch_idx,
             "place": clock.samples,
-            "numbers": (2 * batch[0][:, 0, 0, 0]).tolist(),
+            "numbers": batch[0][:, 0, 0, 0].tolist(),
             "noise": int(batch[0].sum()),
         }
         name = f"batches-{os.environ.get('COURSE_LEG', 1)}-{trainer.global_rank}"

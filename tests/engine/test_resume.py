@@ -3,8 +3,21 @@
 import itertools
 
 import pytest
-from cells import Cell, command, differences, disturb, impossible, names, pairwise
+import torch
+from cells import (
+    Cell,
+    batches,
+    command,
+    differences,
+    disturb,
+    impossible,
+    misses,
+    names,
+    pairwise,
+)
 from launch import Training
+
+from anneal.testing import logged
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +38,30 @@ def test_each_two_values_meet_in_a_cell():
 @pytest.mark.parametrize("cell", pairwise(), ids=names(pairwise()))
 def test_a_disturbed_run_becomes_what_it_would_have_been(folder, cell):
     assert disturb(folder, cell) == []
+
+
+def test_processes_come_and_go_and_each_sample_comes_once(folder):
+    """The batches hold the same samples, so the weights differ by how sums are rounded."""
+    shared = [*command(folder, Cell("kill", "inside", "same", "default")), "--data.noise=false"]
+    Training(folder, *shared, "--data.batch_size=24", "--run_name=one").finish()
+    many = [*shared, "--run_name=many", "--resume=auto", "--trainer.strategy=ddp"]
+    for leg, (devices, batch_size, end) in enumerate(
+        [(2, 12, "kill batch 0 2"), (3, 8, "kill batch 1 3"), (1, 24, "")], 1
+    ):
+        size = (f"--trainer.devices={devices}", f"--data.batch_size={batch_size}")
+        save = "--checkpoint.every_n_train_steps=1"
+        run = Training(folder, *many, *size, save, COURSE_LEG=str(leg), COURSE_END=end)
+        status, output = run.end()
+        assert status == (-9 if end else 0), output
+    one, run = folder / "runs" / "one", folder / "runs" / "many"
+    assert len({line["epoch"] for line in batches(run)}) == 3
+    assert misses(run) == []
+    a, b = (torch.load(r / "checkpoints" / "last.ckpt", weights_only=True) for r in (one, run))
+    for name, tensor in a["state_dict"].items():
+        torch.testing.assert_close(b["state_dict"][name], tensor, rtol=1e-4, atol=1e-5)
+    for name in ("val/loss", "val/acc", "train/acc", "samples", "lr"):
+        found = [[float(row[name]) for row in logged(r) if row[name]] for r in (one, run)]
+        assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 THEIRS = {
