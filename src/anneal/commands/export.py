@@ -83,12 +83,7 @@ def export(
     unfinished = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, of each torch release others
-            _WRITERS[form](network, _pixels(2, shape), about, unfinished)
-            exported = read(unfinished)
-            differences = [_difference(network, exported, _pixels(n, shape)) for n in BATCHES]
-        difference = float(torch.tensor(differences).max())  # NaN if one is
+        exported, difference = _write(form, network, shape, about, unfinished)
         if not difference < TOLERANCE:
             raise UserError(
                 f"what is exported as {form} differs from the model by up to {difference:.2g} in a "
@@ -98,10 +93,6 @@ def export(
         unfinished.replace(path)
     except OSError as e:
         raise UserError(f"can't write {path}: {e.strerror}", status=1) from e
-    except UserError:
-        raise
-    except Exception as e:  # what torch and onnxscript raise is of a dozen types
-        raise _no_export(form, e) from e
     finally:
         with suppress(OSError):
             unfinished.unlink()
@@ -150,6 +141,23 @@ def _about(
         "checkpoint": checkpoint.name,
         "config": stored.get("config", ""),
     }
+
+
+def _write(
+    form: str, network: nn.Module, shape: tuple[int, ...], about: dict[str, str], path: Path
+) -> tuple[Exported, float]:
+    """Write the file; return what is read from it, and how far it is from the network at most."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own, of each torch release others
+            _WRITERS[form](network, _pixels(2, shape), about, path)
+            exported = read(path)
+            differences = [_difference(network, exported, _pixels(n, shape)) for n in BATCHES]
+    except OSError:
+        raise
+    except Exception as e:  # what torch and onnxscript raise is of a dozen types
+        raise _no_export(form, e) from e
+    return exported, float(torch.tensor(differences).max())  # NaN if one is
 
 
 def _no_export(form: str, error: BaseException) -> UserError:
