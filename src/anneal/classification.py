@@ -188,7 +188,8 @@ class ClassificationModule(LightningModule):
         modes = {module: module.training for module in self.modules()}
         try:
             eager = torch.compiler.set_stance("force_eager")
-            with eager, torch.no_grad(), torch.random.fork_rng(devices=[]):
+            precision = self.trainer.precision_plugin.val_step_context()
+            with eager, precision, torch.no_grad(), torch.random.fork_rng(devices=[]):
                 for shape in shapes:
                     images = torch.zeros(2, *shape, dtype=torch.uint8, device=self.device)
                     (self.eval().predict_logits if shape == data.image_shape else self)(images)

@@ -121,7 +121,6 @@ class Clock(Callback):
         """Begin where the checkpoint was saved, at the same sample if the batches are others."""
         self._since = time.perf_counter()
         self._start = self._after_step = self.batches, self.samples
-        self._before = self.seen + self.samples, self.seconds
         self.has_validated = False
         resumed, self._resumed = self._resumed, {}
         if not resumed:
@@ -220,6 +219,7 @@ class Clock(Callback):
         self._resumed = position = position_in(checkpoint)
         for name in self.SAVED:
             setattr(self, name, position[name])
+        self._before = self.seen + self.samples, self.seconds
         validate = bool(position.get("validation_is_due"))
         self.extra_steps = place(trainer, checkpoint, self.epoch, bool(self.batches), validate)
 

@@ -314,11 +314,11 @@ def test_a_slurm_job_saves_itself_once_and_goes_on_bit_for_bit(cluster):
 
 def test_a_job_that_failed_before_its_first_checkpoint_starts_again_in_its_folder(tmp_path):
     (tmp_path / "runs" / "job-3").mkdir(parents=True)
-    (tmp_path / "runs" / "job-3" / "config.yaml").write_text("of the first start")
+    (tmp_path / "runs" / "job-3" / "config.yaml").write_text("seed_everything: 1\n")
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1")
     train(tmp_path, "fit", "--config=small.yaml", "--resume=auto", "--run_name=job-3", *two)
     (folder,) = (tmp_path / "runs").iterdir()
-    assert (folder / "config.yaml").read_text() == "of the first start"
+    assert (folder / "config.yaml").read_text() == "seed_everything: 1\n"
     assert (folder / "config-2.yaml").exists()
     assert (folder / "checkpoints" / "last.ckpt").exists()
 

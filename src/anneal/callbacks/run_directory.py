@@ -44,7 +44,9 @@ class RunDirectory(Callback):
         taken_out: list[dict[str, str]] = []
         for logger in loggers_with(trainer, "rewind"):
             saved = self.resumed_from or {}
-            taken_out += logger.rewind(saved.get("global_step", 0), saved.get("rows")) or []
+            pending = saved.get("step_metrics", [0, {}])[1]
+            step = saved.get("global_step", 0)
+            taken_out += logger.rewind(step, saved.get("rows"), pending) or []
         for logger in loggers_with(trainer, "skip"):
             logger.skip(taken_out)
         for logger in loggers_with(trainer, "log_config"):
@@ -90,7 +92,9 @@ class RunDirectory(Callback):
             return
         trainer.should_stop = was_stopped(checkpoint, trainer, self.config)
         step, values = checkpoint.get("step_metrics", [0, {}])
-        if values and "rows" in checkpoint:
+        if not values or not trainer.is_global_zero:
+            return
+        if any(not logger.has(values, step) for logger in loggers_with(trainer, "has")):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step)
 

@@ -1,6 +1,5 @@
 """From the words of a command line to a run: configuration, checkpoint and folder."""
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -33,8 +32,6 @@ from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
 from anneal.runs.exported import is_exported, read
 from anneal.runs.lock import claim, hold
-
-LONGEST_NAME = 255  # bytes, of a folder in any file system
 
 
 class Project(NamedTuple):
@@ -202,8 +199,6 @@ def _check(config: Any) -> None:
     """Raise UserError if options of the run do not go together."""
     if not 0 <= config.seed_everything < 2**32:
         raise UserError(f"--seed_everything={config.seed_everything}: must be 0 to 4294967295")
-    if len(os.fsencode(config.run_name or "")) > LONGEST_NAME:
-        raise UserError(f"--run_name: too long for a folder's name ({LONGEST_NAME} bytes)")
     if config.resume and not config.run_name:
         raise UserError("--resume=auto needs the --run_name to start or to resume")
     if config.run and not config.get("ckpt_path"):

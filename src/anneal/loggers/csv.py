@@ -4,7 +4,7 @@ import csv
 import os
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -80,7 +80,9 @@ class CSVLogger(Logger):
             self._file = None
 
     @rank_zero_only
-    def rewind(self, step: int, count: int | None = None) -> list[dict[str, str]]:
+    def rewind(
+        self, step: int, count: int | None = None, pending: Iterable[str] = ()
+    ) -> list[dict[str, str]]:
         """Go back to where a checkpoint was saved; to be called when training starts.
 
         Lines of tests stay: a resumed training does not write them again.
@@ -88,6 +90,7 @@ class CSVLogger(Logger):
         Args:
             step: The checkpoint's `global_step`, 0 for a fresh run.
             count: What `rows` gave then; None: the lines before this step stay.
+            pending: What was logged next, if it was: that line stays too.
 
         Returns:
             The lines taken out because training writes them again, as text by column.
@@ -97,14 +100,20 @@ class CSVLogger(Logger):
         self.finalize("rewind")
         columns, rows = self._read()
         tests = [name for name in columns if name.startswith("test/")]
+        pending = list(pending) or ["nothing"]
         stay = [
             int(row["step"]) < step
             if count is None
-            else i < count or any(row.get(name) for name in tests)
+            else i < count or _has(row, tests, any) or (i == count and _has(row, pending, all))
             for i, row in enumerate(rows)
         ]
         self._replace(columns, [row for row, stays in zip(rows, stay, strict=True) if stays])
         return [row for row, stays in zip(rows, stay, strict=True) if not stays]
+
+    def has(self, names: Iterable[str], step: int) -> bool:
+        """Return whether a line of this step has values under all these names."""
+        rows = self._read().rows if self.path.exists() else []
+        return any(int(row["step"]) == step and _has(row, names, all) for row in rows)
 
     @rank_zero_only
     def rows(self) -> int:
@@ -151,6 +160,10 @@ class CSVLogger(Logger):
             _write(file, columns)
             for row in rows:
                 _write(file, [row.get(column, "") for column in columns])
+
+
+def _has(row: dict[str, str], names: Iterable[str], of: Callable[..., bool]) -> bool:
+    return of(row.get(name) for name in names)
 
 
 def _write(file: TextIO, row: list[Any]) -> None:

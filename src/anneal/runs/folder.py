@@ -185,10 +185,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             newer than what is known here.
     """
     try:
-        # Before torch 1.6 a file was a pickle; of any other torch has much to say.
-        if not (zipped := is_zipfile(path)) and path.open("rb").read(1) != b"\x80":
-            raise ValueError("not as torch saves")
-        checkpoint = _load(path, mmap=zipped)
+        checkpoint = _load(path, mmap=True)
         if isinstance(checkpoint, dict) and "state_dict" not in checkpoint:
             state = checkpoint.get("model", checkpoint)
             if isinstance(state, dict) and any(hasattr(v, "shape") for v in state.values()):
@@ -231,6 +228,11 @@ def _best(folder: Path) -> Path | None:
 def _load(path: Path, mmap: bool) -> Any:
     import torch  # takes seconds, and most of this file needs none
 
+    if not is_zipfile(path):
+        # Before torch 1.6 a file was a pickle; of any other torch has much to say.
+        if path.open("rb").read(1) != b"\x80":
+            raise ValueError("not as torch saves")
+        return torch.load(path, map_location="cpu", weights_only=True)
     with ZipFile(path) as file:
         # torch.save stores; a few KB that are compressed can unpack to any size.
         if any(entry.compress_type != ZIP_STORED for entry in file.infolist()):
