@@ -112,7 +112,8 @@ class ClassificationModule(LightningModule):
 
     def on_fit_start(self) -> None:
         if not isinstance(self.net, FSDPModule):
-            self._try_images(self.trainer.datamodule)  # type: ignore[attr-defined]
+            with self.trainer.precision_plugin.val_step_context():
+                self._try_images(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         # One process resumes what a checkpoint from within an epoch has counted.
@@ -188,8 +189,7 @@ class ClassificationModule(LightningModule):
         modes = {module: module.training for module in self.modules()}
         try:
             eager = torch.compiler.set_stance("force_eager")
-            precision = self.trainer.precision_plugin.val_step_context()
-            with eager, precision, torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with eager, torch.no_grad(), torch.random.fork_rng(devices=[]):
                 for shape in shapes:
                     images = torch.zeros(2, *shape, dtype=torch.uint8, device=self.device)
                     (self.eval().predict_logits if shape == data.image_shape else self)(images)
