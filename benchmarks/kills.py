@@ -262,13 +262,13 @@ def killed(run: Path, args: list[str], kills: int, longest: float) -> tuple[int,
             return done, in_save
 
 
-def every_point(folder: Path, args: list[str]) -> tuple[int, list[str]]:
-    """Ends a training at each of its points and goes on: their number, and what then differs."""
+def every_point(folder: Path, args: list[str], every: int) -> tuple[int, list[str]]:
+    """Ends a training at its points and goes on: how many were tried, and what then differs."""
     if wait(start(folder, [*args, "--run_name=counted"], 0)):
         raise SystemExit(f"the training that counts them has failed:\n{tail(folder)}")
-    points = int((folder / "points").read_text())
+    points = range(1, int((folder / "points").read_text()) + 1, every)
     found: list[str] = []
-    for point in range(1, points + 1):
+    for point in points:
         name = f"--run_name=killed-{point}"
         wait(start(folder, [*args, name], point))
         run = folder / "runs" / f"killed-{point}"
@@ -278,7 +278,7 @@ def every_point(folder: Path, args: list[str]) -> tuple[int, list[str]]:
             found.append(f"point {point}: {', '.join(different)}")
         if not found:
             shutil.rmtree(run)
-    return points, found
+    return len(points), found
 
 
 def every_cell() -> None:
@@ -362,7 +362,8 @@ def bucket(folder: Path) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="in all")
-    parser.add_argument("--points", action="store_true", help="at each point of a training")
+    parser.add_argument("--points", action="store_true", help="at each point of short epochs")
+    parser.add_argument("--every", type=int, default=1, help="only each so many-th of the points")
     parser.add_argument("--cells", action="store_true", help="the table of tests/engine/cells.py")
     parser.add_argument("--only", default="", help="scenarios with this in their name")
     parser.add_argument("--seed", type=int, default=0)
@@ -383,13 +384,14 @@ def main() -> None:
             make_photos(folder / "photos")
             os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         command = ["fit", "--config=small.yaml", *flags]
+        command += ["--trainer.limit_train_batches=4"] * args.points
         kills = max(1, round(args.kills * share / shares))
         done = in_save = trainings = 0
         found: list[str] = []
         with bucket(folder) if "bucket" in name else nullcontext():
             seconds = whole(folder, command)
             if args.points:
-                points, found = every_point(folder, command)
+                points, found = every_point(folder, command, args.every)
             while done < kills and not found and not args.points:
                 run = folder / "runs" / f"killed-{trainings}"
                 most = min(MOST, kills - done)
