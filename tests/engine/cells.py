@@ -1,15 +1,18 @@
 """How a run may end, where, how it goes on and how it counts: what must then come of it."""
 
+import io
 import itertools
 import json
+import os
 from collections.abc import Iterable
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from launch import Training
 
-from anneal.testing import logged
+from anneal.testing import QUIET, logged, main
 
 COURSE = """
 trainer:
@@ -118,8 +121,33 @@ def whole(folder: Path, cell: Cell) -> Path:
     run = folder / "runs" / f"whole-{cell.counts}-{longer}"
     if not run.exists():
         epochs = ("--trainer.max_epochs=4",) if longer else ()
-        Training(folder, *command(folder, cell), *epochs, f"--run_name={run.name}").finish()
+        status, output = leg(folder, *command(folder, cell), *epochs, f"--run_name={run.name}")
+        assert status == 0, output
     return run
+
+
+def leg(folder: Path, *words: str, alone: bool = False, **env: str) -> tuple[int, str]:
+    """Train, and return the exit status and what was printed.
+
+    Args:
+        folder: Where.
+        *words: The command line.
+        alone: Whether in a process of its own, which may be killed.
+        **env: Environment variables.
+    """
+    if alone:
+        return Training(folder, *words, **env).end()
+    printed = io.StringIO()
+    names = ("COURSE_END", "COURSE_LEG")
+    os.environ |= {name: env.get(name, default) for name, default in zip(names, " 1", strict=True)}
+    try:
+        with chdir(folder), redirect_stdout(printed), redirect_stderr(printed):
+            main([*words, *QUIET])
+    except SystemExit as e:
+        return int(e.code or 0), printed.getvalue()
+    except RuntimeError as e:
+        return 1, printed.getvalue() + str(e)
+    return 0, printed.getvalue()
 
 
 def command(folder: Path, cell: Cell) -> list[str]:
@@ -133,7 +161,8 @@ def disturb(folder: Path, cell: Cell) -> list[str]:
     name = "-".join(cell)
     shared = [*command(folder, cell), f"--run_name={name}", "--resume=auto"]
     end, flags = where(cell)
-    status, output = Training(folder, *shared, *flags, COURSE_END=end).end()
+    dies = cell.end == "kill"
+    status, output = leg(folder, *shared, *flags, alone=dies, COURSE_END=end)
     expected = {"kill": -9, "term": 143, "error": 1}.get(cell.end, 0)
     if status != expected:
         return [f"the first leg ended with {status}:\n{output}"]
@@ -145,7 +174,8 @@ def disturb(folder: Path, cell: Cell) -> list[str]:
     }[cell.goes_on]
     free = {"steps": ("--trainer.max_steps=-1",), "time": ("--trainer.max_time=null",)}
     more += free.get(cell.end, ())
-    status, output = Training(folder, *shared, *more, COURSE_LEG="2").end()
+    many = cell.goes_on == "processes"
+    status, output = leg(folder, *shared, *more, alone=many, COURSE_LEG="2")
     if status:
         return [f"the second leg ended with {status}:\n{output}"]
     run = folder / "runs" / name

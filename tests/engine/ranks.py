@@ -42,6 +42,15 @@ class Fail(pl.Callback):
         raise UserError("picture.jpg can't be read", status=1)
 
 
+class Slow(pl.Callback):
+    """Makes each batch take 0.3 s, and leaves word of the third step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        time.sleep(0.3)
+        if batch_idx == 9:
+            Path("slow").touch()
+
+
 class Sleep(pl.Callback):
     """Holds the fourth step up, and leaves word of it."""
 

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -317,6 +318,21 @@ def test_samples_are_counted_over_epochs_and_resumes(accumulate, tmp_path):
     settings["max_epochs"] = 5
     fit(Tiny(), callbacks=[again], ckpt_path=tmp_path / "c.ckpt", **settings)
     assert again.seen == 40
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+def test_the_speed_of_a_run_that_is_resumed_within_an_epoch_is_that_of_this_process(tmp_path):
+    """The checkpoint is from after 4 of 8 batches; each batch takes 10 ms."""
+
+    class Slow(pl.Callback):
+        def on_train_batch_start(self, *args) -> None:
+            time.sleep(0.01)
+
+    fit(Tiny(), callbacks=[Clock()], max_steps=4, max_epochs=9, save=tmp_path / "c.ckpt")
+    clock = Clock()
+    fit(Tiny(), callbacks=[clock, Slow()], max_epochs=1, ckpt_path=tmp_path / "c.ckpt")
+    assert clock.seen == 8
+    assert 20 < clock.samples_per_second < 100
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -11,11 +11,12 @@ from cells import (
     differences,
     disturb,
     impossible,
+    leg,
     misses,
     names,
     pairwise,
+    whole,
 )
-from launch import Training
 
 from anneal.testing import logged
 
@@ -43,15 +44,16 @@ def test_a_disturbed_run_becomes_what_it_would_have_been(folder, cell):
 def test_processes_come_and_go_and_each_sample_comes_once(folder):
     """The batches hold the same samples, so the weights differ by how sums are rounded."""
     shared = [*command(folder, Cell("kill", "inside", "same", "default")), "--data.noise=false"]
-    Training(folder, *shared, "--data.batch_size=24", "--run_name=one").finish()
+    leg(folder, *shared, "--data.batch_size=24", "--run_name=one")
     many = [*shared, "--run_name=many", "--resume=auto", "--trainer.strategy=ddp"]
-    for leg, (devices, batch_size, end) in enumerate(
+    for number, (devices, batch_size, end) in enumerate(
         [(2, 12, "kill batch 0 2"), (3, 8, "kill batch 1 3"), (1, 24, "")], 1
     ):
         size = (f"--trainer.devices={devices}", f"--data.batch_size={batch_size}")
         save = "--checkpoint.every_n_train_steps=1"
-        run = Training(folder, *many, *size, save, COURSE_LEG=str(leg), COURSE_END=end)
-        status, output = run.end()
+        words = (*many, *size, save)
+        env = {"COURSE_LEG": str(number), "COURSE_END": end}
+        status, output = leg(folder, *words, alone=True, **env)
         assert status == (-9 if end else 0), output
     one, run = folder / "runs" / "one", folder / "runs" / "many"
     assert len({line["epoch"] for line in batches(run)}) == 3
@@ -62,6 +64,22 @@ def test_processes_come_and_go_and_each_sample_comes_once(folder):
     for name in ("val/loss", "val/acc", "train/acc", "samples", "lr"):
         found = [[float(row[name]) for row in logged(r) if row[name]] for r in (one, run)]
         assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_a_checkpoint_from_before_there_was_a_clock_goes_on(folder):
+    shared = [*command(folder, Cell("term", "inside", "same", "default")), "--resume=auto"]
+    expected = whole(folder, Cell("term", "inside", "same", "default"))
+    leg(folder, *shared, "--run_name=old", COURSE_END="term batch 1 4")
+    run = folder / "runs" / "old"
+    file = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    position = checkpoint.pop("position")
+    del checkpoint["rows"]
+    checkpoint["samples"] = [position["seen"], position["samples"]]
+    torch.save(checkpoint, file)
+    status, output = leg(folder, *shared, "--run_name=old", COURSE_LEG="2")
+    assert status == 0, output
+    assert differences(run, expected) == []
 
 
 THEIRS = {
@@ -91,12 +109,14 @@ def test_modules_and_callbacks_of_a_user_go_on_as_if_they_had_not_stopped(folder
     shared = [*command(folder, default), *flags]
     expected = folder / "runs" / f"whole-{name}"
     if not expected.exists():
-        Training(folder, *shared, f"--run_name={expected.name}").finish()
+        assert leg(folder, *shared, f"--run_name={expected.name}")[0] == 0
     run = folder / "runs" / f"{name}-{moment.replace(' ', '-')}"
     again = [*shared, f"--run_name={run.name}", "--resume=auto"]
     steps = 12 * (1 + (name == "two optimizers"))
     limit = (f"--trainer.max_steps={steps}",) if moment == "steps" else ()
-    Training(folder, *again, *limit, COURSE_END="" if limit else moment).end()
+    end = "" if limit else moment
+    leg(folder, *again, *limit, alone=end.startswith("kill"), COURSE_END=end)
     free = ("--trainer.max_steps=-1",) if limit else ()
-    Training(folder, *again, *free, COURSE_LEG="2").finish()
+    status, output = leg(folder, *again, *free, COURSE_LEG="2")
+    assert status == 0, output
     assert differences(run, expected) == []

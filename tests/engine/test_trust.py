@@ -127,6 +127,20 @@ def test_two_processes_stop_at_the_same_step_when_one_is_told_to(undisturbed):
     assert not _processes_in_group(run.process.pid)
 
 
+def test_processes_whose_steps_are_long_ask_each_other_by_time(undisturbed):
+    """A step takes 1.2 s: told in one, they end after the next, not ten steps later."""
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--run_name=slow")
+    slow = ("--trainer.accumulate_grad_batches=4", "--trainer.callbacks=ranks.Slow")
+    run = Training(undisturbed, *LONG, *two, *slow)
+    wait_for((undisturbed / "slow").exists)
+    run.send(signal.SIGTERM)
+    told = time.monotonic()
+    code, output = run.end()
+    assert code == 143, output
+    assert "stopped by SIGTERM: saved" in output
+    assert time.monotonic() - told < 8
+
+
 def _processes_in_group(group: int) -> list[str]:
     deadline = time.monotonic() + 30
     while True:
