@@ -13,6 +13,7 @@ bit for bit. Ends with status 1 if anything differs.
 
 import argparse
 import csv
+import logging
 import os
 import random
 import shutil
@@ -287,6 +288,7 @@ def every_cell() -> None:
     os.environ["PYTHONPATH"] += os.pathsep + sys.path[-1]
     import cells
 
+    logging.disable(logging.INFO)
     folder = Path(tempfile.mkdtemp())
     wrong = 0
     tried = [cell for cell in cells.every() if not cells.impossible(cell)]
