@@ -113,6 +113,11 @@ class Clock(Callback):
         seconds = self.seconds - self._before[1]
         return (self.seen + self.samples - self._before[0]) / seconds if seconds else 0.0
 
+    def samples_before(self, batch: int, sampler: Any) -> int:
+        """Return the samples of the current epoch that a sampler gives before a batch."""
+        batches, samples = self._start
+        return int(sampler.place(batch - batches, samples))
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.precision == "64-true":
             pl_module.double()  # before a checkpoint's weights would be rounded to float32
@@ -159,7 +164,7 @@ class Clock(Callback):
         self.validated = False
         sampler = _sampler(trainer)
         if sampler:
-            self.samples = sampler.place(self.batches - self._start[0], self._start[1])
+            self.samples = self.samples_before(self.batches, sampler)
         else:
             with suppress(MisconfigurationException):  # no tensor in the batch: nothing to count
                 self.samples += extract_batch_size(batch) * trainer.world_size

@@ -239,6 +239,9 @@ class Net(pl.LightningModule):
         }[net]()
         self.net = nn.Sequential(*self.net)
 
+    def on_load_checkpoint(self, checkpoint) -> None:
+        Now.on = checkpoint["position"]["epoch"] > 0  # before a worker is started, or a validation
+
     def on_train_epoch_start(self) -> None:
         Now.on = self.current_epoch > 0
         Now.log.clear()

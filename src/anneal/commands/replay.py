@@ -4,17 +4,29 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.distributed import DistError
+from torch.utils.data import BatchSampler, Subset
 
+from anneal.callbacks import non_finite_guard
 from anneal.callbacks.accumulation import RescaleLastAccumulation
-from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
-from anneal.commands.watch import Failure, Passed, Watch
-from anneal.errors import UserError
+from anneal.callbacks.failure_recorder import keys_of, loader_of, place_of, state_of
+from anneal.callbacks.seed_every_epoch import SeedEveryEpoch, collect, restore
+from anneal.commands.watch import Layers, Rows, Step, Trouble, about
+from anneal.errors import UserError, first_line
+from anneal.launch import is_lost
 from anneal.progress import Clock
 from anneal.runs.folder import read_checkpoint
+from anneal.vision.loader import UnreadableImage
+
+Failure = dict[str, Any]
 
 
 def read_failure(file: Path) -> Failure:
@@ -51,15 +63,157 @@ def repeat(trainer: Trainer, model: LightningModule, data: LightningDataModule, 
     os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # the error of a kernel is raised where it starts
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), watch.recorded():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), watch.recorded(trainer, model):
             trainer.fit(model, data, ckpt_path=start)
     except Exception as e:
         if watch.elsewhere:
             raise DistError("the step fails in another process") from e
-        if not watch.found and not isinstance(e, Passed):
+        if not watch.found:
             raise
     if not watch.found:
-        raise UserError(f"step {failure['step']} does not fail again: {failure['error']}", status=1)
+        raise watch.passed
     many = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""
     return f"replayed {file}{many} from {start or 'the start'}: {watch.found}"
+
+
+class Watch(Callback):
+    """Keep the steps that are made, and say where one fails.
+
+    Args:
+        failure: What the run has left.
+
+    Attributes:
+        found: What there is to say; empty: nothing has failed yet.
+        elsewhere: Whether it is another process that fails.
+        passed: Raised after the step if it has not failed.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+        self.found = ""
+        self.elsewhere = False
+        again = f"step {failure['step']} does not fail again: {failure['error']}"
+        self.passed = UserError(again, status=1)
+        self._keys: dict[int, list[Any]] = {}  # of the samples of each batch, by torch's sampler
+        self._drawn: dict[str, Any] = {}  # random numbers before the last of these is read
+        self._updates = -1  # before:
+        self._steps: list[Step] = []
+        self._good: list[Step] = []  # before that update
+
+    @contextmanager
+    def recorded(self, trainer: Trainer, module: LightningModule) -> Iterator[None]:
+        """Keep within a block the steps and what torch's samplers give; read nothing late."""
+        batches, strategy = BatchSampler.__iter__, trainer.strategy
+
+        def sampled(sampler: BatchSampler) -> Iterator[list[int]]:
+            self._keys[id(sampler)] = keys = []
+            for batch in batches(sampler):
+                keys.append(batch)
+                self._drawn = collect()
+                yield batch
+
+        def kept(make: Callable[..., Any], *args: Any) -> Any:
+            self._keep(trainer, module, *args)
+            return make(*args)
+
+        training, validation = strategy.training_step, strategy.validation_step
+        with (
+            patch.object(BatchSampler, "__iter__", sampled),
+            patch.object(non_finite_guard, "waits", lambda value: False),
+            patch.object(strategy, "training_step", partial(kept, training)),
+            patch.object(strategy, "validation_step", partial(kept, validation)),
+        ):
+            yield
+
+    def _keep(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
+        if trainer.global_step > self.failure["step"]:
+            raise self.passed
+        for guard in trainer.callbacks if trainer.global_step == self.failure["step"] else ():
+            if isinstance(guard, non_finite_guard.NonFiniteGuard):
+                guard.skip = guard.skipped  # the run may have left out others before
+        if trainer.global_step != self._updates or not trainer.training:
+            self._updates = trainer.global_step
+            self._good, self._steps = self._steps[-1:], []
+        self._steps.append(Step(module, place_of(trainer)["batch"], *args))
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, e: BaseException) -> None:
+        failure, place = self.failure, place_of(trainer)
+        if e is self.passed or not place or not isinstance(e, Exception) or is_lost(e):
+            return
+        how = "bit for bit"
+        if place != {key: failure[key] for key in place}:
+            how = f"where the run went on until step {failure['step']}"
+        elif other := [k for k, v in state_of(module).items() if failure["state"].get(k, v) != v]:
+            how = f"but other {' and '.join(other)}"
+        step = None
+        if place["fetches"]:
+            trouble = self._unread(trainer, place["batch"], e)
+        else:
+            layers = Layers(trainer, module)
+            trouble, step = layers.find(e, self._steps, self._good)
+            guarded = isinstance(e, UserError) and trainer.world_size > 1
+            self.elsewhere = guarded and trouble.about == about(e)
+            if step:
+                trouble = trouble._replace(rows=layers.blame(trouble, step))
+        keys = self._keys_of(trainer, step.number if step else place["batch"])
+        self.found = (
+            f"epoch {place['epoch']}, batch {place['batch']}, step {place['step']}, {how}\n"
+            f"error   {type(e).__name__}: {first_line(e)}\nlayer   {trouble.layer}\n"
+            f"tensor  {trouble.tensor}: {trouble.about}\n"
+            f"sample  {in_words(loader_of(trainer), keys, trouble.rows)}"
+        )
+
+    def _keys_of(self, trainer: Trainer, batch: int) -> list[Any]:
+        """Return the samples of a batch, as its data set takes them; none if they aren't known."""
+        loader = loader_of(trainer)
+        given = self._keys.get(id(getattr(loader, "batch_sampler", loader)), [])
+        return keys_of(trainer, batch) or [*given, *[[]] * (batch + 1)][batch]
+
+    def _unread(self, trainer: Trainer, batch: int, e: Exception) -> Trouble:
+        """Return which sample of a batch can't be read, or collated with the others."""
+        loader, keys = loader_of(trainer), self._keys_of(trainer, batch)
+        loader = getattr(loader, "loader", loader)
+        samples: list[Any] = []
+        every = range(len(keys)) if hasattr(loader, "dataset") else ()
+        if self._drawn:
+            restore(self._drawn)
+        for row in every:
+            try:
+                samples.append(loader.dataset[keys[row]])
+                if isinstance(samples[-1], UnreadableImage):
+                    raise e
+            except Exception as own:
+                return Trouble(type(loader.dataset).__name__, "input", about(own), [row])
+
+        def fails(rows: Rows) -> bool:
+            with suppress(Exception):
+                loader.collate_fn([samples[row] for row in rows])
+                return False
+            return True
+
+        if not every or not fails(every):  # it is moved to a device, or changed there
+            return Trouble("batch", "input", about(e))
+        odd = [row for row in every if not fails([r for r in every if r != row])]
+        return Trouble("collate_fn", "input", about(e), odd)
+
+
+def in_words(loader: Any, keys: list[Any], rows: Rows) -> str:
+    """Name samples of a batch: by index in the data, by path, by row."""
+    if not rows:
+        return "none of its own: the batch as a whole"
+    dataset = getattr(getattr(loader, "loader", loader), "dataset", None)
+    names = [name_of(dataset, keys[row]) if row < len(keys) else "?" for row in rows[:3]]
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    whole = ": all of the batch" if len(rows) == len(keys) > 1 else ""
+    return f"{', '.join(names)}{more} (row {', '.join(map(str, rows[:3]))}){whole}"
+
+
+def name_of(dataset: Any, key: Any) -> str:
+    """Return the index of a sample in its data set, and its path if it has one."""
+    while isinstance(dataset, Subset):
+        dataset, key = dataset.dataset, dataset.indices[key]
+    index = key[-1] if isinstance(key, tuple) else key
+    with suppress(Exception):  # of the many kinds of data sets
+        pictures = getattr(dataset, "pictures", None)
+        return f"{index} ({pictures.path(index) if pictures else dataset.samples[index][0]})"
+    return str(index)
