@@ -91,10 +91,10 @@ def keys_of(trainer: Trainer, batch: int) -> list[Any]:
 
 def state_of(module: LightningModule) -> dict[str, str]:
     """Return what tells whether a step is the same, bit for bit."""
-    weights, drawn = sha256(), sha256(torch.get_rng_state().numpy())
+    weights, drawn = sha256(), sha256(torch.get_rng_state().numpy().data)
     with suppress(RuntimeError):  # a device that has failed, too
         for t in (*module.parameters(), *module.buffers()):
             local = getattr(t, "to_local", t.detach)().detach().cpu().contiguous()
-            weights.update(local.reshape(-1).view(torch.uint8).numpy())
+            weights.update(local.reshape(-1).view(torch.uint8).numpy().data)
     own = f"random numbers of process {module.global_rank}"
     return {"weights": weights.hexdigest(), own: drawn.hexdigest()}

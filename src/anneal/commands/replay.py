@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 from torch.distributed import DistError
 from torch.utils.data import BatchSampler, Subset
 
@@ -42,12 +45,6 @@ def read_failure(file: Path) -> Failure:
 def repeat(trainer: Trainer, model: LightningModule, data: LightningDataModule, file: Path) -> str:
     """Train up to the step that failed, and return what there is to say about it.
 
-    Args:
-        trainer: With the run's settings, but without loggers and checkpoints.
-        model: The run's.
-        data: Likewise.
-        file: What the run has left.
-
     Raises:
         UserError: The step does not fail again, or there is nothing to start from.
     """
@@ -77,10 +74,7 @@ def repeat(trainer: Trainer, model: LightningModule, data: LightningDataModule, 
 
 
 class Watch(Callback):
-    """Keep the steps that are made, and say where one fails.
-
-    Args:
-        failure: What the run has left.
+    """Keep the last steps of a training, and say where one fails.
 
     Attributes:
         found: What there is to say; empty: nothing has failed yet.
@@ -94,21 +88,20 @@ class Watch(Callback):
         self.elsewhere = False
         again = f"step {failure['step']} does not fail again: {failure['error']}"
         self.passed = UserError(again, status=1)
-        self._keys: dict[int, list[Any]] = {}  # of the samples of each batch, by torch's sampler
+        self._keys: dict[tuple[int, int], Any] = {}  # by torch's sampler and number of the batch
         self._drawn: dict[str, Any] = {}  # random numbers before the last of these is read
-        self._updates = -1  # before:
-        self._steps: list[Step] = []
-        self._good: list[Step] = []  # before that update
+        self._update = -1  # the next one
+        self._steps: list[Step] = []  # since the one before
+        self._good: list[Step] = []
 
     @contextmanager
     def recorded(self, trainer: Trainer, module: LightningModule) -> Iterator[None]:
         """Keep within a block the steps and what torch's samplers give; read nothing late."""
-        batches, strategy = BatchSampler.__iter__, trainer.strategy
+        given, strategy = BatchSampler.__iter__, trainer.strategy
 
         def sampled(sampler: BatchSampler) -> Iterator[list[int]]:
-            self._keys[id(sampler)] = keys = []
-            for batch in batches(sampler):
-                keys.append(batch)
+            for number, batch in enumerate(given(sampler)):
+                self._keys[id(sampler), number] = batch
                 self._drawn = collect()
                 yield batch
 
@@ -116,25 +109,27 @@ class Watch(Callback):
             self._keep(trainer, module, *args)
             return make(*args)
 
-        training, validation = strategy.training_step, strategy.validation_step
         with (
             patch.object(BatchSampler, "__iter__", sampled),
             patch.object(non_finite_guard, "waits", lambda value: False),
-            patch.object(strategy, "training_step", partial(kept, training)),
-            patch.object(strategy, "validation_step", partial(kept, validation)),
+            patch.object(strategy, "training_step", partial(kept, strategy.training_step)),
+            patch.object(strategy, "validation_step", partial(kept, strategy.validation_step)),
         ):
             yield
 
-    def _keep(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
-        if trainer.global_step > self.failure["step"]:
+    def _keep(self, trainer: Trainer, module: LightningModule, batch: Any, *others: Any) -> None:
+        update, failed = trainer.global_step, self.failure["step"]
+        if update > failed:
             raise self.passed
-        for guard in trainer.callbacks if trainer.global_step == self.failure["step"] else ():
+        for guard in trainer.callbacks if update == failed else ():  # type: ignore[attr-defined]
             if isinstance(guard, non_finite_guard.NonFiniteGuard):
                 guard.skip = guard.skipped  # the run may have left out others before
-        if trainer.global_step != self._updates or not trainer.training:
-            self._updates = trainer.global_step
-            self._good, self._steps = self._steps[-1:], []
-        self._steps.append(Step(module, place_of(trainer)["batch"], *args))
+        if update != self._update or not trainer.training:
+            self._update, self._good, self._steps = update, self._steps[-1:], []
+        number = (place_of(trainer) or {"batch": 0})["batch"]
+        batch = apply_to_collection(batch, Tensor, torch.clone)
+        buffers = [buffer.clone() for buffer in module.buffers()]
+        self._steps.append(Step(number, batch, others, collect(), buffers))
 
     def on_exception(self, trainer: Trainer, module: LightningModule, e: BaseException) -> None:
         failure, place = self.failure, place_of(trainer)
@@ -145,56 +140,55 @@ class Watch(Callback):
             how = f"where the run went on until step {failure['step']}"
         elif other := [k for k, v in state_of(module).items() if failure["state"].get(k, v) != v]:
             how = f"but other {' and '.join(other)}"
-        step = None
+        number = place["batch"]
         if place["fetches"]:
-            trouble = self._unread(trainer, place["batch"], e)
+            trouble = unread(loader_of(trainer), self._keys_of(trainer, number), self._drawn, e)
         else:
             layers = Layers(trainer, module)
             trouble, step = layers.find(e, self._steps, self._good)
-            guarded = isinstance(e, UserError) and trainer.world_size > 1
-            self.elsewhere = guarded and trouble.about == about(e)
+            if isinstance(e, UserError) and trainer.world_size > 1 and trouble.about == about(e):
+                self.elsewhere = True
+                return
             if step:
-                trouble = trouble._replace(rows=layers.blame(trouble, step))
-        keys = self._keys_of(trainer, step.number if step else place["batch"])
+                number, trouble = step.number, trouble._replace(rows=layers.blame(trouble, step))
         self.found = (
             f"epoch {place['epoch']}, batch {place['batch']}, step {place['step']}, {how}\n"
             f"error   {type(e).__name__}: {first_line(e)}\nlayer   {trouble.layer}\n"
             f"tensor  {trouble.tensor}: {trouble.about}\n"
-            f"sample  {in_words(loader_of(trainer), keys, trouble.rows)}"
+            f"sample  {in_words(loader_of(trainer), self._keys_of(trainer, number), trouble.rows)}"
         )
 
     def _keys_of(self, trainer: Trainer, batch: int) -> list[Any]:
-        """Return the samples of a batch, as its data set takes them; none if they aren't known."""
         loader = loader_of(trainer)
-        given = self._keys.get(id(getattr(loader, "batch_sampler", loader)), [])
-        return keys_of(trainer, batch) or [*given, *[[]] * (batch + 1)][batch]
+        own = id(getattr(loader, "batch_sampler", loader)), batch
+        return keys_of(trainer, batch) or self._keys.get(own, [])
 
-    def _unread(self, trainer: Trainer, batch: int, e: Exception) -> Trouble:
-        """Return which sample of a batch can't be read, or collated with the others."""
-        loader, keys = loader_of(trainer), self._keys_of(trainer, batch)
-        loader = getattr(loader, "loader", loader)
-        samples: list[Any] = []
-        every = range(len(keys)) if hasattr(loader, "dataset") else ()
-        if self._drawn:
-            restore(self._drawn)
-        for row in every:
-            try:
-                samples.append(loader.dataset[keys[row]])
-                if isinstance(samples[-1], UnreadableImage):
-                    raise e
-            except Exception as own:
-                return Trouble(type(loader.dataset).__name__, "input", about(own), [row])
 
-        def fails(rows: Rows) -> bool:
-            with suppress(Exception):
-                loader.collate_fn([samples[row] for row in rows])
-                return False
-            return True
+def unread(loader: Any, keys: list[Any], random: dict[str, Any], e: Exception) -> Trouble:
+    """Return which sample of a batch can't be read, or collated with the others."""
+    loader = getattr(loader, "loader", loader)
+    samples: list[Any] = []
+    every = range(len(keys)) if hasattr(loader, "dataset") else ()
+    if random:
+        restore(random)
+    for row in every:
+        try:
+            samples.append(loader.dataset[keys[row]])
+            if isinstance(samples[-1], UnreadableImage):
+                raise e
+        except Exception as own:
+            return Trouble(type(loader.dataset).__name__, "input", about(own), [row])
 
-        if not every or not fails(every):  # it is moved to a device, or changed there
-            return Trouble("batch", "input", about(e))
-        odd = [row for row in every if not fails([r for r in every if r != row])]
-        return Trouble("collate_fn", "input", about(e), odd)
+    def fails(rows: Rows) -> bool:
+        with suppress(Exception):
+            loader.collate_fn([samples[row] for row in rows])
+            return False
+        return True
+
+    if not every or not fails(every):  # it is moved to a device, or changed there
+        return Trouble("batch", "input", about(e))
+    odd = [row for row in every if not fails([r for r in every if r != row])]
+    return Trouble("collate_fn", "input", about(e), odd)
 
 
 def in_words(loader: Any, keys: list[Any], rows: Rows) -> str:

@@ -1,20 +1,18 @@
-"""Steps made again after their training: where one is no number first, and by which samples."""
+"""Steps made again behind their training: where one is no number first, and by which samples."""
 
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.data import extract_batch_size
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anneal.callbacks.seed_every_epoch import collect, restore
+from anneal.callbacks.seed_every_epoch import restore
 from anneal.errors import first_line
 
 Rows = Sequence[int]
@@ -29,33 +27,23 @@ class Trouble(NamedTuple):
     rows: Rows = ()
 
 
-class Step:
-    """What a step of a module is given, and what there is before it.
+class Step(NamedTuple):
+    """What a step of a module is given, and what there is before it."""
 
-    Args:
-        module: The one that makes it.
-        number: Of the batch in its epoch.
-        batch: What the loader has given.
-        *others: What else the step takes.
-    """
+    number: int  # of the batch in its epoch
+    batch: Any
+    others: tuple[Any, ...]  # arguments
+    random: dict[str, Any]
+    buffers: list[Tensor]
 
-    def __init__(self, module: LightningModule, number: int, batch: Any, *others: Any) -> None:
-        self.number, self.others = number, others
-        self.batch = apply_to_collection(batch, Tensor, torch.clone)
-        self.random = collect()
-        self.buffers = [b.clone() for b in module.buffers()]
-        self.size = 0
-        with suppress(Exception):  # nothing in it has a size
-            self.size = extract_batch_size(batch)
+    @property
+    def size(self) -> int:
+        """The samples in the batch."""
+        return next((len(tensor) for tensor in tensors(self.batch) if tensor.ndim), 0)
 
 
 class Layers:
-    """All that the layers of a module take and give, and their gradients.
-
-    Args:
-        trainer: That has failed.
-        module: The one that it has trained.
-    """
+    """All that the layers of a module take and give in a step, and their gradients."""
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self.trainer, self.module = trainer, module
@@ -66,9 +54,6 @@ class Layers:
         for layer, name in self.names.items():
             layer.register_forward_pre_hook(partial(self.enter, name), with_kwargs=True)
             layer.register_forward_hook(partial(self.leave, name))
-        for name, p in module.named_parameters():
-            if p.requires_grad:
-                p.register_post_accumulate_grad_hook(partial(self.look_at_gradient, name))
 
     def find(
         self, e: Exception, steps: list[Step], good: list[Step]
@@ -81,17 +66,15 @@ class Layers:
             good: Some before that. What is infinite there, such as a mask, is no reason.
         """
         if self.trainer.world_size == 1:  # of several processes it may be another one's
-            for name, p in self.module.named_parameters():
-                self.look_at_gradient(name, p)
-        others = [*self.found.values()]  # as hooks of the module have left it
+            self.look_at_gradients()
+        others = [*self.found.values()]  # as hooks of the module have left them
         bad = [(trouble, step) for step in steps for trouble in self.make(step)[0]]
         others.append(self.raised(e))
         usual = {trouble[:2] for step in good for trouble in self.make(step)[0]}
         if {"loss", "gradient"} & {tensor for _, tensor in usual}:  # a step that was left out
             usual = set()
-        last = steps[-1] if steps else None
         new = [(trouble, step) for trouble, step in bad if trouble[:2] not in usual]
-        return [*new, *((trouble, last) for trouble in others)][0]
+        return [*new, (others[0], steps[-1] if steps else None)][0]
 
     def blame(self, trouble: Trouble, step: Step) -> Rows:
         """Return the samples that are the reason, by trying each if the tensor doesn't tell."""
@@ -108,7 +91,7 @@ class Layers:
 
     def make(self, step: Step, rows: Rows = ()) -> tuple[list[Trouble], list[Trouble]]:
         """Make a step, or that of some samples; return what is no number and what is raised."""
-        module, training = self.module, self.trainer.training
+        module, training, raised = self.module, self.trainer.training, []
         taken = list(rows) * (2 if len(rows) == 1 else 1)  # a norm can't train on one
 
         def part(value: Tensor) -> Tensor:
@@ -122,16 +105,15 @@ class Layers:
         batch = apply_to_collection(step.batch, Tensor, part)
         self.look("batch", "input", batch)
         forward = module.training_step if training else module.validation_step
-        raised = []
+        context = self.trainer.precision_plugin.train_step_context()
         try:
-            with self.trainer.precision_plugin.train_step_context():
-                with patch.object(module, "log"), patch.object(module, "log_dict"):
-                    output = forward(batch, *step.others)
+            with context, patch.object(module, "log"), patch.object(module, "log_dict"):
+                output = forward(batch, *step.others)
             loss = output["loss"] if isinstance(output, dict) else output
             if training and isinstance(loss, Tensor):
                 self.look(self.root, "loss", loss)
-                if module.automatic_optimization:
-                    module.backward(loss)
+                module.backward(loss)
+                self.look_at_gradients()
         except Exception as e:
             raised = [self.raised(e)]
         return list(self.found.values()), raised
@@ -148,41 +130,44 @@ class Layers:
                 where = (self.backward, "gradient") if backward else (self.names[owner], "input")
         return Trouble(*where, about(e))
 
-    # ---- what the hooks call
+    # ---- looks
 
-    def look(self, layer: str, tensor: str, values: Any, by_row: bool = True) -> None:
+    def look(self, layer: str, tensor: str, values: Any) -> None:
         """Note what is no number."""
         for value in tensors(values):
             if (bad := ~value.detach().isfinite()).any() and (layer, tensor) not in self.found:
-                rows = []
-                if by_row and bad.shape[:1] == (self.size,):
-                    rows = bad.reshape(self.size, -1).any(1).nonzero().flatten().tolist()
+                whole = bad.shape[:1] == (self.size,)
+                rows = bad.reshape(self.size, -1).any(1).nonzero()[:, 0].tolist() if whole else ()
                 text = f"{list(bad.shape)} {value.dtype}, {bad.sum()} of {bad.numel()} not finite"
                 self.found[layer, tensor] = Trouble(layer, tensor, text, rows)
 
-    def look_at_gradient(self, name: str, p: nn.Parameter) -> None:
-        """Note a parameter's gradient that is no number."""
-        self.look(name.rpartition(".")[0] or self.root, "gradient", p.grad, by_row=False)
+    def look_at_gradients(self) -> None:
+        """Note parameters whose gradient is no number, from the last layer to the first."""
+        self.size = -1  # no row of theirs is a sample
+        for name, p in reversed(list(self.module.named_parameters())):
+            self.look(name.rpartition(".")[0] or self.root, "gradient", p.grad)
 
     def enter(self, name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
         """Look at what a layer has and takes."""
-        self.look(name, "parameter", [*layer.parameters(recurse=False)], by_row=False)
-        self.look(name, "buffer", [*layer.buffers(recurse=False)], by_row=False)
+        self.look(name, "parameter", list(layer.parameters(recurse=False)))
+        self.look(name, "buffer", list(layer.buffers(recurse=False)))
         self.look(name, "input", [args, kwargs])
         for tensor in tensors([args, kwargs]):
             if tensor.grad_fn:
-                tensor.grad_fn.metadata["taker"] = name
+                node: Any = tensor.grad_fn.metadata
+                node["taker"] = name
 
     def leave(self, name: str, layer: nn.Module, args: Any, output: Any) -> None:
-        """Look at what a layer gives, and have its gradient looked at: the taker makes that."""
+        """Look at what a layer gives, and have its gradient looked at, which its taker makes."""
         for tensor in tensors(output):
             self.look(name, "activation" if tensor.ndim else "loss", tensor)
-            if tensor.grad_fn and "taker" not in tensor.grad_fn.metadata:
-                tensor.grad_fn.metadata["taker"] = name
-                tensor.register_hook(partial(self.flow, name, tensor.grad_fn.metadata))
+            node: Any = tensor.grad_fn.metadata if tensor.grad_fn else {"taker": ""}
+            if "taker" not in node:
+                node["taker"] = name
+                tensor.register_hook(partial(self.flow, name, node))
 
     def flow(self, name: str, node: dict[str, str], gradient: Tensor) -> None:
-        """Look at the gradient of what a layer has given, which goes into its backward pass."""
+        """Look at the gradient with which the backward pass of a layer begins."""
         self.backward = name
         self.look(node["taker"], "gradient", gradient)
 
