@@ -105,19 +105,18 @@ class Watch(Callback):
                 self._drawn = collect()
                 yield batch
 
-        def kept(make: Callable[..., Any], *args: Any) -> Any:
-            self._keep(trainer, module, *args)
-            return make(*args)
-
+        keep = partial(self._keep, trainer, module)
         with (
             patch.object(BatchSampler, "__iter__", sampled),
             patch.object(non_finite_guard, "waits", lambda value: False),
-            patch.object(strategy, "training_step", partial(kept, strategy.training_step)),
-            patch.object(strategy, "validation_step", partial(kept, strategy.validation_step)),
+            patch.object(strategy, "training_step", partial(keep, strategy.training_step)),
+            patch.object(strategy, "validation_step", partial(keep, strategy.validation_step)),
         ):
             yield
 
-    def _keep(self, trainer: Trainer, module: LightningModule, batch: Any, *others: Any) -> None:
+    def _keep(
+        self, trainer: Trainer, module: LightningModule, make: Callable[..., Any], *args: Any
+    ) -> Any:
         update, failed = trainer.global_step, self.failure["step"]
         if update > failed:
             raise self.passed
@@ -127,9 +126,10 @@ class Watch(Callback):
         if update != self._update or not trainer.training:
             self._update, self._good, self._steps = update, self._steps[-1:], []
         number = (place_of(trainer) or {"batch": 0})["batch"]
-        batch = apply_to_collection(batch, Tensor, torch.clone)
+        copied = apply_to_collection(args, Tensor, torch.clone)
         buffers = [buffer.clone() for buffer in module.buffers()]
-        self._steps.append(Step(number, batch, others, collect(), buffers))
+        self._steps.append(Step(number, copied, collect(), buffers))
+        return make(*args)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, e: BaseException) -> None:
         failure, place = self.failure, place_of(trainer)
@@ -140,28 +140,29 @@ class Watch(Callback):
             how = f"where the run went on until step {failure['step']}"
         elif other := [k for k, v in state_of(module).items() if failure["state"].get(k, v) != v]:
             how = f"but other {' and '.join(other)}"
-        number = place["batch"]
+        keys = self._keys_of(trainer, place["batch"])
         if place["fetches"]:
-            trouble = unread(loader_of(trainer), self._keys_of(trainer, number), self._drawn, e)
+            trouble = unread(loader_of(trainer), keys, self._drawn, e)
         else:
             layers = Layers(trainer, module)
-            trouble, step = layers.find(e, self._steps, self._good)
+            trouble = layers.find(e, self._steps, self._good)
             if isinstance(e, UserError) and trainer.world_size > 1 and trouble.about == about(e):
                 self.elsewhere = True
                 return
-            if step:
-                number, trouble = step.number, trouble._replace(rows=layers.blame(trouble, step))
+            trouble = trouble._replace(rows=layers.blame(trouble))
+        if step := trouble.step:
+            keys = self._keys_of(trainer, step.number)
+            keys = keys if len(keys) == step.size else []  # some photos may have been left out
         self.found = (
             f"epoch {place['epoch']}, batch {place['batch']}, step {place['step']}, {how}\n"
             f"error   {type(e).__name__}: {first_line(e)}\nlayer   {trouble.layer}\n"
             f"tensor  {trouble.tensor}: {trouble.about}\n"
-            f"sample  {in_words(loader_of(trainer), self._keys_of(trainer, number), trouble.rows)}"
+            f"sample  {in_words(loader_of(trainer), keys, trouble.rows)}"
         )
 
     def _keys_of(self, trainer: Trainer, batch: int) -> list[Any]:
-        loader = loader_of(trainer)
-        own = id(getattr(loader, "batch_sampler", loader)), batch
-        return keys_of(trainer, batch) or self._keys.get(own, [])
+        sampler = getattr(loader_of(trainer), "batch_sampler", None)
+        return keys_of(trainer, batch) or self._keys.get((id(sampler), batch), [])
 
 
 def unread(loader: Any, keys: list[Any], random: dict[str, Any], e: Exception) -> Trouble:

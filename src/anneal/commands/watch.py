@@ -18,28 +18,28 @@ from anneal.errors import first_line
 Rows = Sequence[int]
 
 
-class Trouble(NamedTuple):
-    """What is no number or raises, and by which samples of its batch, if that is known."""
-
-    layer: str
-    tensor: str
-    about: str
-    rows: Rows = ()
-
-
 class Step(NamedTuple):
-    """What a step of a module is given, and what there is before it."""
+    """What a step of a module is called with, and what there is before it."""
 
     number: int  # of the batch in its epoch
-    batch: Any
-    others: tuple[Any, ...]  # arguments
+    args: tuple[Any, ...]
     random: dict[str, Any]
     buffers: list[Tensor]
 
     @property
     def size(self) -> int:
         """The samples in the batch."""
-        return next((len(tensor) for tensor in tensors(self.batch) if tensor.ndim), 0)
+        return next((len(tensor) for tensor in tensors(self.args) if tensor.ndim), 0)
+
+
+class Trouble(NamedTuple):
+    """What is no number or raises, by which samples if that is known, and in which step."""
+
+    layer: str
+    tensor: str
+    about: str
+    rows: Rows = ()
+    step: Step | None = None
 
 
 class Layers:
@@ -55,10 +55,8 @@ class Layers:
             layer.register_forward_pre_hook(partial(self.enter, name), with_kwargs=True)
             layer.register_forward_hook(partial(self.leave, name))
 
-    def find(
-        self, e: Exception, steps: list[Step], good: list[Step]
-    ) -> tuple[Trouble, Step | None]:
-        """Return what is wrong first, and in which step.
+    def find(self, e: Exception, steps: list[Step], good: list[Step]) -> Trouble:
+        """Return what is wrong first.
 
         Args:
             e: What was raised.
@@ -67,20 +65,20 @@ class Layers:
         """
         if self.trainer.world_size == 1:  # of several processes it may be another one's
             self.look_at_gradients()
-        others = [*self.found.values()]  # as hooks of the module have left them
-        bad = [(trouble, step) for step in steps for trouble in self.make(step)[0]]
-        others.append(self.raised(e))
+        left = self.found.values()  # by hooks of the module
+        bad = [trouble for step in steps for trouble in self.make(step)[0]]
+        raised = self.raised(e)._replace(step=steps[-1] if steps else None)
         usual = {trouble[:2] for step in good for trouble in self.make(step)[0]}
         if {"loss", "gradient"} & {tensor for _, tensor in usual}:  # a step that was left out
             usual = set()
-        new = [(trouble, step) for trouble, step in bad if trouble[:2] not in usual]
-        return [*new, (others[0], steps[-1] if steps else None)][0]
+        return [*(trouble for trouble in bad if trouble[:2] not in usual), *left, raised][0]
 
-    def blame(self, trouble: Trouble, step: Step) -> Rows:
+    def blame(self, trouble: Trouble) -> Rows:
         """Return the samples that are the reason, by trying each if the tensor doesn't tell."""
-        every = range(step.size)
-        if trouble.tensor in ("parameter", "buffer"):
+        step = trouble.step
+        if step is None or trouble.tensor in ("parameter", "buffer"):
             return ()
+        every = range(step.size)
         if step.size < 2 or 0 < len(trouble.rows) < step.size:
             return trouble.rows or every
 
@@ -102,13 +100,13 @@ class Layers:
             buffer.data.copy_(before)
         module.zero_grad()
         self.found, self.size, self.backward = {}, len(taken) or step.size, self.root
-        batch = apply_to_collection(step.batch, Tensor, part)
-        self.look("batch", "input", batch)
+        args = apply_to_collection(step.args, Tensor, part)
+        self.look("batch", "input", args)
         forward = module.training_step if training else module.validation_step
         context = self.trainer.precision_plugin.train_step_context()
         try:
             with context, patch.object(module, "log"), patch.object(module, "log_dict"):
-                output = forward(batch, *step.others)
+                output = forward(*args)
             loss = output["loss"] if isinstance(output, dict) else output
             if training and isinstance(loss, Tensor):
                 self.look(self.root, "loss", loss)
@@ -116,7 +114,7 @@ class Layers:
                 self.look_at_gradients()
         except Exception as e:
             raised = [self.raised(e)]
-        return list(self.found.values()), raised
+        return [trouble._replace(step=step) for trouble in self.found.values()], raised
 
     def raised(self, e: Exception) -> Trouble:
         """Return the layer in which something was raised."""
