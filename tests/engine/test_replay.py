@@ -469,6 +469,23 @@ def test_a_resumed_run_with_accumulation_is_replayed_from_its_last_checkpoint(
     assert (found["layer"], found["sample"][:8]) == ("net.2", f"{BAD} (row ")
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_shuffles_is_replayed_from_within_an_epoch(
+    accumulated, workers, failed, replayed
+):
+    """Running averages are no number after the bad batch, and are not the reason."""
+    more = (
+        f"--trainer.accumulate_grad_batches={accumulated}",
+        "--checkpoint.every_n_train_steps=1",
+        f"--data.workers={workers}",
+    )
+    file = failed(*net("batchnorm", data__fault="pixel"), *more)
+    found = replayed(file)
+    assert found["replayed"].endswith(", bit for bit")
+    assert (found["layer"], found["sample"][:8]) == ("batch", f"{BAD} (row ")
+
+
 @pytest.mark.parametrize("fault", ["exp", "raises"])
 def test_two_processes_are_replayed_by_two_and_name_the_sample_of_one(fault, tmp_path):
     (tmp_path / "points.yaml").write_text(RECIPE)
@@ -519,6 +536,18 @@ def test_on_a_gpu_the_step_is_found_that_is_read_later(failed, replayed, monkeyp
     assert json.loads(file.read_text())["step"] == 10
     assert "step 8, where the run went on until step 10" in found["replayed"]
     assert (found["layer"], found["sample"][:8]) == ("net.2", f"{BAD} (row ")
+
+
+def test_a_device_that_has_failed_does_not_hide_the_layer(failed, replayed, monkeypatch):
+    """Such as a GPU behind a failed assertion: nothing can be computed there any more."""
+
+    def make(*args: Any):
+        raise RuntimeError("device-side assert triggered")
+
+    file = failed(*net("deep", "raises"))
+    monkeypatch.setattr("anneal.commands.watch.Layers.make", make)
+    found = replayed(file)
+    assert (found["layer"], found["sample"][:4]) == ("net.1.1.1", "none")
 
 
 def test_what_can_not_be_replayed_is_one_line(failed, run, capsys, tmp_path):

@@ -145,11 +145,17 @@ class Watch(Callback):
             trouble = unread(loader_of(trainer), keys, self._drawn, e)
         else:
             layers = Layers(trainer, module)
-            trouble = layers.find(e, self._steps, self._good)
-            if isinstance(e, UserError) and trainer.world_size > 1 and trouble.about == about(e):
+            trouble = raised = layers.raised(e)
+            with suppress(RuntimeError):  # a device that has failed makes no step again
+                trouble = layers.find(e, self._steps, self._good)
+                trouble = trouble._replace(rows=layers.blame(trouble))
+            if (
+                isinstance(e, UserError)
+                and trainer.world_size > 1
+                and trouble.about == raised.about
+            ):
                 self.elsewhere = True
                 return
-            trouble = trouble._replace(rows=layers.blame(trouble))
         if step := trouble.step:
             keys = self._keys_of(trainer, step.number)
             keys = keys if len(keys) == step.size else []  # some photos may have been left out
