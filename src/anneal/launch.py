@@ -26,7 +26,13 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch.distributed import DistError, DistNetworkError, destroy_process_group, is_initialized
+from torch.distributed import (
+    DistError,
+    DistNetworkError,
+    all_gather_object,
+    destroy_process_group,
+    is_initialized,
+)
 
 from anneal.errors import UserError
 from anneal.system import atomic_write
@@ -122,6 +128,14 @@ class Launcher(_SubprocessScriptLauncher):
 
 
 _launcher: Launcher | None = None  # in the process that has started the others
+
+
+def gather(trainer: Trainer, value: Any) -> list[Any]:
+    """Return what each process has, by rank."""
+    values = [value] * trainer.world_size
+    if trainer.world_size > 1:
+        all_gather_object(values, value)
+    return values
 
 
 def watch(strategy: Strategy) -> None:

@@ -49,11 +49,7 @@ class Help(Exception):
 
 
 class Config:
-    """A configuration that is being put together.
-
-    Args:
-        schema: The options there are.
-    """
+    """A configuration that is being put together from the options of a schema."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema

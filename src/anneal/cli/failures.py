@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from anneal import launch as processes
-from anneal.errors import UserError
+from anneal.errors import UserError, first_line
 
 
 def describe_failure(e: Exception) -> processes.Failure | None:
@@ -34,11 +34,11 @@ def _describe(e: Exception) -> processes.Failure | None:
             1,
         )
     if isinstance(e, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(e):
-        reason = str(e).strip().splitlines()[0]
-        return f"error: out of memory: lower data.batch_size or the model's size ({reason})", 1
+        what = "out of memory: lower data.batch_size or the model's size"
+        return f"error: {what} ({first_line(e)})", 1
     if processes.is_lost(e):
-        reason = str(e).strip().splitlines()[0]
-        return f"error: the connection to another process is lost: see why it ended ({reason})", 1
+        what = "the connection to another process is lost: see why it ended"
+        return f"error: {what} ({first_line(e)})", 1
     return None
 
 

@@ -35,19 +35,12 @@ from anneal.runs.lock import claim, hold
 
 
 class Project(NamedTuple):
-    """What a project hands to the command line.
+    """What a project hands to the command line."""
 
-    Attributes:
-        commands: On a run, by name; the arguments of one, but for the run, are its options.
-        packages: Whose classes are stored by their short names.
-        default: The recipe to start from if nothing else is named.
-        known: All commands that there are.
-    """
-
-    commands: dict[str, Callable[..., Any]]
-    packages: Sequence[str]
-    default: Path
-    known: Sequence[str] = ()
+    commands: dict[str, Callable[..., Any]]  # on a run; their other arguments are options
+    packages: Sequence[str]  # whose classes are stored by their short names
+    default: Path  # the recipe to start from if nothing else is named
+    known: Sequence[str] = ()  # all commands that there are
 
 
 class Start(NamedTuple):

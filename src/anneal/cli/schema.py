@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from anneal.cli.ranges import LIBRARIES
-from anneal.errors import UserError, did_you_mean
+from anneal.errors import UserError, did_you_mean, first_line
 
 REQUIRED = inspect.Parameter.empty
 PLAIN = (int, float, str, tuple)  # a type that has one of these beside a class takes plain values
@@ -191,9 +191,8 @@ def resolve(name: Any, hint: Any) -> Any:
     try:
         found = _load(module, last)
     except Exception as e:  # whatever the module raises
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         near = did_you_mean(last, names)
-        raise UserError(f"can't import {name}: {reason}{near}") from e
+        raise UserError(f"can't import {name}: {first_line(e)}{near}") from e
     if not hasattr(found, "__name__") or (
         isinstance(found, type) and not issubclass(found, tuple(bases))
     ):

@@ -20,13 +20,7 @@ def summary(
 ) -> str:
     """A few lines: best and last validation, test, time, speed, and where to look.
 
-    Args:
-        trainer: After the training.
-        metrics: The last values, of validation and test.
-        seconds: Duration of the training with its validations and checkpoints.
-        samples_per_second: In training alone.
-        folder: The run's folder.
-        looks: Commands or addresses that show the run.
+    The time is that of training with its validations and checkpoints, the speed of training alone.
     """
     lines: list[tuple[str, str]] = []
     checkpoint = trainer.checkpoint_callback

@@ -33,11 +33,7 @@ REASONS = {  # what torch's messages mean
 
 
 class Probabilities(nn.Module):
-    """The computation of an exported file.
-
-    Args:
-        model: Has `predict_logits`.
-    """
+    """The computation of an exported file."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -57,13 +53,6 @@ def export(
     path: Path,
 ) -> str:
     """Write the weights of a checkpoint, those of an EMA if the run has one, and check the file.
-
-    Args:
-        model: Has `predict_logits` and `class_names`.
-        datamodule: Its `image_shape` and `input_description` describe the network's input.
-        checkpoint: The weights, and the class names.
-        form: A key of `ENDINGS`.
-        path: The file to write.
 
     Returns:
         Lines to print: the file, its size, how exact and how fast it is.

@@ -71,14 +71,9 @@ class Search:
 
 
 class LossRecorder(Callback):
-    """Records the smoothed loss of each step, and puts the weights back at the end.
+    """Record the smoothed loss of each step, and put the weights back at the end.
 
-    Args:
-        steps: After how many the training ends, at the latest.
-        threshold: Ends it when the loss is so many times its lowest; None: never.
-
-    Attributes:
-        losses: The loss of each step.
+    That is after so many steps, or when the loss is `threshold` times its lowest.
     """
 
     def __init__(self, steps: int, threshold: float | None) -> None:
@@ -123,15 +118,8 @@ def search(
 ) -> Search:
     """Train with rising learning rates; weights, optimizer and schedule are left as they were.
 
-    Args:
-        trainer: Without callbacks and without an end of its own.
-        model: Takes an `optimizer`, a callable, and hands it to `configure_optimizers`.
-        datamodule: Its data.
-        min_lr: The optimizer's learning rate in the first step.
-        max_lr: In the last.
-        num_training: How many steps.
-        mode: Whether each step multiplies the learning rate or adds to it.
-        early_stop_threshold: Ends the search when the loss is so many times its lowest.
+    The options are those of the command `lr_find`. The trainer has no callbacks and no end of its
+    own; the module takes an `optimizer`, a callable, and hands it to `configure_optimizers`.
 
     Raises:
         UserError: A value makes no sense, or the module takes no optimizer.

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from numpy.typing import NDArray
 
 from anneal.data.sampler import EpochSampler
-from anneal.errors import UserError
+from anneal.errors import UserError, first_line
 from anneal.lightning_internals import attach_data, batches_of_a_process
 from anneal.optim.callback import ScheduleCallback
 from anneal.optim.run_schedule import RunSchedule
@@ -59,15 +59,8 @@ def preview(
 ) -> Preview:
     """Step the schedule of a run from its first step to its last.
 
-    Everything is the run's own but for the training batches, which are only counted.
-
-    Args:
-        trainer: As the run has it.
-        model: Hands its optimizer and schedule to `anneal.configure_optimizers`.
-        datamodule: The run's data; neither prepared nor read.
-        steps_per_epoch: Optimizer steps in an epoch; None: they follow from the data.
-        samples: Training samples; None: as many as the data module has.
-        metric_from: A run's name or folder, or a CSV file, for a plateau.
+    Everything is the run's own but for the training batches, which are only counted: the data is
+    neither prepared nor read. The other options are those of the command `schedule`.
 
     Raises:
         UserError: The length of an epoch is not known, or the run would be refused too.
@@ -139,8 +132,8 @@ def count_batches(
         datamodule.setup("fit")
         loaders = CombinedLoader(datamodule.train_dataloader(), "max_size_cycle").flattened
     except Exception as e:  # whatever it needs that is not here
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise UserError(f"{reason}; to preview the schedule without the data, {HOW_LONG}") from e
+        hint = f"to preview the schedule without the data, {HOW_LONG}"
+        raise UserError(f"{first_line(e)}; {hint}") from e
     lengths = [batches_of_a_process(trainer, loader) for loader in loaders]
     longest = None if None in lengths else max(n for n in lengths if n is not None)
     return longest, f"from the batches of {name}"
@@ -190,15 +183,9 @@ def validations(trainer: Trainer, schedule: RunSchedule) -> list[int]:
 def step(
     schedule: RunSchedule, validated: Iterable[int] = (), values: Iterable[float] = ()
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Step a schedule that has begun to its end.
+    """Step a schedule to its end; return learning rates (steps, groups) and momentum (steps,).
 
-    Args:
-        schedule: The schedule, of a run with an end.
-        validated: After how many steps a plateau looks at a value, rising.
-        values: The values that it sees.
-
-    Returns:
-        Learning rates (steps, groups) and momentum (steps,).
+    A plateau looks at a value after each of the `validated` steps.
     """
     groups, total = schedule.optimizer.param_groups, schedule.total_steps
     assert total is not None

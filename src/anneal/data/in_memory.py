@@ -67,15 +67,7 @@ class InMemoryBatches(EpochSampler):
 
 
 def check_split_size(name: str, split: str, size: int, batch_size: int, processes: int) -> None:
-    """Raise UserError if a split has no sample for a process, or that to train on no full batch.
-
-    Args:
-        name: Of the data.
-        split: `train` is the one to train on.
-        size: Its samples.
-        batch_size: Samples in a batch of one process.
-        processes: How many there are.
-    """
+    """Raise UserError if a split has no sample for a process, or `train` no full batch for each."""
     if size < processes:
         raise UserError(
             f"{name} has {size} {split} images, fewer than the {processes} processes: lower "

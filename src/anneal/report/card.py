@@ -25,10 +25,6 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of norms: no
 def card(folder: Path, run: "Run") -> str:
     """Return the card's text.
 
-    Args:
-        folder: The run's, with the figure of its curves.
-        run: What was read from it.
-
     Raises:
         UserError: It has no checkpoint, or none of a classifier.
     """

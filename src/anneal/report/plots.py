@@ -29,21 +29,13 @@ HEIGHTS = [0, 0.2, 0.4, 0.6, 0.8, 1, None]  # of a mark's points: hovering looks
 
 @dataclass
 class Line:
-    """A curve as it is drawn.
+    """A curve as it is drawn."""
 
-    Args:
-        run: Index of its run.
-        panel: Key of `PANELS`.
-        metric: Its column.
-        curve: All of its points.
-        kept: Indices of those that are drawn.
-    """
-
-    run: int
-    panel: str
+    run: int  # index of its run
+    panel: str  # key of PANELS
     metric: str
-    curve: Curve
-    kept: Array
+    curve: Curve  # all of its points
+    kept: Array  # indices of those that are drawn
 
     @property
     def in_training(self) -> bool:

@@ -39,10 +39,6 @@ MOVED = {
 def parse(text: str, where: object) -> dict[str, Any]:
     """Return a run's configuration, with today's class paths and without `format`.
 
-    Args:
-        text: What config.yaml holds, or a checkpoint under `config`.
-        where: The file, for messages.
-
     Raises:
         UserError: It is no YAML or no configuration, or its format is newer than `FORMAT`.
     """

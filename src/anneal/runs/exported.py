@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from anneal.errors import UserError
+from anneal.errors import UserError, first_line
 
 ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
 INPUT, OUTPUT = "pixels", "probabilities"
@@ -99,7 +99,7 @@ def read(path: Path) -> Exported:
     except ImportError as e:
         raise UserError(f"{path} is run by onnxruntime: pip install -e '.[export]'") from e
     except Exception as e:  # a damaged file ends in one of a dozen types
-        reason = str(e).strip().splitlines()[0][:120] if str(e).strip() else type(e).__name__
+        reason = first_line(e)[:120]
         raise UserError(f"{path} is damaged, or no exported network ({reason})") from e
     if not about.get("shape"):
         raise UserError(f"{path} is not from export: it does not say what it takes")

@@ -15,7 +15,7 @@ from tempfile import TemporaryFile
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
-from anneal.errors import UserError, did_you_mean
+from anneal.errors import UserError, did_you_mean, first_line
 from anneal.runs import metrics
 from anneal.runs.config import check_format, parse
 
@@ -195,7 +195,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as e:  # a damaged file ends in one of a dozen types
         good = [p for p in _newest(path.parent.glob("*.ckpt")) if p != path and _loads(p)]
         hint = f"; a good one is {good[0]}" if good else ""
-        reason = str(e).strip().splitlines()[0][:120] if str(e).strip() else type(e).__name__
+        reason = first_line(e)[:120]
         raise UserError(f"{path} is damaged, cut or no checkpoint ({reason}){hint}") from e
     check_format(checkpoint.get("format", 1), path)
     return checkpoint

@@ -49,27 +49,17 @@ class Curve:
         return Curve(self.y[indices], {axis: x[indices] for axis, x in self.x.items()})
 
     def smooth(self, weight: float) -> "Curve":
-        """Return the exponential moving average over the points, without the bias to zero.
-
-        Args:
-            weight: That of the past, 0 <= weight < 1.
-        """
+        """Return the exponential moving average; the past has a `weight` of 0 to less than 1."""
         return replace(self, y=pd.Series(self.y).ewm(alpha=1 - weight).mean().to_numpy())
 
 
 @dataclass
 class Drop:
-    """A place where the learning rate falls within a step, as at the end of a stair.
-
-    Args:
-        before: The learning rate until then.
-        after: The learning rate from there on.
-        at: The place, on each axis.
-    """
+    """A place where the learning rate falls within a step, as at the end of a stair."""
 
     before: float
     after: float
-    at: dict[str, float]
+    at: dict[str, float]  # on each axis
 
 
 @dataclass

@@ -50,15 +50,7 @@ def warm_up(training: bool) -> None:
 
 
 class Process:
-    """A running trial.
-
-    Args:
-        command: What to run, word by word.
-        folder: The run's. If an earlier training has left a checkpoint there, it resumes.
-        group: Name of the sweep, for W&B.
-        threads: Threads to compute with.
-        env: More environment variables.
-    """
+    """A running trial; if an earlier training has left a checkpoint in its folder, it resumes."""
 
     def __init__(
         self, command: list[str], folder: Path, group: str, threads: int, env: dict[str, str]

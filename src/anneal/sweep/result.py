@@ -24,22 +24,13 @@ MOST_LINES = 10
 
 @dataclass(frozen=True)
 class Row:
-    """A trial as the table shows it.
-
-    Args:
-        number: The trial's.
-        value: Last value of the metric; NaN: there is none.
-        status: How it ended, with the error if it failed.
-        values: The parameters that vary, by dotted name.
-        seconds: How long it ran; None: it did not end.
-        folder: Its run's.
-    """
+    """A trial as the table shows it."""
 
     number: int
-    value: float
-    status: str
-    values: dict[str, Any]
-    seconds: float | None
+    value: float  # the metric's last; NaN: there is none
+    status: str  # how it ended, with the error if it failed
+    values: dict[str, Any]  # the parameters that vary, by dotted name
+    seconds: float | None  # None: it did not end
     folder: str
 
 

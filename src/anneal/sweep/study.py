@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from anneal.errors import UserError
+from anneal.errors import UserError, first_line
 from anneal.sweep.file import Sweep
 from anneal.system import lock
 
@@ -29,13 +29,9 @@ class Study:
 
     One worker asks for a trial and tells how it ended; its parameters, its status and its folder
     are among Optuna's user attributes. The trials of a worker that died are run again:
-    at the next start where the database is a file beside the runs, which one worker has to itself;
-    in a shared storage by another worker, after a minute without a sign of life.
-
-    Args:
-        sweep: The sweep file, read.
-        folder: The sweep's; the database is `study.db` there.
-        storage: Any storage of Optuna (postgresql://..., mysql://...) instead.
+    at the next start where the database is `study.db` in the sweep's folder, which one worker has
+    to itself; in another storage of Optuna (postgresql://..., mysql://...) by another worker, after
+    a minute without a sign of life.
 
     Raises:
         UserError: The storage can't be opened, is in use, or holds another sweep of that name.
@@ -85,7 +81,7 @@ class Study:
             except Exception as e:  # SQLAlchemy's, a driver's, Redis' ...
                 if not attempts:
                     cause = e.__cause__ or e  # not the URL, which may hold a password
-                    raise UserError(f"the storage: {str(cause).strip().splitlines()[0]}") from e
+                    raise UserError(f"the storage: {first_line(cause)}") from e
             # Workers that find an empty database all make its tables, and all but one fail.
             time.sleep(1.0)
 
@@ -208,12 +204,7 @@ class Study:
     # ---- what becomes of it
 
     def should_stop(self, trial: Trial, values: list[float]) -> bool:
-        """Return whether early termination ends a running trial.
-
-        Args:
-            trial: One of `mine`.
-            values: Those of the metric so far, all that were logged.
-        """
+        """Return whether early termination ends a running trial with these values of the metric."""
         early = self.sweep.early
         if early is None:
             return False
@@ -225,14 +216,7 @@ class Study:
         return False
 
     def finish(self, trial: Trial, status: str, value: float | None = None, **attrs: Any) -> None:
-        """Record how a trial ended.
-
-        Args:
-            trial: One of `mine`.
-            status: FINISHED, FAILED or STOPPED.
-            value: Last value of the metric, for a finished one.
-            attrs: What else the table shows of it.
-        """
+        """Record how a trial ended, its last value if it FINISHED, and what the table shows."""
         with suppress(ValueError, UpdateFinishedTrialError):  # it was thought dead and is run again
             for key, attr in {"status": status, **attrs}.items():
                 trial.set_user_attr(key, attr)

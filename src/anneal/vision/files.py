@@ -81,11 +81,7 @@ class ImageSource:
 
 
 class ImageFiles(ImageSource):
-    """Images in files of their own, without classes: their labels are their numbers.
-
-    Args:
-        files: The files.
-    """
+    """Images in files of their own, without classes: their labels are their numbers."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         super().__init__("", *pack(map(str, files)), np.arange(len(files)), [])
@@ -136,12 +132,8 @@ def entries(folder: Path) -> list[tuple[str, bool]]:
 def walk(folder: Path, stamps: dict[str, str], above: Sequence[str] = ()) -> Iterator[str]:
     """Yield the files in a folder and its subfolders, as paths below it.
 
-    Links are followed, but one to a folder that it lies in is yielded as it is.
-
-    Args:
-        folder: Where to begin.
-        stamps: Where to put the `stamp` of each folder.
-        above: Real paths of the folders that it lies in.
+    Links are followed, but one to a folder that it lies in, one of those `above`, is yielded as it
+    is. The `stamp` of each folder is put into `stamps`.
     """
     real = os.path.realpath(folder)
     above = [*(above or map(os.path.realpath, folder.absolute().parents)), real]

@@ -30,12 +30,8 @@ class UnreadableImage(NamedTuple):
 class DecodedDataset(Dataset[tuple[Tensor, int] | UnreadableImage]):
     """Images by (epoch, place, index): decoded and transformed with random numbers of their own.
 
-    Args:
-        pictures: Their source.
-        transform: Makes of an image and a size in pixels an image of that size.
-        size: That size, by epoch.
-        seed: Random numbers follow from it, the epoch and the place in the epoch's order, whatever
-            process or worker draws them.
+    They follow from the seed, the epoch and the place in the epoch's order, whatever process or
+    worker draws them. The size in pixels is that of the epoch.
     """
 
     def __init__(

@@ -32,13 +32,7 @@ CHUNK = 64 << 20  # bytes, LitData's own default
 
 
 class Encoded(Dataset[tuple[int, bytes | None, str]]):
-    """Images in the form that is stored.
-
-    Args:
-        pictures: Their source.
-        short_side: Side in pixels that larger ones are scaled down to; None: none is.
-        quality: Quality of the JPEG that is then made; with neither, a file stays as it is.
-    """
+    """Images in the form that is stored, as they are without a `short_side` and a `quality`."""
 
     def __init__(self, pictures: ImageFolder, short_side: int | None, quality: int | None) -> None:
         self.pictures = pictures
