@@ -150,9 +150,7 @@ def watch(strategy: Strategy) -> None:
 def run_distributed(describe: Callable[[Exception], Failure | None]) -> Iterator[None]:
     """Run a block so that it fails in all processes if it fails in one, and end this one then.
 
-    Args:
-        describe: Makes of an exception what a person is shown, and the exit status; None: its
-            traceback.
+    `describe` makes of an exception what a person is shown; None: its traceback.
     """
     global _launcher
     if ERROR_FILE in os.environ:

@@ -24,7 +24,7 @@ class RunDirectory(Callback):
 
     Args:
         path: The folder.
-        config: The resolved configuration as YAML, as `config.yaml` holds it.
+        config: What `config.yaml` holds.
         resumed_from: The checkpoint from which this folder's own run resumes, empty if it has none
             yet; None: a new run in a new folder.
     """

@@ -29,12 +29,8 @@ Loss = tuple[float, int, int, Tensor]  # loss, prediction, target, image (C, H, 
 class TestReport(Callback):
     """Draw `test-confusion.png` and `test-top-losses.png` after a test, and send them to W&B.
 
-    `test-confusion.csv` has the counts.
-
-    Takes what a classifier's test_step returns: `loss` of each sample, `preds` and `target`.
-
-    Args:
-        folder: Where to put them; an earlier test's figures stay.
+    `test-confusion.csv` has the counts; an earlier test's files stay. Takes what a classifier's
+    test_step returns: `loss` of each sample, `preds` and `target`.
     """
 
     __test__ = False  # for pytest, which takes the name for a test

@@ -90,9 +90,7 @@ def in_words(hint: Any) -> str:
 def parameters(cls: Any, given: int = 0) -> dict[str, Parameter]:
     """Return the arguments that a class or function takes, through **kwargs up to its bases.
 
-    Args:
-        cls: The class or function.
-        given: How many of the first ones are given by whoever calls it: an optimizer's parameters.
+    The first ones are `given` by whoever calls it: an optimizer's parameters.
     """
     found: dict[str, Parameter] = {}
     is_base = False

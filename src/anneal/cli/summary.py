@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from anneal.callbacks.checkpoint import Checkpoint
+from anneal.runs.ended import why_told
 
 
 def summary(
@@ -46,14 +46,5 @@ def why_ended(trainer: Trainer) -> str:
     """Return why a training has ended before its `max_epochs`, or an empty string."""
     if trainer.global_step >= trainer.max_steps > -1:
         return f"after max_steps={trainer.max_steps}"
-    if not trainer.should_stop:
-        return ""
     epoch = trainer.fit_loop.epoch_progress.current.ready - 1
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and callback.stopping_reason.value:
-            reason = str(callback.stopping_reason_message).split(" Signaling")[0].rstrip(".")
-            return f"early, in epoch {epoch}: {reason}"
-        left = callback.time_remaining() if isinstance(callback, Timer) else None
-        if left is not None and left <= 0:
-            return f"in epoch {epoch}: max_time is over"
-    return f"in epoch {epoch}: a callback has set should_stop"
+    return f"in epoch {epoch}: {why_told(trainer)}" if trainer.should_stop else ""

@@ -30,17 +30,11 @@ SMOOTHING = 0.98  # what the running mean of the loss keeps in a step
 
 @dataclass
 class Search:
-    """The result of a search.
+    """The result of a search."""
 
-    Args:
-        lrs: The optimizer's learning rate in each step, (steps,).
-        losses: The smoothed training loss in it, (steps,).
-        optimizer: Name of the optimizer.
-    """
-
-    lrs: np.ndarray
-    losses: np.ndarray
-    optimizer: str
+    lrs: np.ndarray  # in each step, (steps,)
+    losses: np.ndarray  # smoothed, (steps,)
+    optimizer: str  # its name
 
     @property
     def best(self) -> int:

@@ -1,7 +1,6 @@
 """The learning rate of a run before it starts: its own schedule, stepped without its data."""
 
 import itertools
-import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from anneal.data.sampler import EpochSampler
 from anneal.errors import UserError, first_line
 from anneal.lightning_internals import attach_data, batches_of_a_process
-from anneal.optim.callback import ScheduleCallback
+from anneal.optim.callback import ScheduleCallback, validations
 from anneal.optim.run_schedule import RunSchedule
 from anneal.runs import metrics
 
@@ -28,24 +27,14 @@ HOW_LONG = (
 
 @dataclass
 class Preview:
-    """The course of a schedule.
+    """The course of a schedule."""
 
-    Args:
-        lrs: The learning rate of each optimizer step and parameter group, (steps, groups).
-        momentum: The first group's momentum (beta1 in Adam) in each step, (steps,).
-        groups: Names of the groups; a single group has none.
-        steps_per_epoch: Optimizer steps in an epoch.
-        warmup: Steps of the warmup.
-        length: A sentence with the lengths of epoch and run, and their source.
-        notes: Other sentences for the reader.
-    """
-
-    lrs: NDArray[np.float64]
-    momentum: NDArray[np.float64]
-    groups: list[str]
+    lrs: NDArray[np.float64]  # of each optimizer step and parameter group, (steps, groups)
+    momentum: NDArray[np.float64]  # of the first group (beta1 in Adam), (steps,)
+    groups: list[str]  # their names; a single one has none
     steps_per_epoch: int
-    warmup: int
-    length: str
+    warmup: int  # steps
+    length: str  # a sentence with the lengths of epoch and run, and their source
     notes: list[str]
 
 
@@ -82,7 +71,7 @@ def preview(
             "anneal.configure_optimizers: there is nothing to preview"
         ) from e
     callback.on_train_start(trainer, model)
-    if schedule.total_steps is None:
+    if (total := schedule.total_steps) is None:
         raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
     values: list[float] = []
     validated: list[int] = []
@@ -90,7 +79,8 @@ def preview(
         places = [Path(metric_from), Path(trainer.default_root_dir, metric_from)]
         path = next((p for p in places if p.exists()), places[0])
         values = read_metric(path, schedule.schedule.monitor)
-        validated = validations(trainer, schedule)
+        after = validations(trainer, schedule.steps_per_epoch)
+        validated = list(itertools.takewhile(lambda steps: steps <= total, after))
     lrs, momentum = step(schedule, validated, values)
     return Preview(
         lrs,
@@ -155,29 +145,6 @@ def _replace_batches(
         # The number of classes makes no difference to the learning rate, but a network needs one.
         count = getattr(model, "num_classes", None) or 2
         datamodule.class_names = [str(i) for i in range(count)]  # type: ignore[attr-defined]
-
-
-def validations(trainer: Trainer, schedule: RunSchedule) -> list[int]:
-    """Return after how many optimizer steps the run validates, in their order.
-
-    As Lightning's training loop decides it: every `val_check_interval` of the batches of an epoch,
-    in every `check_val_every_n_epoch`-th one, or of all batches if that is None.
-    """
-    batches, check = trainer.num_training_batches, trainer.val_check_batch
-    every, accumulate = trainer.check_val_every_n_epoch, trainer.accumulate_grad_batches
-    assert schedule.total_steps is not None
-    if not trainer.enable_validation or not check or math.isinf(check) or math.isinf(batches):
-        return []
-    found = []
-    for epoch in range(math.ceil(schedule.total_steps / schedule.steps_per_epoch)):
-        if every is not None and (epoch + 1) % every:
-            continue
-        before = 0 if every is not None else int(epoch * batches)
-        for batch in range(int(check) - before % int(check), int(batches) + 1, int(check)):
-            last = batch == batches
-            steps = math.ceil(batch / accumulate) if last else batch // accumulate
-            found.append(epoch * schedule.steps_per_epoch + steps)
-    return [n for n in found if n <= schedule.total_steps]
 
 
 def step(

@@ -65,9 +65,7 @@ class EpochSampler:
     def place(self, batches: int, start: int = 0) -> int:
         """Return the samples of an epoch that are done, in all processes.
 
-        Args:
-            batches: How many came since then.
-            start: Samples that were done when the iteration began.
+        They are those at the start of the iteration, and of the batches that came since then.
         """
         for skipped in self.skipped:
             batches += skipped < batches

@@ -40,16 +40,11 @@ ONNX_END = b"\x72\x11\x0a\x05crc32\x12\x08"  # one more entry of its metadata, o
 
 @dataclass
 class Exported:
-    """A classifier in a file.
-
-    Args:
-        path: The file.
-        about: What it says of itself, by `KEYS`.
-        compute: From pixels (N, C, H, W) uint8 to probabilities (N, classes) float32, on the CPU.
-    """
+    """A classifier in a file."""
 
     path: Path
-    about: dict[str, str]
+    about: dict[str, str]  # what it says of itself, by KEYS
+    # From pixels (N, C, H, W) uint8 to probabilities (N, classes) float32, on the CPU.
     compute: Callable[[Tensor], Tensor]
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -65,12 +60,7 @@ class Exported:
 
 
 class ExportedClassifier(LightningModule):
-    """Exported file as `predict` takes it.
-
-    Args:
-        exported: The file.
-        top_k: How many classes of a sample are written.
-    """
+    """Exported file as `predict` takes it, which writes `top_k` classes of a sample."""
 
     def __init__(self, exported: Exported, top_k: int) -> None:
         super().__init__()

@@ -26,11 +26,6 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 STAMP = re.compile(r"-\d{8}-\d{6}-[0-9a-f]{6}$")
 
 
-def new_name(recipe: str) -> str:
-    """Return a name that no other run has, not even one started in the same second."""
-    return f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-
-
 def check_name(name: str, option: str = "--run_name") -> None:
     """Raise UserError unless a name is one that a run's folder can have, on any system."""
     if PureWindowsPath(name).name != name:
@@ -57,8 +52,7 @@ def is_run(folder: Path) -> bool:
 
 def list_runs(root: Path) -> list[Path]:
     """Return the run folders in `root`, the newest first."""
-    configs = [file for file in root.glob("*/config.yaml") if file.is_file()]
-    return [file.parent for file in _newest(configs)]
+    return [file.parent for file in newest(root.glob("*/config.yaml"))]
 
 
 def find_run(root: Path, name: str | None) -> Path:
@@ -123,7 +117,7 @@ def checkpoints_of(run: Path) -> Path:
     trees = [parse(file.read_text(), file) for file in configs_of(run)] or [{}]
     said = [(tree.get("checkpoint") or {}).get("dirpath") for tree in trees]
     folders = [Path(path) if path else run / "checkpoints" for path in said]
-    last = _newest(folder / LAST for folder in folders)
+    last = newest(folder / LAST for folder in folders)
     return last[0].parent if last else folders[-1]
 
 
@@ -193,7 +187,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
             raise ValueError("no weights in it")
     except Exception as e:  # a damaged file ends in one of a dozen types
-        good = [p for p in _newest(path.parent.glob("*.ckpt")) if p != path and _loads(p)]
+        good = [p for p in newest(path.parent.glob("*.ckpt")) if p != path and _loads(p)]
         hint = f"; a good one is {good[0]}" if good else ""
         reason = first_line(e)[:120]
         raise UserError(f"{path} is damaged, cut or no checkpoint ({reason}){hint}") from e
@@ -210,13 +204,14 @@ def check_lightning_checkpoint(checkpoint: dict[str, Any], path: Path, fits: boo
         raise UserError(f"{path} is no checkpoint {what}: it holds weights, but no {missing[0]}")
 
 
-def _newest(paths: Iterable[Path]) -> list[Path]:
+def newest(paths: Iterable[Path]) -> list[Path]:
+    """Return those that are files, the newest first."""
     return sorted((p for p in paths if p.is_file()), key=lambda p: p.stat().st_mtime, reverse=True)
 
 
 def _best(folder: Path) -> Path | None:
     """Return the best one that the last remembers; the newest `best-` file if that is gone."""
-    files = _newest(folder.glob("best-*.ckpt"))
+    files = newest(folder.glob("best-*.ckpt"))
     if len(files) > 1 and (folder / LAST).is_file():
         for state in read_checkpoint(folder / LAST)["callbacks"].values():
             name = state.get("best_model_path") if isinstance(state, dict) else None
@@ -258,7 +253,9 @@ def new_folder(root: Path, run_name: str | None, recipe: str) -> Path:
     Raises:
         UserError: It is taken.
     """
-    folder = root / (run_name or new_name(recipe))
+    # Two may start in the same second.
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    folder = root / (run_name or f"{recipe}-{stamp}")
     if folder.exists():
         raise UserError(f"--run_name={run_name}: {folder} is there already")
     return folder

@@ -23,15 +23,10 @@ OURS_AND_TORCHS = re.compile(r"^(anneal|torch|lightning)\..*\.")  # classes with
 
 @dataclass
 class Curve:
-    """One metric of one run.
+    """One metric of one run."""
 
-    Args:
-        y: Finite values, (n,).
-        x: The place of each on the axes of `AXES` that the run has logged, (n,) each.
-    """
-
-    y: Array
-    x: dict[str, Array]
+    y: Array  # finite values, (n,)
+    x: dict[str, Array]  # their places on the axes of AXES that the run has logged, (n,) each
 
     def extremes(self, points: int) -> Array:
         """Return indices of at most `points` values: both ends, each stretch's extremes."""
@@ -64,18 +59,11 @@ class Drop:
 
 @dataclass
 class Run:
-    """A run, finished or not, as its folder holds it.
+    """A run, finished or not, as its folder holds it."""
 
-    Args:
-        name: Its folder's name.
-        config: Every key of `config.yaml` as it is typed on the command line; values as text,
-            with an arrow where a resume has changed them.
-        metrics: `metrics.csv`, a column of numbers for each metric.
-    """
-
-    name: str
-    config: dict[str, str]
-    metrics: pd.DataFrame
+    name: str  # its folder's
+    config: dict[str, str]  # by typed key, as text; an arrow is a change by a resume
+    metrics: pd.DataFrame  # a column of numbers for each metric
 
     @classmethod
     def read(cls, folder: Path) -> "Run":

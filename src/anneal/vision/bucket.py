@@ -29,16 +29,11 @@ REASONS = {
 
 
 class BucketError(UserError):
-    """Refusal of a bucket, its server or the network.
-
-    Args:
-        message: For people.
-        code: S3's name for it, or the name of boto3's exception.
-    """
+    """Refusal of a bucket, its server or the network."""
 
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message, status=1)
-        self.code = code
+        self.code = code  # S3's name for it, or the name of boto3's exception
 
 
 class Bucket:
@@ -100,11 +95,8 @@ class Bucket:
 class Cached:
     """Files of a bucket on disk, no more than fit.
 
-    Args:
-        bucket: Where they come from.
-        folder: Their folder, somewhere in `home`.
-        home: The whole cache, which the bound applies to; several buckets may share it.
-        max_bytes: That bound. The files that processes hold may exceed it.
+    Their folder lies in the cache's `home`, which several buckets may share and the bound applies
+    to. The files that processes hold may exceed it.
     """
 
     def __init__(self, bucket: Bucket, folder: Path, home: Path, max_bytes: int) -> None:

@@ -39,8 +39,7 @@ class ImageShards(ImageSource):
     Args:
         url: Where the split lies, for people.
         folder: Where index.json and, in the end, the chunks lie on disk.
-        index: Content of index.json.
-        table: Content of pictures.npz.
+        index: Content of that file; `table` is that of pictures.npz.
         cache: Puts chunks into `folder`; None: they are there.
     """
 
