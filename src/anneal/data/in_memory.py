@@ -48,22 +48,24 @@ class InMemoryBatches(EpochSampler):
             shuffle: Whether each epoch has an order of its own. It follows from seed and epoch, so
                 a resumed run continues in it.
         """
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        fixed = bool(trainer and trainer.overfit_batches)  # type: ignore[attr-defined]
-        return cls(
-            images,
-            labels,
-            batch_size,
-            rank=rank,
-            world_size=world_size,
-            seed=global_seed() if shuffle and not fixed else None,
-            position=partial(resume_position, trainer) if shuffle else None,
-        )
+        return cls(images, labels, batch_size, **share_of(trainer, shuffle))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images and labels, batch by batch."""
         for _, _, index in self.batches():
             yield self.images[index], self.labels[index]
+
+
+def share_of(trainer: Trainer | None, shuffle: bool) -> dict[str, Any]:
+    """Return the arguments of an `EpochSampler` that follow from a run; None: outside of one."""
+    rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    fixed = bool(trainer and trainer.overfit_batches)  # type: ignore[attr-defined]
+    return {
+        "rank": rank,
+        "world_size": world_size,
+        "seed": global_seed() if shuffle and not fixed else None,
+        "position": partial(resume_position, trainer) if shuffle else None,
+    }
 
 
 def check_split_size(name: str, split: str, size: int, batch_size: int, processes: int) -> None:

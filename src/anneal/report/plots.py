@@ -72,10 +72,8 @@ def marked_of(runs: Sequence[Run], panels: Sequence[str]) -> list[str]:
 
 def colours(n: int) -> list[str]:
     """Return a colour for each of `n` runs."""
-    few = mpl.colormaps["tab10"](range(10))
-    return [
-        to_hex(c) for c in (few[:n] if n <= 10 else mpl.colormaps["turbo"](np.linspace(0, 1, n)))
-    ]
+    few, many = mpl.colormaps["tab10"], mpl.colormaps["turbo"]
+    return [to_hex(c) for c in (few(range(n)) if n <= 10 else many(np.linspace(0, 1, n)))]
 
 
 def scale(panel: str, lines: Iterable[Line]) -> tuple[str, list[float] | None]:

@@ -173,10 +173,7 @@ class Study:
 
     def _tried(self, values: dict[str, Any]) -> FrozenTrial | None:
         """Return the trial that had the same parameters, if there is one."""
-        for other in self.trials():
-            if other.user_attrs.get("values") == values:
-                return other
-        return None
+        return next((t for t in self.trials() if t.user_attrs.get("values") == values), None)
 
     def requeue(self, number: int) -> None:
         """Queue a trial that ended with its worker once more."""

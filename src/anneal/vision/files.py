@@ -8,6 +8,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -36,32 +37,18 @@ SYSTEM = re.compile(
 )
 
 
+@dataclass(eq=False)
 class ImageSource:
     """One split: encoded images and their labels.
 
     Paths lie in two arrays, so that any number of processes share them.
-
-    Args:
-        prefix: The beginning of every path.
-        names: What follows it, all of them one after the other, UTF-8.
-        ends: Where each of them ends in `names`, (N,) int64.
-        labels: (N,) int64.
-        class_names: One for each label.
     """
 
-    def __init__(
-        self,
-        prefix: str,
-        names: np.ndarray,
-        ends: np.ndarray,
-        labels: np.ndarray,
-        class_names: list[str],
-    ) -> None:
-        self.prefix = prefix
-        self.names = names
-        self.ends = ends
-        self.labels = labels
-        self.class_names = class_names
+    prefix: str  # the beginning of every path
+    names: np.ndarray  # what follows it, all of them one after the other, UTF-8
+    ends: np.ndarray  # where each of them ends in `names`, (N,) int64
+    labels: np.ndarray  # (N,) int64
+    class_names: list[str]  # one for each label
 
     def __len__(self) -> int:
         return len(self.labels)

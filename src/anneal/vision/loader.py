@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,24 +28,18 @@ class UnreadableImage(NamedTuple):
     reason: str
 
 
+@dataclass(eq=False)
 class DecodedDataset(Dataset[tuple[Tensor, int] | UnreadableImage]):
     """Images by (epoch, place, index): decoded and transformed with random numbers of their own.
 
     They follow from the seed, the epoch and the place in the epoch's order, whatever process or
-    worker draws them. The size in pixels is that of the epoch.
+    worker draws them.
     """
 
-    def __init__(
-        self,
-        pictures: ImageSource,
-        transform: Callable[[Tensor, int], Tensor],
-        size: Callable[[int], int],
-        seed: int,
-    ) -> None:
-        self.pictures = pictures
-        self.transform = transform
-        self.size = size
-        self.seed = seed
+    pictures: ImageSource
+    transform: Callable[[Tensor, int], Tensor]  # of an image, to a size in pixels
+    size: Callable[[int], int]  # of an epoch
+    seed: int
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int] | UnreadableImage:
         epoch, place, index = key

@@ -10,6 +10,7 @@ s3://BUCKET/PREFIX`, with --data.root=s3://BUCKET/PREFIX.
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,13 +32,13 @@ from anneal.vision.streaming import TABLE, need_litdata
 CHUNK = 64 << 20  # bytes, LitData's own default
 
 
+@dataclass(eq=False)
 class Encoded(Dataset[tuple[int, bytes | None, str]]):
     """Images in the form that is stored, as they are without a `short_side` and a `quality`."""
 
-    def __init__(self, pictures: ImageFolder, short_side: int | None, quality: int | None) -> None:
-        self.pictures = pictures
-        self.short_side = short_side
-        self.quality = quality
+    pictures: ImageFolder
+    short_side: int | None
+    quality: int | None
 
     def __len__(self) -> int:
         return len(self.pictures)
