@@ -40,20 +40,13 @@ def check_predicts(model: LightningModule, trainer: Trainer) -> None:
 
 
 class Predictions(Callback):
-    """What a model predicts, and how far its images are off those it was trained on.
-
-    Args:
-        model: Tells by `mean` and `std`, if it has them, the pixels that it was trained on.
-
-    Attributes:
-        batches: Probabilities, (batch, classes) each.
-        levels: Of each image the mean of its pixels, and whether that or its contrast is far off.
-    """
+    """What a model predicts, and how far its images are off those it was trained on."""
 
     def __init__(self, model: LightningModule) -> None:
-        self.batches: list[Tensor] = []
+        self.batches: list[Tensor] = []  # probabilities, (batch, classes) each
+        # Of each image the mean of its pixels, and whether that or its contrast is far off.
         self.levels: list[tuple[float, bool]] = []
-        self.mean: Any = getattr(model, "mean", None)
+        self.mean: Any = getattr(model, "mean", None)  # of the pixels it was trained on
         self.std: Any = getattr(model, "std", None)
 
     def on_predict_batch_end(

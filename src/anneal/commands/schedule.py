@@ -57,7 +57,15 @@ def preview(
     trainer.strategy.connect(model)
     attach_data(trainer, model, datamodule)
     batches, origin = count_batches(trainer, datamodule, steps_per_epoch, samples)
-    _replace_batches(trainer, datamodule, model, batches, final=steps_per_epoch is not None)
+    # Batches with nothing in them are counted instead of read.
+    blank: Iterable[int] = itertools.repeat(0) if batches is None else range(batches)
+    datamodule.train_dataloader = lambda: blank  # type: ignore[method-assign]
+    if steps_per_epoch is not None:
+        trainer.limit_train_batches = 1.0
+    if getattr(datamodule, "class_names", ()) is None:
+        # The number of classes makes no difference to the learning rate, but a network needs one.
+        names = list(map(str, range(getattr(model, "num_classes", None) or 2)))
+        datamodule.class_names = names  # type: ignore[attr-defined]
     model.setup("fit")
     model.configure_model()
     trainer.fit_loop.setup_data()
@@ -127,24 +135,6 @@ def count_batches(
     lengths = [batches_of_a_process(trainer, loader) for loader in loaders]
     longest = None if None in lengths else max(n for n in lengths if n is not None)
     return longest, f"from the batches of {name}"
-
-
-def _replace_batches(
-    trainer: Trainer,
-    datamodule: LightningDataModule,
-    model: LightningModule,
-    batches: int | None,
-    final: bool,
-) -> None:
-    """Have the trainer count batches with nothing in them instead of reading any."""
-    blank: Iterable[int] = itertools.repeat(0) if batches is None else range(batches)
-    datamodule.train_dataloader = lambda: blank  # type: ignore[method-assign]
-    if final:
-        trainer.limit_train_batches = 1.0
-    if getattr(datamodule, "class_names", ()) is None:
-        # The number of classes makes no difference to the learning rate, but a network needs one.
-        count = getattr(model, "num_classes", None) or 2
-        datamodule.class_names = [str(i) for i in range(count)]  # type: ignore[attr-defined]
 
 
 def step(

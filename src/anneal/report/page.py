@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from anneal.runs.run import Run
 
 BETTER = {"acc": "max", "loss": "min"}
-FORMATS = {
+FORMATS = {  # by the end of a column, in their order
     "acc": "{:.4f}",
     "loss": "{:.4g}",
+    "epochs": "{}",
     "steps": "{:,.0f}",
     "time [s]": "{:,.1f}",
     "samples/s": "{:,.0f}",
@@ -140,8 +141,7 @@ def table(runs: "Sequence[Run]") -> str:
 
 def _rank(column: str) -> tuple[int, bool]:
     """Return the place of a column: accuracies, losses, then costs, and training the last."""
-    ends = ("acc", "loss", "epochs", "steps", "time [s]", "samples/s")
-    return next(i for i, end in enumerate(ends) if column.endswith(end)), "train/" in column
+    return next(i for i, end in enumerate(FORMATS) if column.endswith(end)), "train/" in column
 
 
 def labelled(runs: "Sequence[Run]") -> "Sequence[Run]":

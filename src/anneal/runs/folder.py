@@ -76,9 +76,7 @@ def find_run(root: Path, name: str | None) -> Path:
 def find_runs(words: Iterable[str], root: Path = RUNS) -> tuple[list[Path], list[str]]:
     """Return the run folders that are meant, and what is wrong with the other words.
 
-    Args:
-        words: Each a run's folder, its name in `root`, a folder of runs, or a pattern of these.
-        root: The folder of runs.
+    Each word is a run's folder, its name in `root`, a folder of runs, or a pattern of these.
     """
     found: dict[Path, Path] = {}  # by where it really is: a run counts once
     wrong = []
@@ -144,12 +142,7 @@ def last_of(run: Path) -> Path | None:
 
 
 def find_checkpoint(root: Path, ckpt_path: str, run: str | None) -> Path:
-    """Return the file that `best`, `last` or a path means.
-
-    Args:
-        root: The folder of runs.
-        ckpt_path: `best`, `last` or a path.
-        run: Name of a run for `best` and `last`; None: the newest.
+    """Return the file that a path means, or `best` or `last` of a run (None: of the newest).
 
     Raises:
         UserError: It isn't there.

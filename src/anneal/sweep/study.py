@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
-from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -63,11 +63,12 @@ class Study:
 
     def _open(self, storage: str) -> tuple[optuna.Study, bool]:
         """Return the study, and whether it is new."""
+        early = self.sweep.early
         settings: dict[str, Any] = {
             "study_name": self.sweep.name,
             "storage": storage,
             "sampler": self._sampler(),
-            "pruner": self._pruner(),
+            "pruner": SuccessiveHalvingPruner(early.first, early.eta) if early else NopPruner(),
         }
         metric = self.sweep.metric
         settings["direction"] = "maximize" if metric and metric.maximize else "minimize"
@@ -91,11 +92,6 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return TPESampler(constant_liar=True)  # trials side by side keep their distance
-
-    def _pruner(self) -> BasePruner:
-        if (early := self.sweep.early) is None:
-            return NopPruner()
-        return SuccessiveHalvingPruner(early.first, early.eta)
 
     def _check_sweep(self, folder: Path) -> None:
         """Raise UserError unless the sweep is what the study was begun with, but for run_cap."""

@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -92,6 +93,7 @@ class Bucket:
             raise BucketError(f"{self.url}/{name}: {told}", code) from e
 
 
+@dataclass(eq=False)
 class Cached:
     """Files of a bucket on disk, no more than fit.
 
@@ -99,12 +101,11 @@ class Cached:
     to. The files that processes hold may exceed it.
     """
 
-    def __init__(self, bucket: Bucket, folder: Path, home: Path, max_bytes: int) -> None:
-        self.bucket = bucket
-        self.folder = folder
-        self.home = home
-        self.max_bytes = max_bytes
-        self._ahead: tuple[int, threading.Thread] | None = None
+    bucket: Bucket
+    folder: Path
+    home: Path
+    max_bytes: int
+    _ahead: tuple[int, threading.Thread] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ahead": None}

@@ -28,10 +28,8 @@ class ImageFolder(ImageSource):
     def splits(cls, root: Path, cache_dir: Path | None = None) -> dict[str, "ImageFolder"]:
         """Return `train`, `val` and, if there is one, `test` of a folder.
 
-        Args:
-            root: In one of the layouts of `anneal.vision.layouts`.
-            cache_dir: Where the index is kept for the next run; None: ~/.cache/anneal. It is made
-                again when a name in any folder below `root` has changed.
+        The index is kept for the next run, in ~/.cache/anneal by default. It is made again when a
+        name in any folder below `root` has changed.
 
         Raises:
             UserError: The folder is in no such layout, or its parts disagree.

@@ -63,13 +63,9 @@ class ImageLoader(HasWorkers):
     skip a batch in which no image can be read, Lightning would refuse its sampler on several
     processes, and warn of it in predictions.
 
-    Args:
-        decoded: The images.
-        batch_sampler: Which of them make each batch.
-        num_workers: Processes that decode; 0: this one.
-        give_way: Whether they leave the cores to this process, which computes on a CPU.
-        on_unreadable: Called with every image that can't be read. It raises what is to end the
-            training; otherwise the batch does without the image.
+    Workers that `give_way` leave the cores to this process, which computes on a CPU. For an image
+    that can't be read, `on_unreadable` raises what is to end the training; otherwise the batch does
+    without the image.
     """
 
     def __init__(
