@@ -94,11 +94,7 @@ class Config:
             self.errors[before:] = [f"--{key} needs a value{named and f': {named}'}"]
 
     def finish(self) -> Tree:
-        """Return the tree, with the defaults of classes that stand in another one's place.
-
-        Raises:
-            UserError: With all mistakes, a line each.
-        """
+        """Return the tree with all defaults; raise UserError with all mistakes, a line each."""
         if not self.errors:
             self._complete(self.tree, self._whole, "")
         if self.errors:

@@ -36,11 +36,7 @@ def run_command(
     default: Path,
     known: Sequence[str],
 ) -> Run:
-    """Run a command that is about a run; the arguments are as in `entry.main` and `Project`.
-
-    Raises:
-        SystemExit: With the status of a `UserError`, after its message.
-    """
+    """Run a command that is about a run; the arguments are as in `entry.main` and `Project`."""
     quiet()
     # A sentence, without a path and a line of source code.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

@@ -125,11 +125,7 @@ def class_help(cls: Any, hint: Any, key: str) -> str:
 
 
 def converted(parser: ArgumentParser, tree: Tree) -> Namespace:
-    """Return a configuration with all defaults, each value of its own type.
-
-    Raises:
-        UserError: Something does not fit after all.
-    """
+    """Return a configuration with all defaults, each value of its own type, or raise UserError."""
     try:
         config: Namespace = parser.parse_object(deepcopy(tree))  # which it changes
     except Exception as e:  # of a dozen types

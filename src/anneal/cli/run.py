@@ -127,11 +127,7 @@ class Run:
         return objects
 
     def test(self) -> None:
-        """Test the weights of the last step, if there is test data, and log that at this step.
-
-        Raises:
-            UserError: No step was trained.
-        """
+        """Test the last weights, if there is test data, and log that at their step."""
         trainer = self.trainer
         self._seconds = time.monotonic() - self._started
         trained = trainer.global_step != self.checkpoint.get("global_step", 0)

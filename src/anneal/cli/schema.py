@@ -163,11 +163,7 @@ def short_names(hint: Any) -> dict[str, list[type]]:
 
 
 def resolve(name: Any, hint: Any) -> Any:
-    """Return the class of a short name or an import path.
-
-    Raises:
-        UserError: There is none, or it is of another kind than `hint` takes.
-    """
+    """Return the class of a name or path; raise UserError if `hint` takes none of that name."""
     bases = list(dict.fromkeys(base_classes(hint)))
     kind = " or ".join(base.__name__ for base in bases)
     if not isinstance(name, str) or not name.replace(".", "_").isidentifier():

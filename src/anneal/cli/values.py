@@ -54,11 +54,7 @@ def choices(hint: Any) -> list[str]:
 
 
 def checked(value: Any, hint: Any) -> Any:
-    """Return a value as plain data if it fits the type; jsonargparse decides.
-
-    Raises:
-        UserError: It does not fit.
-    """
+    """Return a value as plain data; raise UserError if jsonargparse says that it doesn't fit."""
     if hint is Any:
         return untyped(value)
     parser = _parser(hint)

@@ -126,11 +126,7 @@ def stray(word: str, names: Collection[str], commands: Collection[str]) -> str:
 
 
 def file_of(text: str) -> Path:
-    """Return the configuration file that a --config names.
-
-    Raises:
-        UserError: It names none.
-    """
+    """Return the configuration file that a --config names; raise UserError if it names none."""
     if not text:
         raise UserError("--config is empty")
     return Path(text)

@@ -46,19 +46,12 @@ class Probabilities(nn.Module):
 
 
 def export(
-    model: LightningModule,
-    datamodule: LightningDataModule,
-    checkpoint: Path,
-    form: str,
-    path: Path,
+    model: LightningModule, datamodule: LightningDataModule, checkpoint: Path, form: str, path: Path
 ) -> str:
-    """Write the weights of a checkpoint, those of an EMA if the run has one, and check the file.
+    """Write a checkpoint's weights, those of an EMA if the run has one, and check the file.
 
-    Returns:
-        Lines to print: the file, its size, how exact and how fast it is.
-
-    Raises:
-        UserError: It can't be exported or written, or differs from the model.
+    Returns lines to print: the file, its size, how exact and how fast it is. Raises UserError if it
+    can't be exported or written, or differs from the model.
     """
     if not (hasattr(model, "predict_logits") and hasattr(model, "class_names")):
         raise UserError(f"export is for classifiers, and {type(model).__name__} is none")

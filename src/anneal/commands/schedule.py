@@ -168,11 +168,7 @@ def momentum_of(group: dict[str, Any]) -> float:
 
 
 def read_metric(path: Path, metric: str) -> list[float]:
-    """Return the values of a metric in their order, from a run's folder or a CSV file.
-
-    Raises:
-        UserError: It is not there.
-    """
+    """Return a metric's values, from a run's folder or a CSV file; raise UserError without any."""
     file = path / "metrics.csv" if path.is_dir() else path
     try:
         table = metrics.read(file, complete=not path.is_dir())

@@ -23,11 +23,7 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of norms: no
 
 
 def card(folder: Path, run: "Run") -> str:
-    """Return the card's text.
-
-    Raises:
-        UserError: It has no checkpoint, or none of a classifier.
-    """
+    """Return the card's text; raise UserError if there is no checkpoint of a classifier."""
     from huggingface_hub import ModelCard
 
     from anneal.runs.exported import is_exported

@@ -68,11 +68,7 @@ an arrow is a change on a resume. Time and samples/s include validation.</p>
 
 
 def read(words: Iterable[str]) -> "list[Run]":
-    """Return the runs that can be read; the others are named and left out.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Return the runs that can be read, and name the others; raise UserError if none can."""
     from anneal.runs.run import Run
 
     folders, wrong = find_runs(words)

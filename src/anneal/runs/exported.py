@@ -79,11 +79,7 @@ def is_exported(path: Path) -> bool:
 
 
 def read(path: Path) -> Exported:
-    """Read a file that `export` wrote.
-
-    Raises:
-        UserError: It is damaged or something else, or onnxruntime is not installed.
-    """
+    """Read a file that `export` wrote; raise UserError if it is damaged or something else."""
     try:
         about, compute = _read_onnx(path) if path.suffix == ".onnx" else _read_torch(path)
     except ImportError as e:

@@ -56,11 +56,7 @@ def list_runs(root: Path) -> list[Path]:
 
 
 def find_run(root: Path, name: str | None) -> Path:
-    """Return the run called `name` (or the folder of that path), or the newest one.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Return the run of a name or path, or the newest one; raise UserError if there is none."""
     runs = list_runs(root)
     if name is None:
         if not runs:
@@ -142,11 +138,7 @@ def last_of(run: Path) -> Path | None:
 
 
 def find_checkpoint(root: Path, ckpt_path: str, run: str | None) -> Path:
-    """Return the file that a path means, or `best` or `last` of a run (None: of the newest).
-
-    Raises:
-        UserError: It isn't there.
-    """
+    """Return the file that a path means, or `best` or `last` of a run (None: of the newest)."""
     if ckpt_path not in ("best", "last"):
         if not Path(ckpt_path).is_file():
             raise UserError(f"--ckpt_path={ckpt_path}: no such file (or say best or last)")
@@ -168,8 +160,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     The weights alone, as torchvision saves a network's, are its `state_dict`.
 
     Raises:
-        UserError: It is damaged, and the newest good one beside it is named; or its format is
-            newer than what is known here.
+        UserError: It is damaged, and the newest good one beside it is named; or it is too new.
     """
     try:
         checkpoint = _load(path, mmap=True)
@@ -241,11 +232,7 @@ def _loads(path: Path) -> bool:
 
 
 def new_folder(root: Path, run_name: str | None, recipe: str) -> Path:
-    """Return a new run's folder in `root`, by its name or one made of its recipe's.
-
-    Raises:
-        UserError: It is taken.
-    """
+    """Return a new run's folder, by its name or its recipe's; raise UserError if it is taken."""
     # Two may start in the same second.
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     folder = root / (run_name or f"{recipe}-{stamp}")

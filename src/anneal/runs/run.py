@@ -67,11 +67,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        """Read a run's folder.
-
-        Raises:
-            UserError: It holds no metrics yet, or something that can't be read.
-        """
+        """Read a run's folder; raise UserError if it holds no metrics yet, or can't be read."""
         return cls(folder.resolve().name, _read_config(folder), _read_metrics(folder))
 
     def curve(self, metric: str) -> Curve:

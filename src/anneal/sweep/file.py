@@ -158,11 +158,7 @@ def _expand(macro: str, tree: dict[str, Any], json_file: Path) -> list[str]:
 
 
 def read(path: Path) -> Sweep:
-    """Read a sweep file.
-
-    Raises:
-        UserError: It can't be read, or asks for something that is not supported.
-    """
+    """Read a sweep file; raise UserError if it asks for something that is not supported."""
     try:
         content = yaml.safe_load(read_text(path))
     except OSError as e:

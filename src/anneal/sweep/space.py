@@ -56,11 +56,7 @@ class Parameter:
 
 
 def parameter(path: tuple[str, ...], spec: dict[str, Any]) -> Parameter:
-    """Return what an entry of a sweep file says of one parameter, as W&B reads it.
-
-    Raises:
-        UserError: With the key, without the file.
-    """
+    """Return what an entry of a sweep file says of one parameter, as W&B reads it."""
     name = ".".join(path)
     kind = spec.get("distribution") or _implied(name, spec)
     _check(name, kind, spec)

@@ -75,11 +75,7 @@ class ImageFiles(ImageSource):
 
     @classmethod
     def find(cls, where: str) -> "ImageFiles":
-        """Return all images that a file, a folder (with its subfolders) or a glob pattern names.
-
-        Raises:
-            UserError: There are none.
-        """
+        """Return all images that a file, folder or pattern names; raise UserError without any."""
         path = Path(where)
         if path.is_file():
             return cls([path])

@@ -133,8 +133,7 @@ def run(args: argparse.Namespace) -> int:
 def main(args: list[str] | None = None) -> int:
     """Run the command; the status is 1 if an image was broken, and all others are in OUT then."""
     parser = argparse.ArgumentParser(
-        prog="python train.py shards",
-        description="Make LitData shards of a folder of images.",
+        prog="python train.py shards", description="Make LitData shards of a folder of images."
     )
     parser.add_argument("folder", help="with train/CLASS/... and val/CLASS/..., or ImageNet's own")
     parser.add_argument("out", help="a new folder")

@@ -59,11 +59,7 @@ class TrainTransform:
 
 
 class ValTransform:
-    """Centre of an image, always the same: the short side is resized, then a square is cut out.
-
-    Raises:
-        UserError: The square is larger than the image.
-    """
+    """Centre of an image: the short side is resized, then a square is cut out."""
 
     def __init__(self, resize: int, crop: int, interpolation: str, antialias: bool) -> None:
         if resize < crop:
