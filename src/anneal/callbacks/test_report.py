@@ -80,19 +80,14 @@ class TestReport(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
             rank_zero_info(f"{path}")
-            if what == "confusion":
-                write_confusion(path.with_suffix(".csv"), matrix, names)
             log_image(trainer, f"test/{what}", path)
+            if what == "confusion":  # a line for each true class, a column for each predicted one
+                counts = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+                write_csv(path.with_suffix(".csv"), [["true \\ predicted", *names], *counts])
 
 
 def _highest(losses: list[Loss]) -> list[Loss]:
     return sorted(losses, key=lambda loss: loss[0], reverse=True)[:TOP]
-
-
-def write_confusion(path: Path, matrix: Tensor, names: list[str]) -> None:
-    """Write counts as CSV: a line for each true class, a column for each predicted one."""
-    counts = zip(names, matrix.tolist(), strict=True)
-    write_csv(path, [["true \\ predicted", *names], *([name, *row] for name, row in counts)])
 
 
 def draw_confusion(matrix: Tensor, names: list[str]) -> Figure:

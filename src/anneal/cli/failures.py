@@ -4,7 +4,6 @@ import errno
 import re
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from anneal import launch as processes
@@ -40,14 +39,3 @@ def _describe(e: Exception) -> processes.Failure | None:
         what = "the connection to another process is lost: see why it ended"
         return f"error: {what} ({first_line(e)})", 1
     return None
-
-
-def nothing_trained(trainer: Trainer) -> UserError:
-    """Why a training has ended without a step."""
-    n = trainer.num_training_batches  # infinite where the data was not asked for
-    data = f"the training data gives {n} batches (is a rest dropped?), " if n == 0 else ""
-    return UserError(
-        f"nothing was trained: {data}limit_train_batches={trainer.limit_train_batches}, "
-        f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}",
-        status=1,
-    )

@@ -25,7 +25,7 @@ from anneal.cli.parser import (
 from anneal.cli.run import Run
 from anneal.cli.schema import option_names
 from anneal.cli.trainer import PREVIEW_COMMANDS
-from anneal.cli.words import BESIDE, Words, file_of, stray
+from anneal.cli.words import BESIDE, Words, stray
 from anneal.commands.replay import read_failure
 from anneal.errors import UserError
 from anneal.runs import folder as runs
@@ -65,7 +65,9 @@ def prepare(words: Words, project: Project) -> Run | str:
     config = Config(command.schema())
     names = sorted({*option_names(config.schema), *BESIDE})
     keep("options", words.command, names)
-    files = [file_of(text) for text in words.files]
+    if "" in words.files:
+        raise UserError("--config is empty")
+    files = list(map(Path, words.files))
     start = start_from(words, files or [project.default], bool(files))
     if start.config:
         tree = parse(start.config, str(start.source))
@@ -92,7 +94,8 @@ def prepare(words: Words, project: Project) -> Run | str:
     tree = config.finish()
     parser = command.build()
     whole = converted(parser, tree)
-    _say(config.notes_in_words())
+    for note in config.notes_in_words():
+        rank_zero_only(print)(note, file=sys.stderr)
     plain = dumped(parser, whole, project.packages, config.schema, tree)
     if "print_config" in flags:
         return as_yaml(plain)
@@ -180,12 +183,6 @@ def _drop_typed(trainer: Tree, flags: Iterable[tuple[str, str | None]]) -> None:
             kind = [str(spec["class_path"]).rpartition(".")[2] for spec in held]
             again = [(f"trainer.{key}+", name) in names for name in kind]
             trainer[key] = [spec for spec, typed in zip(held, again, strict=True) if not typed]
-
-
-@rank_zero_only
-def _say(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line, file=sys.stderr)
 
 
 def _check(config: Any) -> None:

@@ -21,7 +21,6 @@ from anneal.callbacks.run_directory import RunDirectory
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.callbacks.test_report import TestReport
 from anneal.cli.chosen import REPLACED, build_object, put_in_place
-from anneal.cli.failures import nothing_trained
 from anneal.cli.parser import DEFAULT_CALLBACKS
 from anneal.cli.trainer import PREVIEW_COMMANDS, as_list, preview_trainer, start
 from anneal.errors import UserError
@@ -132,7 +131,13 @@ class Run:
         self._seconds = time.monotonic() - self._started
         trained = trainer.global_step != self.checkpoint.get("global_step", 0)
         if not (trained or self._done or self._clock.has_validated):
-            raise nothing_trained(trainer)
+            n = trainer.num_training_batches  # infinite where the data was not asked for
+            data = f"the training data gives {n} batches (is a rest dropped?), " if n == 0 else ""
+            raise UserError(
+                f"nothing was trained: {data}limit_train_batches={trainer.limit_train_batches}, "
+                f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}",
+                status=1,
+            )
         self._metrics = dict(trainer.callback_metrics)
         if self._has_test():
             last_epoch = trainer.fit_loop.epoch_progress.current.ready - 1

@@ -165,7 +165,7 @@ def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path:
         dynamo=True,
         input_names=[INPUT],
         output_names=[OUTPUT],
-        dynamic_shapes=_dynamic(),
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
     assert program is not None
@@ -176,15 +176,12 @@ def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path:
 
 def _write_torch(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:
     # Not strict: what torch 2.6 writes strictly it can't read, where a layer stands in a list.
-    program = torch.export.export(network, (pixels,), dynamic_shapes=_dynamic(), strict=False)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(network, (pixels,), dynamic_shapes=shapes, strict=False)
     torch.export.save(program, path, extra_files=dict(about))
 
 
 _WRITERS: dict[str, Any] = {"onnx": _write_onnx, "torch_export": _write_torch}
-
-
-def _dynamic() -> Any:
-    return ({0: torch.export.Dim("batch")},)
 
 
 def _pixels(n: int, shape: tuple[int, ...]) -> Tensor:

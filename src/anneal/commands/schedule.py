@@ -152,7 +152,8 @@ def step(
         for steps in range(total):
             while looks and looks[-1][0] <= steps:
                 schedule.step_metric(looks.pop()[1])
-            yield [*(group["lr"] for group in groups), momentum_of(groups[0])]
+            momentum = groups[0].get("betas", [groups[0].get("momentum", 0.0)])[0]
+            yield [*(group["lr"] for group in groups), float(momentum)]
             schedule.step()
 
     with warnings.catch_warnings():
@@ -160,11 +161,6 @@ def step(
         warnings.filterwarnings("ignore", ".*lr_scheduler.step.*", UserWarning)
         rows: NDArray[Any] = np.fromiter(in_force(), np.dtype((float, len(groups) + 1)), total)
     return rows[:, :-1], rows[:, -1]
-
-
-def momentum_of(group: dict[str, Any]) -> float:
-    """Return the momentum of a parameter group, beta1 in Adam; 0 if it has neither."""
-    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
 
 
 def read_metric(path: Path, metric: str) -> list[float]:

@@ -181,9 +181,8 @@ class Study:
 
     def previous_run_dir(self, trial: Trial) -> Path | None:
         """Return the run folder of the trial that this one repeats, if it does."""
-        if (before := trial.user_attrs.get("again")) is None:
-            return None
-        folder = self.trials()[before].user_attrs.get("folder")
+        before = trial.user_attrs.get("again")
+        folder = None if before is None else self.trials()[before].user_attrs.get("folder")
         return Path(folder) if folder else None
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:

@@ -236,7 +236,7 @@ class ImageFolderDataModule(LightningDataModule):
         return ImageLoader(
             DecodedDataset(pictures, transform, self.size_of, global_seed()),
             EpochSampler(len(pictures), self.batch_size, **share),
-            workers(world) if self.num_workers is None else self.num_workers,
+            min(16, math.ceil(cores() / world)) if self.num_workers is None else self.num_workers,
             give_way=bool(self.trainer and self.trainer.strategy.root_device.type == "cpu"),
             on_unreadable=partial(self._on_unreadable, predicts=split == "predict"),
         )
@@ -268,8 +268,3 @@ def at_least(least: int, **values: float) -> None:
     for name, value in values.items():
         if value < least:
             raise UserError(f"data.{name}={value}: must be at least {least}")
-
-
-def workers(processes: int) -> int:
-    """Return the worker processes for one of several training processes on this machine."""
-    return min(16, math.ceil(cores() / processes))
