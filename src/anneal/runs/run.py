@@ -146,12 +146,11 @@ def is_learning_rate(column: str) -> bool:
 
 def _read_metrics(folder: Path) -> pd.DataFrame:
     file = folder / "metrics.csv"
-    if not file.is_file():
+    lines = whole_lines(file) if file.is_file() else []
+    if sum(not line.isspace() for line in lines) < 2:  # no more than the columns' names
         raise UserError(f"{folder}: no metrics yet")
     try:
-        frame = pd.read_csv(StringIO("".join(whole_lines(file))), low_memory=False)
-    except pd.errors.EmptyDataError as e:
-        raise UserError(f"{folder}: no metrics yet") from e
+        frame = pd.read_csv(StringIO("".join(lines)), low_memory=False)
     except ValueError as e:
         reason = str(e).strip().splitlines()[-1].removeprefix("Error tokenizing data. C error: ")
         raise UserError(f"{file}: {reason}") from e
@@ -165,8 +164,6 @@ def _read_metrics(folder: Path) -> pd.DataFrame:
         frame[name] = numbers
     if frame["step"].isna().any():
         raise UserError(f"{file}: line {frame['step'].isna().idxmax() + 2}: step is missing")
-    if frame.empty:
-        raise UserError(f"{folder}: no metrics yet")
     return frame.astype(float).sort_values("step", kind="stable", ignore_index=True)
 
 
