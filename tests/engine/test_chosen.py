@@ -104,7 +104,7 @@ def test_from_python_a_contradiction_is_refused_too(run):
         ),
         (["--trainer.max_steps=5"], "after max_steps=5\n"),
         (["--trainer.max_time=00:00:00:01"], r"in epoch \d+: max_time is over\n"),
-        (added("tiny.Stop"), "in epoch 0: a callback has set should_stop\n"),
+        (added("tiny.Stop"), "in epoch 0: a callback or the module has set should_stop\n"),
     ],
 )
 def test_the_summary_says_why_a_run_has_ended(run, capsys, flags, reason):

@@ -19,7 +19,7 @@ def why_told(trainer: Trainer) -> str:
     if any(seconds is not None and seconds <= 0 for seconds in left):
         return TIME_IS_OVER
     said = [c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping)]
-    why = next(filter(None, said), "a callback has set should_stop")
+    why = next(filter(None, said), "a callback or the module has set should_stop")
     return why.removesuffix(" Signaling Trainer to stop.").rstrip(".")
 
 
