@@ -102,7 +102,9 @@ def prepare(words: Words, project: Project) -> Run | str:
     _check(whole)
     about_one_command = {*OPTIONS_OF_A_RUN, *CHECKPOINT_OPTIONS, *command.own}
     kept = {key: value for key, value in plain.items() if key not in about_one_command}
-    run = Run(words.command, whole, parser, as_yaml({"format": FORMAT, **kept}), recipe(words))
+    named = [p for p in map(Path, words.files) if p.suffix in (".yaml", ".yml", ".json")]
+    recipe = runs.recipe_of(named[-1]) if named else ""
+    run = Run(words.command, whole, parser, as_yaml({"format": FORMAT, **kept}), recipe)
     run.own = {key: whole[key] for key in command.own}
     run.arguments = tree["model"].get("init_args", {})
     run.project = "".join(project.packages[:1]).partition(".")[0] or run.project
@@ -154,12 +156,6 @@ def start_from(words: Words, files: Sequence[Path], has_files: bool) -> Start:
         source = configs[-1]
         text = source.read_text()
     return Start(text, source, path, stored, own, resumed)
-
-
-def recipe(words: Words) -> str:
-    """Return the name of the recipe that a command line names, or an empty string."""
-    named = [p for p in map(Path, words.files) if p.suffix in (".yaml", ".yml", ".json")]
-    return runs.recipe_of(named[-1]) if named else ""
 
 
 def _said(words: Words, files: Sequence[Path], key: str) -> str | None:
