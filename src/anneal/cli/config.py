@@ -94,7 +94,7 @@ class Config:
             self.errors[before:] = [f"--{key} needs a value{named and f': {named}'}"]
 
     def finish(self) -> Tree:
-        """Return the tree with all defaults; raise UserError with all mistakes, a line each."""
+        """Return the tree when all is in it; raise UserError with all mistakes, a line each."""
         if not self.errors:
             self._complete(self.tree, self._whole, "")
         if self.errors:
