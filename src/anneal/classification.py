@@ -127,16 +127,16 @@ class ClassificationModule(LightningModule):
         self._hits_and_seen.zero_()
 
     def on_validation_epoch_start(self) -> None:
-        self._start_evaluation()
+        self.evaluated.reset()
+        self.mean_loss.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._start_evaluation()
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return `loss`, `preds` and `target` of each sample, all (N,)."""
@@ -201,10 +201,6 @@ class ClassificationModule(LightningModule):
         finally:
             for module, training in modes.items():
                 module.training = training
-
-    def _start_evaluation(self) -> None:
-        self.evaluated.reset()
-        self.mean_loss.reset()
 
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
         images, target = batch

@@ -69,11 +69,7 @@ def other_unicode(word: str, names: Iterable[str]) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        UserError: It is in another encoding.
-    """
+    """Return a file's text, UTF-8 with or without a byte order mark; else raise UserError."""
     data = path.read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:4]:
         raise UserError(f"{path} can't be read: UTF-16, as PowerShell's > writes; save it as UTF-8")

@@ -20,14 +20,7 @@ SIDE = 0.75  # of an image, as a part of its cell
 def plot_image_grid(
     title: str, images: Sequence[tuple[Tensor, str]], columns: int, fontsize: int = 8
 ) -> Figure:
-    """Draw images in rows, each under its caption.
-
-    Args:
-        title: The title above them all.
-        images: (image, caption) each; images (C, H, W), 0 to 255, of any size.
-        columns: Images in a row.
-        fontsize: Size of the captions, in points.
-    """
+    """Draw images (C, H, W), 0 to 255, of any size, in rows and each under its caption."""
     rows = math.ceil(len(images) / columns)
     columns = min(columns, max(len(images), NARROWEST))
     height = TITLE + CELL * rows

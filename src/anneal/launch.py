@@ -26,7 +26,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch.distributed import DistError, DistNetworkError, destroy_process_group, is_initialized
+from torch import distributed
 
 from anneal.errors import UserError
 from anneal.system import atomic_write
@@ -64,7 +64,7 @@ class Launcher(_SubprocessScriptLauncher):
             threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
         try:
             return function(*args, **kwargs)
-        except DistNetworkError as e:
+        except distributed.DistNetworkError as e:
             if "EADDRINUSE" not in str(e):
                 raise
             raise UserError(
@@ -124,6 +124,14 @@ class Launcher(_SubprocessScriptLauncher):
 _launcher: Launcher | None = None  # in the process that has started the others
 
 
+def gather(trainer: Trainer, value: Any) -> list[Any]:
+    """Return what each process has, by rank."""
+    values = [value] * trainer.world_size
+    if trainer.world_size > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
 def watch(strategy: Strategy) -> None:
     """Have a strategy that starts processes of this machine start them by a `Launcher`."""
     if type(launcher := strategy.launcher) is _SubprocessScriptLauncher:
@@ -136,9 +144,7 @@ def watch(strategy: Strategy) -> None:
 def run_distributed(describe: Callable[[Exception], Failure | None]) -> Iterator[None]:
     """Run a block so that it fails in all processes if it fails in one, and end this one then.
 
-    Args:
-        describe: Makes of an exception what a person is shown, and the exit status; None: its
-            traceback.
+    `describe` makes of an exception what a person is shown; None: its traceback.
     """
     global _launcher
     if ERROR_FILE in os.environ:
@@ -149,10 +155,10 @@ def run_distributed(describe: Callable[[Exception], Failure | None]) -> Iterator
             _launcher.join(PATIENCE)
             if found := _launcher.first_failure(lost=bool(_launcher.reason())):
                 _end(found)
-        if is_initialized():
+        if distributed.is_initialized():
             # A thread of gloo's that still holds a tensor while the interpreter ends aborts it:
             # https://github.com/pytorch/pytorch/pull/179291. Lightning does it for NCCL alone.
-            destroy_process_group()
+            distributed.destroy_process_group()
     except Exception as e:
         lost, reports = is_lost(e), ERROR_FILE in os.environ
         if lost and not _launcher:
@@ -175,9 +181,10 @@ def run_distributed(describe: Callable[[Exception], Failure | None]) -> Iterator
 
 def is_lost(e: BaseException) -> bool:
     """Return whether an exception says no more than that another process is gone."""
-    if isinstance(e, DistError):
+    if isinstance(e, distributed.DistError):
         return True
-    return isinstance(e, RuntimeError) and is_initialized() and bool(LOST.search(str(e)))
+    many = isinstance(e, RuntimeError) and distributed.is_initialized()
+    return many and bool(LOST.search(str(e)))
 
 
 def _record(text: str, status: int) -> None:

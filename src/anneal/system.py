@@ -34,12 +34,9 @@ def cache_folder() -> Path:
 def atomic_write(path: Path, sync: bool = False, shared: bool = False) -> Iterator[Path]:
     """Give the path of a new file beside `path`, which replaces that one at the end.
 
-    So `path` is whole at every moment, or not there. An exception removes the new file.
-
-    Args:
-        path: The file, in a folder that is there.
-        sync: Whether the new file must be on the disk first, to outlast a power failure.
-        shared: Whether several processes may write it at the same time.
+    So `path` is whole at every moment, or not there. An exception removes the new file. With `sync`
+    it is on the disk first, to outlast a power failure; with `shared` several processes may write
+    it at the same time.
     """
     # One name, however often a process is killed, unless two could take it.
     part = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")

@@ -96,15 +96,15 @@ def test_from_python_a_contradiction_is_refused_too(run):
     [
         (
             added("EarlyStopping", monitor="val/acc", stopping_threshold=0.01),
-            r"early, in epoch 0: Stopping threshold reached: val/acc = .* > 0.01\n",
+            r"in epoch 0: Stopping threshold reached: val/acc = .* > 0.01\n",
         ),
         (
             added("EarlyStopping", monitor="val/loss", patience=1, min_delta=9),
-            r"early, in epoch 1: Monitored metric val/loss did not improve in the last 1 records",
+            r"in epoch 1: Monitored metric val/loss did not improve in the last 1 records",
         ),
         (["--trainer.max_steps=5"], "after max_steps=5\n"),
         (["--trainer.max_time=00:00:00:01"], r"in epoch \d+: max_time is over\n"),
-        (added("tiny.Stop"), "in epoch 0: a callback has set should_stop\n"),
+        (added("tiny.Stop"), "in epoch 0: a callback or the module has set should_stop\n"),
     ],
 )
 def test_the_summary_says_why_a_run_has_ended(run, capsys, flags, reason):

@@ -268,7 +268,7 @@ def test_another_callback_may_stop_a_run_and_min_epochs_is_kept(run, monkeypatch
     run("fit", *AUTO)
     assert steps() == 6
     run("fit", *AUTO)
-    assert "stopped early at epoch 2 (a callback or the module asked" in capsys.readouterr().out
+    assert "stopped early at epoch 2 (a callback or the module has set" in capsys.readouterr().out
     run("fit", *AUTO, "--trainer.min_epochs=4")
     assert steps() == 8
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
+from anneal.launch import gather
 from anneal.lightning_internals import add_sums, epoch_values, set_state, sums_of_epoch
 from anneal.progress import resume_position
 
@@ -57,10 +57,7 @@ class EpochMetrics(Callback):
         else:
             states = {name: metric.metric_state for name, metric in self._updated.items()}
             mine = {"sums": sums_of_epoch(trainer), "states": states}
-        gathered = [mine]
-        if trainer.world_size > 1:
-            gathered = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, mine)
+        gathered = gather(trainer, mine)
         if any(any(each.values()) for each in gathered):
             checkpoint["epoch_metrics"] = gathered
 

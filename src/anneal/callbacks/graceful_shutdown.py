@@ -31,9 +31,6 @@ class GracefulShutdown(Callback):
     Lightning's own handlers act from within the signal, when a process may be in the middle of a
     step and another one waiting for its gradients. Here the signal leaves a note that all
     processes read after the same step.
-
-    Args:
-        folder: Where `last.ckpt` lies.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -35,14 +35,7 @@ class LearningHints:
             self._first_loss, self._weights = float(loss), _pieces(trainer)
 
     def look(self, trainer: Trainer, loss: float, norm: float, lr: float) -> None:
-        """Warn of the signs that there are.
-
-        Args:
-            trainer: The run's.
-            loss: Of the current batch.
-            norm: Of the gradient of the last step; 0: not known.
-            lr: The largest of the last step.
-        """
+        """Warn of the signs in a batch's loss, and in its step's gradient norm (0: not known)."""
         step = trainer.global_step
         self._moved = self._moved or loss != self._first_loss
         if not 0 < self._first_norm < math.inf:

@@ -1,6 +1,7 @@
 """The run's folder and what it was trained with: in it, in every checkpoint and in W&B."""
 
 import platform
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,16 @@ from anneal.runs.lock import hold
 from anneal.system import atomic_write, code_version
 
 
+@dataclass(eq=False)
 class RunDirectory(Callback):
-    """The folder that a training writes, made when all processes have read their configuration.
+    """The folder that a training writes, made when all processes have read their configuration."""
 
-    Args:
-        path: The folder.
-        config: The resolved configuration as YAML, as `config.yaml` holds it.
-        resumed_from: The checkpoint from which this folder's own run resumes, empty if it has none
-            yet; None: a new run in a new folder.
-    """
-
-    def __init__(self, path: Path, config: str, resumed_from: dict[str, Any] | None = None) -> None:
-        self.path = path
-        self.config = config
-        self.resumed_from = resumed_from
-        self.environment: dict[str, str] = {}
+    path: Path
+    config: str  # what `config.yaml` holds
+    # The checkpoint from which this folder's own run resumes, empty if it has none yet; None: a new
+    # run in a new folder.
+    resumed_from: dict[str, Any] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from anneal.launch import gather
 from anneal.progress import resume_position
 
 
@@ -51,11 +52,7 @@ class SeedEveryEpoch(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        states = [own := collect()]
-        if trainer.world_size > 1:
-            states = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(states, own)
-        checkpoint["rng_states"] = states
+        checkpoint["rng_states"] = gather(trainer, collect())
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

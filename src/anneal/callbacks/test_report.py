@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from anneal.image_grid import legible, plot_image_grid
+from anneal.launch import gather
 from anneal.progress import log_image
 from anneal.runs.folder import next_free_path
 from anneal.system import write_csv
@@ -22,18 +23,14 @@ COLUMNS = 5
 MANY = 30  # classes, whose names and counts have no room
 LENGTH = 21  # of a name under an image
 
-Loss = tuple[float, int, int, Tensor]  # loss, prediction, target, image
+Loss = tuple[float, int, int, Tensor]  # loss, prediction, target, image (C, H, W), 0 to 255
 
 
 class TestReport(Callback):
     """Draw `test-confusion.png` and `test-top-losses.png` after a test, and send them to W&B.
 
-    `test-confusion.csv` has the counts.
-
-    Takes what a classifier's test_step returns: `loss` of each sample, `preds` and `target`.
-
-    Args:
-        folder: Where to put them; an earlier test's figures stay.
+    `test-confusion.csv` has the counts; an earlier test's files stay. Takes what a classifier's
+    test_step returns: `loss` of each sample, `preds` and `target`.
     """
 
     __test__ = False  # for pytest, which takes the name for a test
@@ -70,10 +67,7 @@ class TestReport(Callback):
         if self.confusion is None:
             return
         matrix = self.confusion.compute().cpu()  # summed over the processes
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, self.top)
-            self.top = _highest([loss for part in gathered for loss in part])
+        self.top = _highest([loss for part in gather(trainer, self.top) for loss in part])
         if not trainer.is_global_zero:
             return
         names = getattr(pl_module, "class_names", None) or [str(i) for i in range(len(matrix))]
@@ -86,28 +80,18 @@ class TestReport(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
             rank_zero_info(f"{path}")
-            if what == "confusion":
-                write_confusion(path.with_suffix(".csv"), matrix, names)
             log_image(trainer, f"test/{what}", path)
+            if what == "confusion":  # a line for each true class, a column for each predicted one
+                counts = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+                write_csv(path.with_suffix(".csv"), [["true \\ predicted", *names], *counts])
 
 
 def _highest(losses: list[Loss]) -> list[Loss]:
     return sorted(losses, key=lambda loss: loss[0], reverse=True)[:TOP]
 
 
-def write_confusion(path: Path, matrix: Tensor, names: list[str]) -> None:
-    """Write counts as CSV: a line for each true class, a column for each predicted one."""
-    counts = zip(names, matrix.tolist(), strict=True)
-    write_csv(path, [["true \\ predicted", *names], *([name, *row] for name, row in counts)])
-
-
 def draw_confusion(matrix: Tensor, names: list[str]) -> Figure:
-    """Draw counts: rows are the true classes, columns the predicted ones.
-
-    Args:
-        matrix: Counts, (classes, classes).
-        names: Class names.
-    """
+    """Draw counts, (classes, classes): rows are the true classes, columns the predicted ones."""
     n, right, total = len(names), int(matrix.diagonal().sum()), int(matrix.sum())
     named = n <= MANY
     figure = Figure(figsize=(max(6.0, 0.35 * min(n, MANY) + 1.5),) * 2, layout="constrained")
@@ -130,12 +114,7 @@ def draw_confusion(matrix: Tensor, names: list[str]) -> Figure:
 
 
 def draw_top_losses(top: list[Loss], names: list[str]) -> Figure:
-    """Draw the wrong predictions with the highest loss, as `true -> predicted`, highest first.
-
-    Args:
-        top: Loss, prediction, target and image each; images (C, H, W), 0 to 255.
-        names: Class names.
-    """
+    """Draw the wrong predictions with the highest loss, as `true -> predicted`, highest first."""
     which = "All mistakes" if len(top) < TOP else f"The {TOP} mistakes with the top losses"
     short = [name if len(name) <= LENGTH else f"{name[: LENGTH - 1]}…" for name in names]
     words = max(map(len, short)) > 6  # of two of them, each takes a line

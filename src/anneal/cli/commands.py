@@ -122,14 +122,7 @@ def lr_find(
         output: The figure's file. None: lr_find.png in the folder of runs.
     """
     found = search(
-        run.trainer,
-        run.model,
-        run.data,
-        min_lr,
-        max_lr,
-        num_training,
-        mode,
-        early_stop_threshold,
+        run.trainer, run.model, run.data, min_lr, max_lr, num_training, mode, early_stop_threshold
     )
     if run.trainer.is_global_zero:
         report(found, output or run.folder / "lr_find.png")

@@ -49,11 +49,7 @@ class Help(Exception):
 
 
 class Config:
-    """A configuration that is being put together.
-
-    Args:
-        schema: The options there are.
-    """
+    """A configuration that is being put together from the options of a schema."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
@@ -98,11 +94,7 @@ class Config:
             self.errors[before:] = [f"--{key} needs a value{named and f': {named}'}"]
 
     def finish(self) -> Tree:
-        """Return the tree, with the defaults of classes that stand in another one's place.
-
-        Raises:
-            UserError: With all mistakes, a line each.
-        """
+        """Return the tree when all is in it; raise UserError with all mistakes, a line each."""
         if not self.errors:
             self._complete(self.tree, self._whole, "")
         if self.errors:

@@ -4,11 +4,10 @@ import errno
 import re
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from anneal import launch as processes
-from anneal.errors import UserError
+from anneal.errors import UserError, first_line
 
 
 def describe_failure(e: Exception) -> processes.Failure | None:
@@ -34,20 +33,9 @@ def _describe(e: Exception) -> processes.Failure | None:
             1,
         )
     if isinstance(e, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(e):
-        reason = str(e).strip().splitlines()[0]
-        return f"error: out of memory: lower data.batch_size or the model's size ({reason})", 1
+        what = "out of memory: lower data.batch_size or the model's size"
+        return f"error: {what} ({first_line(e)})", 1
     if processes.is_lost(e):
-        reason = str(e).strip().splitlines()[0]
-        return f"error: the connection to another process is lost: see why it ended ({reason})", 1
+        what = "the connection to another process is lost: see why it ended"
+        return f"error: {what} ({first_line(e)})", 1
     return None
-
-
-def nothing_trained(trainer: Trainer) -> UserError:
-    """Why a training has ended without a step."""
-    n = trainer.num_training_batches  # infinite where the data was not asked for
-    data = f"the training data gives {n} batches (is a rest dropped?), " if n == 0 else ""
-    return UserError(
-        f"nothing was trained: {data}limit_train_batches={trainer.limit_train_batches}, "
-        f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}",
-        status=1,
-    )

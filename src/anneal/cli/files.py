@@ -14,11 +14,7 @@ MOST = 100_000  # values; the longest recipe has a hundred
 
 
 def read_file(path: Path) -> Tree:
-    """Return the tree in a YAML file.
-
-    Raises:
-        UserError: There is no such file, or it holds no configuration.
-    """
+    """Return the tree in a YAML file; raise UserError if there is none."""
     try:
         return parse(read_text(path), str(path))
     except (FileNotFoundError, IsADirectoryError) as e:

@@ -45,15 +45,11 @@ class FullyShard(ModelParallelStrategy):
         super().setup(trainer)
 
     def on_validation_start(self) -> None:
-        self._share_buffers()
-
-    def on_test_start(self) -> None:
-        self._share_buffers()
-
-    def _share_buffers(self) -> None:
         assert self.model is not None
         for buffer in self.model.buffers():
             torch.distributed.broadcast(buffer, src=0)
+
+    on_test_start = on_validation_start
 
 
 StrategyRegistry.register("fsdp2", FullyShard, description=FullyShard.__doc__)

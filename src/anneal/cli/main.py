@@ -36,18 +36,7 @@ def run_command(
     default: Path,
     known: Sequence[str],
 ) -> Run:
-    """Run a command that is about a run.
-
-    Args:
-        fit: Trains, as `train.py` has it.
-        packages: Where short names are looked up, beside the engine's own.
-        words: The command line.
-        default: The recipe to start from if nothing else is named.
-        known: All commands that there are.
-
-    Raises:
-        SystemExit: With the status of a `UserError`, after its message.
-    """
+    """Run a command that is about a run; the arguments are as in `entry.main` and `Project`."""
     quiet()
     # A sentence, without a path and a line of source code.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

@@ -54,18 +54,13 @@ CHECKPOINT_OPTIONS: dict[str, tuple[Parameter, str]] = {
 
 
 class CommandParser:
-    """What one command can be given.
-
-    Args:
-        name: The command.
-        function: It takes the run, and the options of its own.
-        starts: Whether it starts from a checkpoint, or may.
-    """
+    """What one command can be given; its function takes the run, and the options of its own."""
 
     def __init__(self, name: str, function: Callable[..., Any], starts: bool = True) -> None:
         self.name = name
         own = dict(list(parameters(function).items())[1:])
         self.own = {k: v for k, v in own.items() if k not in CHECKPOINT_OPTIONS}
+        # Of one that starts, or may start, from a checkpoint.
         self.about = {**OPTIONS_OF_A_RUN, **(CHECKPOINT_OPTIONS if starts else {})}
         self.function = function
 
@@ -130,11 +125,7 @@ def class_help(cls: Any, hint: Any, key: str) -> str:
 
 
 def converted(parser: ArgumentParser, tree: Tree) -> Namespace:
-    """Return a configuration with all defaults, each value of its own type.
-
-    Raises:
-        UserError: Something does not fit after all.
-    """
+    """Return a configuration with all defaults, each value of its own type, or raise UserError."""
     try:
         config: Namespace = parser.parse_object(deepcopy(tree))  # which it changes
     except Exception as e:  # of a dozen types
@@ -147,15 +138,11 @@ def converted(parser: ArgumentParser, tree: Tree) -> Namespace:
 def dumped(
     parser: ArgumentParser, config: Namespace, packages: Iterable[str], schema: Schema, typed: Tree
 ) -> Tree:
-    """Return a configuration as plain values that are read back as what they were.
+    """Return a configuration with all defaults as plain values, read back as what they were.
 
-    Args:
-        parser: That of the configuration.
-        config: With all defaults. One that YAML can't hold (a lambda, a module) is left out.
-        packages: Classes of these go by their short names where no other class has that name, so
-            that a stored configuration outlives another name of the package.
-        schema: The names and types of all options.
-        typed: The configuration without defaults, as plain values.
+    A default that YAML can't hold (a lambda, a module) is left out; the typed values are plain.
+    Classes of the packages go by their short names where no other class has that name, so that a
+    stored configuration outlives another name of the package.
     """
     own = tuple(f"{name}." for name in packages)
     with catch_warnings(action="ignore"):  # of what can't be written

@@ -25,7 +25,7 @@ from anneal.cli.parser import (
 from anneal.cli.run import Run
 from anneal.cli.schema import option_names
 from anneal.cli.trainer import PREVIEW_COMMANDS
-from anneal.cli.words import BESIDE, Words, file_of, stray
+from anneal.cli.words import BESIDE, Words, stray
 from anneal.commands.replay import read_failure
 from anneal.errors import UserError
 from anneal.runs import folder as runs
@@ -35,19 +35,12 @@ from anneal.runs.lock import claim, hold
 
 
 class Project(NamedTuple):
-    """What a project hands to the command line.
+    """What a project hands to the command line."""
 
-    Attributes:
-        commands: On a run, by name; the arguments of one, but for the run, are its options.
-        packages: Whose classes are stored by their short names.
-        default: The recipe to start from if nothing else is named.
-        known: All commands that there are.
-    """
-
-    commands: dict[str, Callable[..., Any]]
-    packages: Sequence[str]
-    default: Path
-    known: Sequence[str] = ()
+    commands: dict[str, Callable[..., Any]]  # on a run; their other arguments are options
+    packages: Sequence[str]  # whose classes are stored by their short names
+    default: Path  # the recipe to start from if nothing else is named
+    known: Sequence[str] = ()  # all commands that there are
 
 
 class Start(NamedTuple):
@@ -72,7 +65,9 @@ def prepare(words: Words, project: Project) -> Run | str:
     config = Config(command.schema())
     names = sorted({*option_names(config.schema), *BESIDE})
     keep("options", words.command, names)
-    files = [file_of(text) for text in words.files]
+    if "" in words.files:
+        raise UserError("--config is empty")
+    files = list(map(Path, words.files))
     start = start_from(words, files or [project.default], bool(files))
     if start.config:
         tree = parse(start.config, str(start.source))
@@ -99,14 +94,17 @@ def prepare(words: Words, project: Project) -> Run | str:
     tree = config.finish()
     parser = command.build()
     whole = converted(parser, tree)
-    _say(config.notes_in_words())
+    for note in config.notes_in_words():
+        rank_zero_only(print)(note, file=sys.stderr)
     plain = dumped(parser, whole, project.packages, config.schema, tree)
     if "print_config" in flags:
         return as_yaml(plain)
     _check(whole)
     about_one_command = {*OPTIONS_OF_A_RUN, *CHECKPOINT_OPTIONS, *command.own}
     kept = {key: value for key, value in plain.items() if key not in about_one_command}
-    run = Run(words.command, whole, parser, as_yaml({"format": FORMAT, **kept}), recipe(words))
+    named = [p for p in map(Path, words.files) if p.suffix in (".yaml", ".yml", ".json")]
+    recipe = runs.recipe_of(named[-1]) if named else ""
+    run = Run(words.command, whole, parser, as_yaml({"format": FORMAT, **kept}), recipe)
     run.own = {key: whole[key] for key in command.own}
     run.arguments = tree["model"].get("init_args", {})
     run.project = "".join(project.packages[:1]).partition(".")[0] or run.project
@@ -160,12 +158,6 @@ def start_from(words: Words, files: Sequence[Path], has_files: bool) -> Start:
     return Start(text, source, path, stored, own, resumed)
 
 
-def recipe(words: Words) -> str:
-    """Return the name of the recipe that a command line names, or an empty string."""
-    named = [p for p in map(Path, words.files) if p.suffix in (".yaml", ".yml", ".json")]
-    return runs.recipe_of(named[-1]) if named else ""
-
-
 def _said(words: Words, files: Sequence[Path], key: str) -> str | None:
     """Return what flags say of an option, or else the last file that does; None: nothing, null."""
     if (text := words.last(key)) is not None:
@@ -187,12 +179,6 @@ def _drop_typed(trainer: Tree, flags: Iterable[tuple[str, str | None]]) -> None:
             kind = [str(spec["class_path"]).rpartition(".")[2] for spec in held]
             again = [(f"trainer.{key}+", name) in names for name in kind]
             trainer[key] = [spec for spec, typed in zip(held, again, strict=True) if not typed]
-
-
-@rank_zero_only
-def _say(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line, file=sys.stderr)
 
 
 def _check(config: Any) -> None:

@@ -27,11 +27,7 @@ SHARES = {"base_momentum", "decay", "max_momentum", "p", "pct_start"}  # from 0 
 
 
 def check_range(name: str, value: Any, place: str = "") -> Any:
-    """Return the value of a library's argument; numbers may stand in a list.
-
-    Raises:
-        UserError: It is a number, and no sensible one.
-    """
+    """Return a library's argument; raise UserError if it is or lists a number out of range."""
     least, above = LEAST.get(name, (0 if name in SHARES else -math.inf, False))
     most, end = (1, " and at most 1") if name in SHARES else (math.inf, "")
     for n in value if isinstance(value, list) else [value]:

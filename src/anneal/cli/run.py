@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,57 +21,37 @@ from anneal.callbacks.run_directory import RunDirectory
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.callbacks.test_report import TestReport
 from anneal.cli.chosen import REPLACED, build_object, put_in_place
-from anneal.cli.failures import nothing_trained
 from anneal.cli.parser import DEFAULT_CALLBACKS
-from anneal.cli.summary import summary
 from anneal.cli.trainer import PREVIEW_COMMANDS, as_list, preview_trainer, start
 from anneal.errors import UserError
 from anneal.lightning_internals import INSTANTIATOR, set_logged_step
 from anneal.loggers.csv import CSVLogger
 from anneal.loggers.wandb import WandbLogger
 from anneal.progress import Clock
-from anneal.runs.ended import is_tested, stopped_early
+from anneal.runs.ended import is_tested, stopped_early, why_told
 from anneal.runs.resume import Differences, differences, nothing_left
 
 
+@dataclass(eq=False)
 class Run:
-    """A run: its configuration, its folder, and the objects that the configuration names.
+    """A run: its configuration, its folder, and the objects that the configuration names."""
 
-    Args:
-        command: What is done.
-        config: The whole configuration.
-        parser: Builds the objects that it names.
-        text: What `config.yaml` holds of it.
-        recipe: Name of the recipe; "": of none.
+    command: str
+    config: Namespace  # the whole of it
+    parser: ArgumentParser  # builds the objects that it names
+    text: str  # what `config.yaml` holds of it
+    recipe: str = ""  # its name; "": of none
+    own: dict[str, Any] = field(default_factory=dict)  # the options of the command itself
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the model, as plain values
+    project: str = "project"  # the package of the models, after which W&B's project is called
 
-    Attributes:
-        folder: The run's folder.
-        ckpt_path: The checkpoint to start from; None: none.
-        checkpoint: What is in it.
-        resumes: Whether the run of that folder resumes.
-        own: The options of the command itself.
-        arguments: Those of the model, as plain values.
-        project: The package of the models, after which W&B's project is called.
-        preview: What `schedule` has found.
-    """
-
-    def __init__(
-        self, command: str, config: Namespace, parser: ArgumentParser, text: str, recipe: str = ""
-    ) -> None:
-        self.command = command
-        self.config = config
-        self.text = text
-        self.recipe = recipe
-        self.folder = Path(config.trainer.default_root_dir)
-        self.ckpt_path: Path | None = None
-        self.checkpoint: dict[str, Any] = {}
-        self.resumes = False
-        self.own: dict[str, Any] = {}
-        self.arguments: dict[str, Any] = {}
-        self.project = "project"
-        self.preview: Any = None
+    def __post_init__(self) -> None:
+        self.folder = Path(self.config.trainer.default_root_dir)
+        self.ckpt_path: Path | None = None  # the checkpoint to start from
+        self.checkpoint: dict[str, Any] = {}  # what is in it
+        self.resumes = False  # whether the run of that folder does
+        self.preview: Any = None  # what `schedule` has found
         self.loggers: list[Any] = []
-        self._parser = parser
         self._metrics: dict[str, Any] = {}
         self._clock = Clock()
         self._started = self._seconds = 0.0
@@ -82,7 +63,7 @@ class Run:
         refusals: list[UserError] = []  # jsonargparse makes other errors of them
         build = partial(build_object, self.folder, vars(self.config.wandb), refusals)
         try:
-            built: Namespace = self._parser.instantiate(
+            built: Namespace = self.parser.instantiate(
                 self.config, instantiators=[(build, object, True)]
             )
             return built
@@ -145,16 +126,18 @@ class Run:
         return objects
 
     def test(self) -> None:
-        """Test the weights of the last step, if there is test data, and log that at this step.
-
-        Raises:
-            UserError: No step was trained.
-        """
+        """Test the last weights, if there is test data, and log that at their step."""
         trainer = self.trainer
         self._seconds = time.monotonic() - self._started
         trained = trainer.global_step != self.checkpoint.get("global_step", 0)
         if not (trained or self._done or self._clock.has_validated):
-            raise nothing_trained(trainer)
+            n = trainer.num_training_batches  # infinite where the data was not asked for
+            data = f"the training data gives {n} batches (is a rest dropped?), " if n == 0 else ""
+            raise UserError(
+                f"nothing was trained: {data}limit_train_batches={trainer.limit_train_batches}, "
+                f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}",
+                status=1,
+            )
         self._metrics = dict(trainer.callback_metrics)
         if self._has_test():
             last_epoch = trainer.fit_loop.epoch_progress.current.ready - 1
@@ -173,14 +156,33 @@ class Run:
         )
 
     def summarize(self) -> None:
-        """Print the best and last metrics, time and speed, and where to look."""
-        trainer = self.trainer
+        """Print the best and last metrics, why it ended, time and speed, and where to look."""
+        trainer, checkpoint = self.trainer, self.trainer.checkpoint_callback
         quick = trainer.fast_dev_run or trainer.barebones  # type: ignore[attr-defined]
-        if not quick and trainer.is_global_zero:
-            looks = [g.look for g in self.loggers if isinstance(g, WandbLogger)]
-            speed = self._clock.samples_per_second
-            metrics = {**self._metrics, **trainer.callback_metrics}
-            print(summary(trainer, metrics, self._seconds, speed, self.folder, looks))
+        if quick or not trainer.is_global_zero:
+            return
+        lines: list[tuple[str, str]] = []
+        monitor = "val/acc"
+        if isinstance(checkpoint, Checkpoint) and checkpoint.best_model_score is not None:
+            monitor = str(checkpoint.monitor)
+            best, name = float(checkpoint.best_model_score), Path(checkpoint.best_model_path).name
+            lines.append((f"best {monitor}", f"{best:.4f}   {name}"))
+        tested = f"test/{monitor.removeprefix('val/')}"
+        metrics = {**self._metrics, **trainer.callback_metrics}
+        for label, key in {f"last {monitor}": monitor, tested: tested}.items():
+            if key in metrics:
+                lines.append((label, f"{float(metrics[key]):.4f}"))
+        if trainer.global_step >= trainer.max_steps > -1:
+            lines.append(("ended", f"after max_steps={trainer.max_steps}"))
+        elif trainer.should_stop:
+            epoch = trainer.fit_loop.epoch_progress.current.ready - 1
+            lines.append(("ended", f"in epoch {epoch}: {why_told(trainer)}"))
+        if speed := self._clock.samples_per_second:  # else it was trained before
+            lines.append(("time", f"{self._seconds:.1f} s, {speed:,.0f} samples/s in training"))
+        lines.append(("folder", str(self.folder)))
+        looks = [logger.look for logger in self.loggers if isinstance(logger, WandbLogger)]
+        lines += [("look", look) for look in looks if look]
+        print("\n" + "\n".join(f"{name:<14} {text}" for name, text in lines))
 
     def differences(self) -> Differences:
         """Return the keys of the model that differ from those in the checkpoint."""

@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from anneal.cli.ranges import LIBRARIES
-from anneal.errors import UserError, did_you_mean
+from anneal.errors import UserError, did_you_mean, first_line
 
 REQUIRED = inspect.Parameter.empty
 PLAIN = (int, float, str, tuple)  # a type that has one of these beside a class takes plain values
@@ -90,9 +90,7 @@ def in_words(hint: Any) -> str:
 def parameters(cls: Any, given: int = 0) -> dict[str, Parameter]:
     """Return the arguments that a class or function takes, through **kwargs up to its bases.
 
-    Args:
-        cls: The class or function.
-        given: How many of the first ones are given by whoever calls it: an optimizer's parameters.
+    The first ones are `given` by whoever calls it: an optimizer's parameters.
     """
     found: dict[str, Parameter] = {}
     is_base = False
@@ -165,11 +163,7 @@ def short_names(hint: Any) -> dict[str, list[type]]:
 
 
 def resolve(name: Any, hint: Any) -> Any:
-    """Return the class of a short name or an import path.
-
-    Raises:
-        UserError: There is none, or it is of another kind than `hint` takes.
-    """
+    """Return the class of a name or path; raise UserError if `hint` takes none of that name."""
     bases = list(dict.fromkeys(base_classes(hint)))
     kind = " or ".join(base.__name__ for base in bases)
     if not isinstance(name, str) or not name.replace(".", "_").isidentifier():
@@ -191,9 +185,8 @@ def resolve(name: Any, hint: Any) -> Any:
     try:
         found = _load(module, last)
     except Exception as e:  # whatever the module raises
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         near = did_you_mean(last, names)
-        raise UserError(f"can't import {name}: {reason}{near}") from e
+        raise UserError(f"can't import {name}: {first_line(e)}{near}") from e
     if not hasattr(found, "__name__") or (
         isinstance(found, type) and not issubclass(found, tuple(bases))
     ):

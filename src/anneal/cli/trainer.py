@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from anneal.cli.ranges import check_range
-from anneal.errors import UserError
+from anneal.errors import UserError, first_line
 from anneal.launch import watch
 from anneal.runs.checkpoint_io import AtomicCheckpointIO
 from anneal.system import keep_freed_memory
@@ -64,7 +64,7 @@ def start(settings: Settings) -> Trainer:
     try:
         trainer = Trainer(**settings)
     except (ValueError, TypeError, ImportError, RuntimeError) as e:  # no such device, ...
-        raise UserError(f"trainer: {str(e).strip().splitlines()[0]}") from e
+        raise UserError(f"trainer: {first_line(e)}") from e
     strategy: Any = trainer.strategy
     watch(strategy)
     averages = [c for c in trainer.callbacks if isinstance(c, WHOLE_WEIGHTS)]  # type: ignore[attr-defined]

@@ -54,15 +54,10 @@ def choices(hint: Any) -> list[str]:
 
 
 def checked(value: Any, hint: Any) -> Any:
-    """Return a value as plain data if it fits the type; jsonargparse decides.
-
-    Raises:
-        UserError: It does not fit.
-    """
+    """Return a value as plain data; raise UserError if jsonargparse says that it doesn't fit."""
     if hint is Any:
         return untyped(value)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--x", type=hint)
+    parser = _parser(hint)
     try:
         if not isinstance(value, Text):
             parser.parse_object({"x": value})
@@ -73,6 +68,12 @@ def checked(value: Any, hint: Any) -> Any:
         return written["x"] if reads_back(written["x"], found.x, hint) else untyped(value)
     except Exception as e:  # of a dozen types
         raise UserError(wrong_value(value, hint)) from e
+
+
+def _parser(hint: Any) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--x", type=hint)
+    return parser
 
 
 def standing(old: Any, of: Parameter) -> list[Any]:
@@ -105,10 +106,8 @@ def reads_back(written: Any, value: Any, hint: Any) -> bool:
     texts = [str] if members(hint) == [str] else []
     if type(written) is type(value) and type(value) in (bool, int, float, NoneType, *texts):
         return True
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--x", type=hint)
     try:
-        again = parser.parse_object({"x": yaml.safe_load(yaml.safe_dump(written))}).x
+        again = _parser(hint).parse_object({"x": yaml.safe_load(yaml.safe_dump(written))}).x
     except Exception:  # of a dozen types
         return False
     return type(again) is type(value) and repr(again) == repr(value)

@@ -1,10 +1,9 @@
 """The words of a command line: a command, files and flags; what other tools' words mean."""
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import NamedTuple
 
-from anneal.errors import UserError, did_you_mean, nearest
+from anneal.errors import did_you_mean, nearest
 
 PROG = "python train.py"
 OPTIONS = "[--config FILE ...] [--key=value ...]"
@@ -123,14 +122,3 @@ def stray(word: str, names: Collection[str], commands: Collection[str]) -> str:
         hint = f"; did you mean --{near}?" if near else ""
         return f"'{word}': options begin with two dashes{hint}"
     return no_command(word, commands)
-
-
-def file_of(text: str) -> Path:
-    """Return the configuration file that a --config names.
-
-    Raises:
-        UserError: It names none.
-    """
-    if not text:
-        raise UserError("--config is empty")
-    return Path(text)

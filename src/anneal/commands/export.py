@@ -33,11 +33,7 @@ REASONS = {  # what torch's messages mean
 
 
 class Probabilities(nn.Module):
-    """The computation of an exported file.
-
-    Args:
-        model: Has `predict_logits`.
-    """
+    """The computation of an exported file."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -50,26 +46,12 @@ class Probabilities(nn.Module):
 
 
 def export(
-    model: LightningModule,
-    datamodule: LightningDataModule,
-    checkpoint: Path,
-    form: str,
-    path: Path,
+    model: LightningModule, datamodule: LightningDataModule, checkpoint: Path, form: str, path: Path
 ) -> str:
-    """Write the weights of a checkpoint, those of an EMA if the run has one, and check the file.
+    """Write a checkpoint's weights, those of an EMA if the run has one, and check the file.
 
-    Args:
-        model: Has `predict_logits` and `class_names`.
-        datamodule: Its `image_shape` and `input_description` describe the network's input.
-        checkpoint: The weights, and the class names.
-        form: A key of `ENDINGS`.
-        path: The file to write.
-
-    Returns:
-        Lines to print: the file, its size, how exact and how fast it is.
-
-    Raises:
-        UserError: It can't be exported or written, or differs from the model.
+    Returns lines to print: the file, its size, how exact and how fast it is. Raises UserError if it
+    can't be exported or written, or differs from the model.
     """
     if not (hasattr(model, "predict_logits") and hasattr(model, "class_names")):
         raise UserError(f"export is for classifiers, and {type(model).__name__} is none")
@@ -183,7 +165,7 @@ def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path:
         dynamo=True,
         input_names=[INPUT],
         output_names=[OUTPUT],
-        dynamic_shapes=_dynamic(),
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
     assert program is not None
@@ -194,15 +176,12 @@ def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path:
 
 def _write_torch(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:
     # Not strict: what torch 2.6 writes strictly it can't read, where a layer stands in a list.
-    program = torch.export.export(network, (pixels,), dynamic_shapes=_dynamic(), strict=False)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(network, (pixels,), dynamic_shapes=shapes, strict=False)
     torch.export.save(program, path, extra_files=dict(about))
 
 
 _WRITERS: dict[str, Any] = {"onnx": _write_onnx, "torch_export": _write_torch}
-
-
-def _dynamic() -> Any:
-    return ({0: torch.export.Dim("batch")},)
 
 
 def _pixels(n: int, shape: tuple[int, ...]) -> Tensor:

@@ -30,17 +30,11 @@ SMOOTHING = 0.98  # what the running mean of the loss keeps in a step
 
 @dataclass
 class Search:
-    """The result of a search.
+    """The result of a search."""
 
-    Args:
-        lrs: The optimizer's learning rate in each step, (steps,).
-        losses: The smoothed training loss in it, (steps,).
-        optimizer: Name of the optimizer.
-    """
-
-    lrs: np.ndarray
-    losses: np.ndarray
-    optimizer: str
+    lrs: np.ndarray  # in each step, (steps,)
+    losses: np.ndarray  # smoothed, (steps,)
+    optimizer: str  # its name
 
     @property
     def best(self) -> int:
@@ -71,14 +65,9 @@ class Search:
 
 
 class LossRecorder(Callback):
-    """Records the smoothed loss of each step, and puts the weights back at the end.
+    """Record the smoothed loss of each step, and put the weights back at the end.
 
-    Args:
-        steps: After how many the training ends, at the latest.
-        threshold: Ends it when the loss is so many times its lowest; None: never.
-
-    Attributes:
-        losses: The loss of each step.
+    That is after so many steps, or when the loss is `threshold` times its lowest.
     """
 
     def __init__(self, steps: int, threshold: float | None) -> None:
@@ -123,15 +112,8 @@ def search(
 ) -> Search:
     """Train with rising learning rates; weights, optimizer and schedule are left as they were.
 
-    Args:
-        trainer: Without callbacks and without an end of its own.
-        model: Takes an `optimizer`, a callable, and hands it to `configure_optimizers`.
-        datamodule: Its data.
-        min_lr: The optimizer's learning rate in the first step.
-        max_lr: In the last.
-        num_training: How many steps.
-        mode: Whether each step multiplies the learning rate or adds to it.
-        early_stop_threshold: Ends the search when the loss is so many times its lowest.
+    The options are those of the command `lr_find`. The trainer has no callbacks and no end of its
+    own; the module takes an `optimizer`, a callable, and hands it to `configure_optimizers`.
 
     Raises:
         UserError: A value makes no sense, or the module takes no optimizer.

@@ -40,20 +40,13 @@ def check_predicts(model: LightningModule, trainer: Trainer) -> None:
 
 
 class Predictions(Callback):
-    """What a model predicts, and how far its images are off those it was trained on.
-
-    Args:
-        model: Tells by `mean` and `std`, if it has them, the pixels that it was trained on.
-
-    Attributes:
-        batches: Probabilities, (batch, classes) each.
-        levels: Of each image the mean of its pixels, and whether that or its contrast is far off.
-    """
+    """What a model predicts, and how far its images are off those it was trained on."""
 
     def __init__(self, model: LightningModule) -> None:
-        self.batches: list[Tensor] = []
+        self.batches: list[Tensor] = []  # probabilities, (batch, classes) each
+        # Of each image the mean of its pixels, and whether that or its contrast is far off.
         self.levels: list[tuple[float, bool]] = []
-        self.mean: Any = getattr(model, "mean", None)
+        self.mean: Any = getattr(model, "mean", None)  # of the pixels it was trained on
         self.std: Any = getattr(model, "std", None)
 
     def on_predict_batch_end(
@@ -74,14 +67,11 @@ def save_predictions(
 ) -> None:
     """Write `predictions.csv` and, for images in files, `predictions.png`; print their paths.
 
-    Args:
-        folder: Where to write.
-        seen: What was predicted: the first samples, if the command ended early.
-        model: Its `class_names` and `top_k` say what is written.
-        datamodule: The source of the samples; it knows which images couldn't be read.
+    The model's `class_names` and `top_k` say what is written; the data, which images couldn't be
+    read. If the command ended early, the first samples were predicted.
 
     Raises:
-        UserError: Nothing was predicted.
+        UserError: None was.
     """
     names: Sequence[str] | None = model.class_names  # type: ignore[assignment]
     tops = most_likely(seen.batches, model.top_k, names)  # type: ignore[arg-type]
@@ -125,13 +115,7 @@ def save_predictions(
 def most_likely(
     batches: Iterable[Tensor], k: int, class_names: Sequence[str] | None = None
 ) -> list[Top]:
-    """Return the `k` most likely classes of every sample.
-
-    Args:
-        batches: Probabilities, (batch, classes) each.
-        k: The number, or fewer if there are fewer classes.
-        class_names: Names; None: the classes' numbers.
-    """
+    """Return the `k` most likely classes of every sample, from (batch, classes) each."""
     tops: list[Top] = []
     for probabilities in batches:
         top = probabilities.float().topk(min(k, probabilities.shape[1]))
@@ -142,13 +126,7 @@ def most_likely(
 
 
 def write_predictions(path: Path, tops: Sequence[Top], paths: Sequence[str] | None = None) -> None:
-    """Write a CSV file with a line for each sample: path or index, and its most likely classes.
-
-    Args:
-        path: File to write.
-        tops: As `most_likely` returns them.
-        paths: The samples' files; None: their indices are written.
-    """
+    """Write a CSV file with a line for each sample: path or index, and its most likely classes."""
     ranks = range(1, len(tops[0]) + 1)
     header = [name for r in ranks for name in (f"class_{r}", f"probability_{r}")]
     rows: list[list[Any]] = [["path" if paths else "index", *header]]
@@ -158,13 +136,7 @@ def write_predictions(path: Path, tops: Sequence[Top], paths: Sequence[str] | No
 
 
 def draw_predictions(images: Iterable[Tensor], tops: Sequence[Top], total: int) -> Figure:
-    """Draw the first images under their most likely class.
-
-    Args:
-        images: (3, H, W) uint8 of any size.
-        tops: As `most_likely` returns them.
-        total: The number of predictions.
-    """
+    """Draw the first of `total` images, (3, H, W) uint8, under their most likely class."""
     pictures = []
     for image, top in zip(islice(images, SHOWN), tops, strict=False):
         name, probability = top[0]

@@ -1,7 +1,6 @@
 """The learning rate of a run before it starts: its own schedule, stepped without its data."""
 
 import itertools
-import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from numpy.typing import NDArray
 
 from anneal.data.sampler import EpochSampler
-from anneal.errors import UserError
+from anneal.errors import UserError, first_line
 from anneal.lightning_internals import attach_data, batches_of_a_process
-from anneal.optim.callback import ScheduleCallback
+from anneal.optim.callback import ScheduleCallback, validations
 from anneal.optim.run_schedule import RunSchedule
 from anneal.runs import metrics
 
@@ -28,24 +27,14 @@ HOW_LONG = (
 
 @dataclass
 class Preview:
-    """The course of a schedule.
+    """The course of a schedule."""
 
-    Args:
-        lrs: The learning rate of each optimizer step and parameter group, (steps, groups).
-        momentum: The first group's momentum (beta1 in Adam) in each step, (steps,).
-        groups: Names of the groups; a single group has none.
-        steps_per_epoch: Optimizer steps in an epoch.
-        warmup: Steps of the warmup.
-        length: A sentence with the lengths of epoch and run, and their source.
-        notes: Other sentences for the reader.
-    """
-
-    lrs: NDArray[np.float64]
-    momentum: NDArray[np.float64]
-    groups: list[str]
+    lrs: NDArray[np.float64]  # of each optimizer step and parameter group, (steps, groups)
+    momentum: NDArray[np.float64]  # of the first group (beta1 in Adam), (steps,)
+    groups: list[str]  # their names; a single one has none
     steps_per_epoch: int
-    warmup: int
-    length: str
+    warmup: int  # steps
+    length: str  # a sentence with the lengths of epoch and run, and their source
     notes: list[str]
 
 
@@ -59,15 +48,8 @@ def preview(
 ) -> Preview:
     """Step the schedule of a run from its first step to its last.
 
-    Everything is the run's own but for the training batches, which are only counted.
-
-    Args:
-        trainer: As the run has it.
-        model: Hands its optimizer and schedule to `anneal.configure_optimizers`.
-        datamodule: The run's data; neither prepared nor read.
-        steps_per_epoch: Optimizer steps in an epoch; None: they follow from the data.
-        samples: Training samples; None: as many as the data module has.
-        metric_from: A run's name or folder, or a CSV file, for a plateau.
+    Everything is the run's own but for the training batches, which are only counted: the data is
+    neither prepared nor read. The other options are those of the command `schedule`.
 
     Raises:
         UserError: The length of an epoch is not known, or the run would be refused too.
@@ -75,7 +57,15 @@ def preview(
     trainer.strategy.connect(model)
     attach_data(trainer, model, datamodule)
     batches, origin = count_batches(trainer, datamodule, steps_per_epoch, samples)
-    _replace_batches(trainer, datamodule, model, batches, final=steps_per_epoch is not None)
+    # Batches with nothing in them are counted instead of read.
+    blank: Iterable[int] = itertools.repeat(0) if batches is None else range(batches)
+    datamodule.train_dataloader = lambda: blank  # type: ignore[method-assign]
+    if steps_per_epoch is not None:
+        trainer.limit_train_batches = 1.0
+    if getattr(datamodule, "class_names", ()) is None:
+        # The number of classes makes no difference to the learning rate, but a network needs one.
+        names = list(map(str, range(getattr(model, "num_classes", None) or 2)))
+        datamodule.class_names = names  # type: ignore[attr-defined]
     model.setup("fit")
     model.configure_model()
     trainer.fit_loop.setup_data()
@@ -89,7 +79,7 @@ def preview(
             "anneal.configure_optimizers: there is nothing to preview"
         ) from e
     callback.on_train_start(trainer, model)
-    if schedule.total_steps is None:
+    if (total := schedule.total_steps) is None:
         raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
     values: list[float] = []
     validated: list[int] = []
@@ -97,7 +87,8 @@ def preview(
         places = [Path(metric_from), Path(trainer.default_root_dir, metric_from)]
         path = next((p for p in places if p.exists()), places[0])
         values = read_metric(path, schedule.schedule.monitor)
-        validated = validations(trainer, schedule)
+        after = validations(trainer, schedule.steps_per_epoch)
+        validated = list(itertools.takewhile(lambda steps: steps <= total, after))
     lrs, momentum = step(schedule, validated, values)
     return Preview(
         lrs,
@@ -139,66 +130,19 @@ def count_batches(
         datamodule.setup("fit")
         loaders = CombinedLoader(datamodule.train_dataloader(), "max_size_cycle").flattened
     except Exception as e:  # whatever it needs that is not here
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise UserError(f"{reason}; to preview the schedule without the data, {HOW_LONG}") from e
+        hint = f"to preview the schedule without the data, {HOW_LONG}"
+        raise UserError(f"{first_line(e)}; {hint}") from e
     lengths = [batches_of_a_process(trainer, loader) for loader in loaders]
     longest = None if None in lengths else max(n for n in lengths if n is not None)
     return longest, f"from the batches of {name}"
 
 
-def _replace_batches(
-    trainer: Trainer,
-    datamodule: LightningDataModule,
-    model: LightningModule,
-    batches: int | None,
-    final: bool,
-) -> None:
-    """Have the trainer count batches with nothing in them instead of reading any."""
-    blank: Iterable[int] = itertools.repeat(0) if batches is None else range(batches)
-    datamodule.train_dataloader = lambda: blank  # type: ignore[method-assign]
-    if final:
-        trainer.limit_train_batches = 1.0
-    if getattr(datamodule, "class_names", ()) is None:
-        # The number of classes makes no difference to the learning rate, but a network needs one.
-        count = getattr(model, "num_classes", None) or 2
-        datamodule.class_names = [str(i) for i in range(count)]  # type: ignore[attr-defined]
-
-
-def validations(trainer: Trainer, schedule: RunSchedule) -> list[int]:
-    """Return after how many optimizer steps the run validates, in their order.
-
-    As Lightning's training loop decides it: every `val_check_interval` of the batches of an epoch,
-    in every `check_val_every_n_epoch`-th one, or of all batches if that is None.
-    """
-    batches, check = trainer.num_training_batches, trainer.val_check_batch
-    every, accumulate = trainer.check_val_every_n_epoch, trainer.accumulate_grad_batches
-    assert schedule.total_steps is not None
-    if not trainer.enable_validation or not check or math.isinf(check) or math.isinf(batches):
-        return []
-    found = []
-    for epoch in range(math.ceil(schedule.total_steps / schedule.steps_per_epoch)):
-        if every is not None and (epoch + 1) % every:
-            continue
-        before = 0 if every is not None else int(epoch * batches)
-        for batch in range(int(check) - before % int(check), int(batches) + 1, int(check)):
-            last = batch == batches
-            steps = math.ceil(batch / accumulate) if last else batch // accumulate
-            found.append(epoch * schedule.steps_per_epoch + steps)
-    return [n for n in found if n <= schedule.total_steps]
-
-
 def step(
     schedule: RunSchedule, validated: Iterable[int] = (), values: Iterable[float] = ()
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Step a schedule that has begun to its end.
+    """Step a schedule to its end; return learning rates (steps, groups) and momentum (steps,).
 
-    Args:
-        schedule: The schedule, of a run with an end.
-        validated: After how many steps a plateau looks at a value, rising.
-        values: The values that it sees.
-
-    Returns:
-        Learning rates (steps, groups) and momentum (steps,).
+    A plateau looks at a value after each of the `validated` steps.
     """
     groups, total = schedule.optimizer.param_groups, schedule.total_steps
     assert total is not None
@@ -208,7 +152,8 @@ def step(
         for steps in range(total):
             while looks and looks[-1][0] <= steps:
                 schedule.step_metric(looks.pop()[1])
-            yield [*(group["lr"] for group in groups), momentum_of(groups[0])]
+            momentum = groups[0].get("betas", [groups[0].get("momentum", 0.0)])[0]
+            yield [*(group["lr"] for group in groups), float(momentum)]
             schedule.step()
 
     with warnings.catch_warnings():
@@ -218,17 +163,8 @@ def step(
     return rows[:, :-1], rows[:, -1]
 
 
-def momentum_of(group: dict[str, Any]) -> float:
-    """Return the momentum of a parameter group, beta1 in Adam; 0 if it has neither."""
-    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
-
-
 def read_metric(path: Path, metric: str) -> list[float]:
-    """Return the values of a metric in their order, from a run's folder or a CSV file.
-
-    Raises:
-        UserError: It is not there.
-    """
+    """Return a metric's values, from a run's folder or a CSV file; raise UserError without any."""
     file = path / "metrics.csv" if path.is_dir() else path
     try:
         table = metrics.read(file, complete=not path.is_dir())

@@ -23,15 +23,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Change(NamedTuple):
-    """A named place in a schedule.
+    """A named place in a schedule."""
 
-    Attributes:
-        name: first, warmup ends, peak, low, drop, rise or last.
-        step: How many optimizer steps are taken before it.
-    """
-
-    name: str
-    step: int
+    name: str  # first, warmup ends, peak, low, drop, rise or last
+    step: int  # how many are taken before it
 
 
 def changes(preview: Preview) -> list[Change]:

@@ -48,17 +48,7 @@ class InMemoryBatches(EpochSampler):
             shuffle: Whether each epoch has an order of its own. It follows from seed and epoch, so
                 a resumed run continues in it.
         """
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        fixed = bool(trainer and trainer.overfit_batches)  # type: ignore[attr-defined]
-        return cls(
-            images,
-            labels,
-            batch_size,
-            rank=rank,
-            world_size=world_size,
-            seed=global_seed() if shuffle and not fixed else None,
-            position=partial(resume_position, trainer) if shuffle else None,
-        )
+        return cls(images, labels, batch_size, **share_of(trainer, shuffle))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images and labels, batch by batch."""
@@ -66,16 +56,20 @@ class InMemoryBatches(EpochSampler):
             yield self.images[index], self.labels[index]
 
 
-def check_split_size(name: str, split: str, size: int, batch_size: int, processes: int) -> None:
-    """Raise UserError if a split has no sample for a process, or that to train on no full batch.
+def share_of(trainer: Trainer | None, shuffle: bool) -> dict[str, Any]:
+    """Return the arguments of an `EpochSampler` that follow from a run; None: outside of one."""
+    rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    fixed = bool(trainer and trainer.overfit_batches)  # type: ignore[attr-defined]
+    return {
+        "rank": rank,
+        "world_size": world_size,
+        "seed": global_seed() if shuffle and not fixed else None,
+        "position": partial(resume_position, trainer) if shuffle else None,
+    }
 
-    Args:
-        name: Of the data.
-        split: `train` is the one to train on.
-        size: Its samples.
-        batch_size: Samples in a batch of one process.
-        processes: How many there are.
-    """
+
+def check_split_size(name: str, split: str, size: int, batch_size: int, processes: int) -> None:
+    """Raise UserError if a split has no sample for a process, or `train` no full batch for each."""
     if size < processes:
         raise UserError(
             f"{name} has {size} {split} images, fewer than the {processes} processes: lower "

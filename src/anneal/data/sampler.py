@@ -1,6 +1,7 @@
 """The samples that make each batch of each process."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from anneal.data.seeding import make_generator
 
 
+@dataclass(eq=False)
 class EpochSampler:
     """One process's share of a split: the samples of each of its batches, in the order of an epoch.
 
@@ -31,25 +33,16 @@ class EpochSampler:
             then sees a part of them several times (Hoffer et al. 2020, arXiv 1901.09335).
     """
 
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int | None = None,
-        position: Callable[[], tuple[int, int, int]] | None = None,
-        shuffle: Callable[[torch.Generator], Tensor] | None = None,
-        repeats: int = 1,
-    ) -> None:
-        self.size = size
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.seed = seed
-        self.position = position
-        self.shuffle = shuffle
-        self.repeats = repeats
+    size: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    seed: int | None = None
+    position: Callable[[], tuple[int, int, int]] | None = None
+    shuffle: Callable[[torch.Generator], Tensor] | None = None
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
         self.skipped: list[int] = []  # batches of this iteration that the loader has left out
 
     def __len__(self) -> int:
@@ -65,9 +58,7 @@ class EpochSampler:
     def place(self, batches: int, start: int = 0) -> int:
         """Return the samples of an epoch that are done, in all processes.
 
-        Args:
-            batches: How many came since then.
-            start: Samples that were done when the iteration began.
+        They are those at the start of the iteration, and of the batches that came since then.
         """
         for skipped in self.skipped:
             batches += skipped < batches

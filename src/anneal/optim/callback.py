@@ -1,6 +1,8 @@
 """The callback that tells a schedule how long the run is and how each validation went."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -99,12 +101,9 @@ class ScheduleCallback(Callback):
 def run_length(trainer: Trainer, shift: int = 0) -> tuple[int | None, int | None]:
     """Return the optimizer steps in an epoch (None: unknown) and in the run (None: endless).
 
-    Args:
-        trainer: The run's.
-        shift: How many steps more its epochs so far would have than were made.
-
-    Read from the loaders once they are set up. `trainer.estimated_stepping_batches` would set
-    them up early, before a checkpoint's state has reached them (Lightning issue 20550).
+    Its epochs so far would have `shift` more steps than were made. Read from the loaders
+    once they are set up: `trainer.estimated_stepping_batches` would set them up early, before a
+    checkpoint's state has reached them (Lightning issue 20550).
     """
     batches = trainer.num_training_batches
     clock = Clock.of(trainer)
@@ -122,24 +121,42 @@ def run_length(trainer: Trainer, shift: int = 0) -> tuple[int | None, int | None
     return steps_per_epoch, min(ends) if ends else None
 
 
+def validations(trainer: Trainer, steps_per_epoch: int) -> Iterator[int]:
+    """Yield after how many optimizer steps a run without an end validates, as far as is known.
+
+    As Lightning's training loop decides it: every `val_check_interval` of the batches of an epoch,
+    in every `check_val_every_n_epoch`-th one, or of all batches if that is None.
+    """
+    batches, every = trainer.num_training_batches, trainer.check_val_every_n_epoch
+    check = trainer.val_check_batch  # None: by time; inf: as an epoch ends; 0: never
+    if not trainer.enable_validation or not check or not batches or math.isinf(batches):
+        return
+    check, accumulate = (
+        int(min(check, batches) if every else check),
+        trainer.accumulate_grad_batches,
+    )
+    for epoch in itertools.count():
+        if every is not None and (epoch + 1) % every:
+            continue
+        before = 0 if every is not None else int(epoch * batches)
+        for batch in range(check - before % check, int(batches) + 1, check):
+            last = batch == batches
+            steps = math.ceil(batch / accumulate) if last else batch // accumulate
+            yield epoch * steps_per_epoch + steps
+
+
 def check_validates(trainer: Trainer) -> None:
     """Raise UserError if the run ends before its first validation, or never validates."""
     steps_per_epoch, total_steps = run_length(trainer)
-    every = trainer.check_val_every_n_epoch
-    batches = trainer.val_check_batch  # None: by time; inf or 0: never
     known = trainer.num_val_batches  # empty when resumed: Lightning has not looked yet
     if not trainer.enable_validation or (known and not sum(known)):
         raise UserError(
             "schedule: ReduceLROnPlateau needs validations, and this run has none "
             "(trainer.limit_val_batches, or no validation data)"
         )
-    if batches is None or steps_per_epoch is None or total_steps is None:
+    if steps_per_epoch is None or total_steps is None:
         return
-    first = math.ceil(min(batches, trainer.num_training_batches) / trainer.accumulate_grad_batches)
-    if every is None:
-        first = math.ceil(batches / trainer.accumulate_grad_batches)
-    else:
-        first += (every - 1) * steps_per_epoch
+    first = next(validations(trainer, steps_per_epoch), 0)
     if first > total_steps:
         raise UserError(
             f"schedule: ReduceLROnPlateau needs validations; the first would come after {first} "

@@ -170,11 +170,6 @@ def direction(
 ) -> Literal["min", "max"]:
     """Return whether lower or higher is better: `mode`, by default as the metric's name says.
 
-    Args:
-        metric: Its name.
-        mode: What was chosen.
-        owner: Whose mode that is, for a message.
-
     Raises:
         UserError: The name doesn't tell, or says the opposite of `mode`.
     """

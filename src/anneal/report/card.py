@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anneal.errors import UserError, command
 from anneal.runs.config import parse
-from anneal.runs.folder import find_checkpoint, find_runs, read_checkpoint
+from anneal.runs.folder import find_checkpoint, find_runs, newest, read_checkpoint
 
 if TYPE_CHECKING:
     from anneal.runs.run import Run
@@ -23,15 +23,7 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of norms: no
 
 
 def card(folder: Path, run: "Run") -> str:
-    """Return the card's text.
-
-    Args:
-        folder: The run's, with the figure of its curves.
-        run: What was read from it.
-
-    Raises:
-        UserError: It has no checkpoint, or none of a classifier.
-    """
+    """Return the card's text; raise UserError if there is no checkpoint of a classifier."""
     from huggingface_hub import ModelCard
 
     from anneal.runs.exported import is_exported
@@ -49,7 +41,7 @@ def card(folder: Path, run: "Run") -> str:
     measured = {name: _measured(run, c) for name, c in checkpoints.items()}
     counts = {"val": checkpoint.get("counts", {}).get("val", 0), "test": _tested(folder)}
     own = [key for key in run.config if key.partition(".")[0] in ("model", "seed_everything")]
-    matrix = _newest(folder, "test-confusion*.png")
+    matrices = newest(folder.glob("test-confusion*.png"))
     path = checkpoint.get("model_class")
     path = path or parse(checkpoint["config"], folder)["model"]["class_path"]
     module, _, class_name = path.rpartition(".")
@@ -66,7 +58,7 @@ def card(folder: Path, run: "Run") -> str:
         metrics=dict.fromkeys(metric for values in measured.values() for metric in values),
         shown=lambda metric, values: value_of(metric, values.get(metric), counts),
         curves=CURVES if (folder / CURVES).is_file() else "",
-        matrix=matrix.name if matrix else "",
+        matrix=matrices[0].name if matrices else "",
         exported=[p.name for p in sorted(folder.glob("model*")) if is_exported(p)],
         data=_settings(run.config, [key for key in run.config if key.startswith("data")]),
         classes=checkpoint["class_names"] or [],
@@ -144,16 +136,12 @@ def value_of(metric: str, value: float | None, counts: dict[str, int]) -> str:
     return f"{value:.4f}" + (f" ({right:,} of {n:,})" if is_share else "")
 
 
-def _newest(folder: Path, pattern: str) -> Path | None:
-    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
-
-
 def _tested(folder: Path) -> int:
     """Return how many samples the newest test had; 0: not known."""
     import pandas as pd
 
-    file = _newest(folder, "test-confusion*.csv")
-    return int(pd.read_csv(file, index_col=0).to_numpy().sum()) if file else 0
+    tables = newest(folder.glob("test-confusion*.csv"))
+    return int(pd.read_csv(tables[0], index_col=0).to_numpy().sum()) if tables else 0
 
 
 def _settings(config: dict[str, str], keys: Iterable[str]) -> dict[str, str]:

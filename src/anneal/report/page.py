@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from anneal.runs.run import Run
 
 BETTER = {"acc": "max", "loss": "min"}
-FORMATS = {
+FORMATS = {  # by the end of a column, in their order
     "acc": "{:.4f}",
     "loss": "{:.4g}",
+    "epochs": "{}",
     "steps": "{:,.0f}",
     "time [s]": "{:,.1f}",
     "samples/s": "{:,.0f}",
@@ -67,11 +68,7 @@ an arrow is a change on a resume. Time and samples/s include validation.</p>
 
 
 def read(words: Iterable[str]) -> "list[Run]":
-    """Return the runs that can be read; the others are named and left out.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Return the runs that can be read, and name the others; raise UserError if none can."""
     from anneal.runs.run import Run
 
     folders, wrong = find_runs(words)
@@ -140,8 +137,7 @@ def table(runs: "Sequence[Run]") -> str:
 
 def _rank(column: str) -> tuple[int, bool]:
     """Return the place of a column: accuracies, losses, then costs, and training the last."""
-    ends = ("acc", "loss", "epochs", "steps", "time [s]", "samples/s")
-    return next(i for i, end in enumerate(ends) if column.endswith(end)), "train/" in column
+    return next(i for i, end in enumerate(FORMATS) if column.endswith(end)), "train/" in column
 
 
 def labelled(runs: "Sequence[Run]") -> "Sequence[Run]":

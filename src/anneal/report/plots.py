@@ -29,21 +29,13 @@ HEIGHTS = [0, 0.2, 0.4, 0.6, 0.8, 1, None]  # of a mark's points: hovering looks
 
 @dataclass
 class Line:
-    """A curve as it is drawn.
+    """A curve as it is drawn."""
 
-    Args:
-        run: Index of its run.
-        panel: Key of `PANELS`.
-        metric: Its column.
-        curve: All of its points.
-        kept: Indices of those that are drawn.
-    """
-
-    run: int
-    panel: str
+    run: int  # index of its run
+    panel: str  # key of PANELS
     metric: str
-    curve: Curve
-    kept: Array
+    curve: Curve  # all of its points
+    kept: Array  # indices of those that are drawn
 
     @property
     def in_training(self) -> bool:
@@ -80,10 +72,8 @@ def marked_of(runs: Sequence[Run], panels: Sequence[str]) -> list[str]:
 
 def colours(n: int) -> list[str]:
     """Return a colour for each of `n` runs."""
-    few = mpl.colormaps["tab10"](range(10))
-    return [
-        to_hex(c) for c in (few[:n] if n <= 10 else mpl.colormaps["turbo"](np.linspace(0, 1, n)))
-    ]
+    few, many = mpl.colormaps["tab10"], mpl.colormaps["turbo"]
+    return [to_hex(c) for c in (few(range(n)) if n <= 10 else many(np.linspace(0, 1, n)))]
 
 
 def scale(panel: str, lines: Iterable[Line]) -> tuple[str, list[float] | None]:
@@ -233,8 +223,8 @@ def _pack(values: Array) -> dict[str, str]:
 # ---- for a file
 
 
-def still(runs: Sequence[Run], lines: Sequence[Line], axis: str = "step") -> Figure:
-    """Draw the panels over one of `AXES`: training thin, drops of the learning rate dotted."""
+def still(runs: Sequence[Run], lines: Sequence[Line]) -> Figure:
+    """Draw the panels over the steps: training thin, drops of the learning rate dotted."""
     panels, palette = panels_of(lines), colours(len(runs))
     names = [run.name for run in runs] if len(runs) <= MANY else []
     columns = max(1, 100 // (10 + max(map(len, names), default=0)))
@@ -246,10 +236,10 @@ def still(runs: Sequence[Run], lines: Sequence[Line], axis: str = "step") -> Fig
         axes.set(ylabel=PANELS[panel], yscale=kind)
         axes.grid(alpha=0.3)
         for line in lines:
-            if line.panel == panel and axis in line.curve.x:
+            if line.panel == panel:
                 drawn = line.curve.take(line.kept)
                 axes.plot(
-                    drawn.x[axis],
+                    drawn.x["step"],
                     drawn.y,
                     color=palette[line.run],
                     alpha=0.6 if line.in_training else 1,
@@ -263,9 +253,8 @@ def still(runs: Sequence[Run], lines: Sequence[Line], axis: str = "step") -> Fig
         marked = runs if panel in marked_of(runs, panels) else []
         for run, colour in zip(marked, palette, strict=False):
             for drop in run.drops:
-                if axis in drop.at:
-                    axes.axvline(drop.at[axis], color=colour, linestyle=":", linewidth=1)
-    rows[-1].set_xlabel(AXES[axis])
+                axes.axvline(drop.at["step"], color=colour, linestyle=":", linewidth=1)
+    rows[-1].set_xlabel(AXES["step"])
     if names:
         handles = [Line2D([], [], color=colour) for colour in palette]
         figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), columns))

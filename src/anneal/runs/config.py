@@ -37,15 +37,7 @@ MOVED = {
 
 
 def parse(text: str, where: object) -> dict[str, Any]:
-    """Return a run's configuration, with today's class paths and without `format`.
-
-    Args:
-        text: What config.yaml holds, or a checkpoint under `config`.
-        where: The file, for messages.
-
-    Raises:
-        UserError: It is no YAML or no configuration, or its format is newer than `FORMAT`.
-    """
+    """Return a configuration with today's class paths; raise UserError if it can't be read here."""
     try:
         # C's parser takes a tenth of the time where it was built, but no path that is no UTF-8.
         fast = "CSafeLoader" if "\\uDC" not in text else "SafeLoader"

@@ -18,9 +18,6 @@ def drops(lr: Array, epochs: Array) -> list[int]:
     Args:
         lr: The learning rate at some steps, (n,).
         epochs: How many epochs each of them lies after the start, (n,).
-
-    Returns:
-        Indices of the first values after each drop.
     """
     changes = np.flatnonzero(np.diff(lr))
     found = []

@@ -9,19 +9,27 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from anneal.runs.config import parse
 from anneal.runs.metrics import read
 
+TIME_IS_OVER = "max_time is over"
+
+
+def why_told(trainer: Trainer) -> str:
+    """Return why a training was told to stop."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    left = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]
+    if any(seconds is not None and seconds <= 0 for seconds in left):
+        return TIME_IS_OVER
+    said = [c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping)]
+    why = next(filter(None, said), "a callback or the module has set should_stop")
+    return why.removesuffix(" Signaling Trainer to stop.").rstrip(".")
+
 
 def stop_of(trainer: Trainer, config: str) -> dict[str, Any] | None:
     """Return what a checkpoint keeps of a stop that a callback or the module has asked for.
 
     None: nobody has, or it was the clock of `max_time`, which a resume may set anew.
     """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    left = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]
-    if not trainer.should_stop or any(seconds is not None and seconds <= 0 for seconds in left):
+    if not trainer.should_stop or (why := why_told(trainer)) == TIME_IS_OVER:
         return None
-    said = [c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping)]
-    why = next(filter(None, said), "a callback or the module asked for it")
-    why = why.removesuffix(" Signaling Trainer to stop.").rstrip(".")
     return {"epoch": trainer.current_epoch, "why": why, "by": _who_may_stop(trainer, config)}
 
 

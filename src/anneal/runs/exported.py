@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from anneal.errors import UserError
+from anneal.errors import UserError, first_line
 
 ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
 INPUT, OUTPUT = "pixels", "probabilities"
@@ -40,16 +40,11 @@ ONNX_END = b"\x72\x11\x0a\x05crc32\x12\x08"  # one more entry of its metadata, o
 
 @dataclass
 class Exported:
-    """A classifier in a file.
-
-    Args:
-        path: The file.
-        about: What it says of itself, by `KEYS`.
-        compute: From pixels (N, C, H, W) uint8 to probabilities (N, classes) float32, on the CPU.
-    """
+    """A classifier in a file."""
 
     path: Path
-    about: dict[str, str]
+    about: dict[str, str]  # what it says of itself, by KEYS
+    # From pixels (N, C, H, W) uint8 to probabilities (N, classes) float32, on the CPU.
     compute: Callable[[Tensor], Tensor]
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -65,12 +60,7 @@ class Exported:
 
 
 class ExportedClassifier(LightningModule):
-    """Exported file as `predict` takes it.
-
-    Args:
-        exported: The file.
-        top_k: How many classes of a sample are written.
-    """
+    """Exported file as `predict` takes it, which writes `top_k` classes of a sample."""
 
     def __init__(self, exported: Exported, top_k: int) -> None:
         super().__init__()
@@ -89,17 +79,13 @@ def is_exported(path: Path) -> bool:
 
 
 def read(path: Path) -> Exported:
-    """Read a file that `export` wrote.
-
-    Raises:
-        UserError: It is damaged or something else, or onnxruntime is not installed.
-    """
+    """Read a file that `export` wrote; raise UserError if it is damaged or something else."""
     try:
         about, compute = _read_onnx(path) if path.suffix == ".onnx" else _read_torch(path)
     except ImportError as e:
         raise UserError(f"{path} is run by onnxruntime: pip install -e '.[export]'") from e
     except Exception as e:  # a damaged file ends in one of a dozen types
-        reason = str(e).strip().splitlines()[0][:120] if str(e).strip() else type(e).__name__
+        reason = first_line(e)[:120]
         raise UserError(f"{path} is damaged, or no exported network ({reason})") from e
     if not about.get("shape"):
         raise UserError(f"{path} is not from export: it does not say what it takes")

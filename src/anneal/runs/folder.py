@@ -15,7 +15,7 @@ from tempfile import TemporaryFile
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
-from anneal.errors import UserError, did_you_mean
+from anneal.errors import UserError, did_you_mean, first_line
 from anneal.runs import metrics
 from anneal.runs.config import check_format, parse
 
@@ -24,11 +24,6 @@ LAST = "last.ckpt"
 OWNER = "lock"  # in a folder of checkpoints outside of their run's: says which run that is
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 STAMP = re.compile(r"-\d{8}-\d{6}-[0-9a-f]{6}$")
-
-
-def new_name(recipe: str) -> str:
-    """Return a name that no other run has, not even one started in the same second."""
-    return f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def check_name(name: str, option: str = "--run_name") -> None:
@@ -57,16 +52,11 @@ def is_run(folder: Path) -> bool:
 
 def list_runs(root: Path) -> list[Path]:
     """Return the run folders in `root`, the newest first."""
-    configs = [file for file in root.glob("*/config.yaml") if file.is_file()]
-    return [file.parent for file in _newest(configs)]
+    return [file.parent for file in newest(root.glob("*/config.yaml"))]
 
 
 def find_run(root: Path, name: str | None) -> Path:
-    """Return the run called `name` (or the folder of that path), or the newest one.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Return the run of a name or path, or the newest one; raise UserError if there is none."""
     runs = list_runs(root)
     if name is None:
         if not runs:
@@ -82,9 +72,7 @@ def find_run(root: Path, name: str | None) -> Path:
 def find_runs(words: Iterable[str], root: Path = RUNS) -> tuple[list[Path], list[str]]:
     """Return the run folders that are meant, and what is wrong with the other words.
 
-    Args:
-        words: Each a run's folder, its name in `root`, a folder of runs, or a pattern of these.
-        root: The folder of runs.
+    Each word is a run's folder, its name in `root`, a folder of runs, or a pattern of these.
     """
     found: dict[Path, Path] = {}  # by where it really is: a run counts once
     wrong = []
@@ -123,7 +111,7 @@ def checkpoints_of(run: Path) -> Path:
     trees = [parse(file.read_text(), file) for file in configs_of(run)] or [{}]
     said = [(tree.get("checkpoint") or {}).get("dirpath") for tree in trees]
     folders = [Path(path) if path else run / "checkpoints" for path in said]
-    last = _newest(folder / LAST for folder in folders)
+    last = newest(folder / LAST for folder in folders)
     return last[0].parent if last else folders[-1]
 
 
@@ -150,16 +138,7 @@ def last_of(run: Path) -> Path | None:
 
 
 def find_checkpoint(root: Path, ckpt_path: str, run: str | None) -> Path:
-    """Return the file that `best`, `last` or a path means.
-
-    Args:
-        root: The folder of runs.
-        ckpt_path: `best`, `last` or a path.
-        run: Name of a run for `best` and `last`; None: the newest.
-
-    Raises:
-        UserError: It isn't there.
-    """
+    """Return the file that a path means, or `best` or `last` of a run (None: of the newest)."""
     if ckpt_path not in ("best", "last"):
         if not Path(ckpt_path).is_file():
             raise UserError(f"--ckpt_path={ckpt_path}: no such file (or say best or last)")
@@ -181,8 +160,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     The weights alone, as torchvision saves a network's, are its `state_dict`.
 
     Raises:
-        UserError: It is damaged, and the newest good one beside it is named; or its format is
-            newer than what is known here.
+        UserError: It is damaged, and the newest good one beside it is named; or it is too new.
     """
     try:
         checkpoint = _load(path, mmap=True)
@@ -193,9 +171,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
             raise ValueError("no weights in it")
     except Exception as e:  # a damaged file ends in one of a dozen types
-        good = [p for p in _newest(path.parent.glob("*.ckpt")) if p != path and _loads(p)]
+        good = [p for p in newest(path.parent.glob("*.ckpt")) if p != path and _loads(p)]
         hint = f"; a good one is {good[0]}" if good else ""
-        reason = str(e).strip().splitlines()[0][:120] if str(e).strip() else type(e).__name__
+        reason = first_line(e)[:120]
         raise UserError(f"{path} is damaged, cut or no checkpoint ({reason}){hint}") from e
     check_format(checkpoint.get("format", 1), path)
     return checkpoint
@@ -210,13 +188,14 @@ def check_lightning_checkpoint(checkpoint: dict[str, Any], path: Path, fits: boo
         raise UserError(f"{path} is no checkpoint {what}: it holds weights, but no {missing[0]}")
 
 
-def _newest(paths: Iterable[Path]) -> list[Path]:
+def newest(paths: Iterable[Path]) -> list[Path]:
+    """Return those that are files, the newest first."""
     return sorted((p for p in paths if p.is_file()), key=lambda p: p.stat().st_mtime, reverse=True)
 
 
 def _best(folder: Path) -> Path | None:
     """Return the best one that the last remembers; the newest `best-` file if that is gone."""
-    files = _newest(folder.glob("best-*.ckpt"))
+    files = newest(folder.glob("best-*.ckpt"))
     if len(files) > 1 and (folder / LAST).is_file():
         for state in read_checkpoint(folder / LAST)["callbacks"].values():
             name = state.get("best_model_path") if isinstance(state, dict) else None
@@ -253,12 +232,10 @@ def _loads(path: Path) -> bool:
 
 
 def new_folder(root: Path, run_name: str | None, recipe: str) -> Path:
-    """Return a new run's folder in `root`, by its name or one made of its recipe's.
-
-    Raises:
-        UserError: It is taken.
-    """
-    folder = root / (run_name or new_name(recipe))
+    """Return a new run's folder, by its name or its recipe's; raise UserError if it is taken."""
+    # Two may start in the same second.
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    folder = root / (run_name or f"{recipe}-{stamp}")
     if folder.exists():
         raise UserError(f"--run_name={run_name}: {folder} is there already")
     return folder

@@ -16,11 +16,7 @@ _held: dict[Path, TextIO] = {}
 
 
 def hold(folder: Path) -> bool:
-    """Keep other runs out of a folder; return whether this process does it, a run's first one.
-
-    Raises:
-        UserError: Another run is in it, or it can't be written.
-    """
+    """Keep other runs out of a folder, or raise UserError; return whether this process does it."""
     place = folder.resolve()
     if any(os.environ.get(name, "0") != "0" for name in RANKS.split()):
         return False
@@ -45,11 +41,7 @@ def released() -> Iterator[None]:
 
 
 def claim(checkpoints: Path, run: Path, resumes: bool) -> None:
-    """Hold a folder of checkpoints outside of the run's, and note there which run it belongs to.
-
-    Raises:
-        UserError: It can't be written, or it holds checkpoints of another run.
-    """
+    """Hold a folder of checkpoints, and note there which run it belongs to, or raise UserError."""
     place, home = checkpoints.resolve(), run.resolve()
     if home in (place, *place.parents):
         return

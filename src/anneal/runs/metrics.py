@@ -6,12 +6,7 @@ from typing import NamedTuple
 
 
 class Table(NamedTuple):
-    """What a CSV file holds.
-
-    Attributes:
-        columns: Names of its columns.
-        rows: Its lines, text by column.
-    """
+    """What a CSV file holds: its lines as text by column."""
 
     columns: list[str]
     rows: list[dict[str, str]]
@@ -24,11 +19,7 @@ class Table(NamedTuple):
 def whole_lines(path: Path, complete: bool = False) -> list[str]:
     """Return the lines that are whole: the last one may be in the middle of being written.
 
-    A power failure can leave zeros in place of lines.
-
-    Args:
-        path: The file.
-        complete: Whether nothing writes it, so that its last line needs no end.
+    It needs no end in a file that is `complete`. A power failure can leave zeros in place of lines.
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     *lines, last = text.split("\n")
@@ -36,14 +27,7 @@ def whole_lines(path: Path, complete: bool = False) -> list[str]:
 
 
 def read(path: Path, complete: bool = False) -> Table:
-    """Return what the whole lines hold.
-
-    A line with more or fewer values than there are columns is left out: a power failure's.
-
-    Args:
-        path: A run's metrics.csv, or another file of that form.
-        complete: As of `whole_lines`.
-    """
+    """Return what the whole lines hold, but for one of more or fewer values than columns."""
     columns, *rows = list(csv.reader(whole_lines(path, complete))) or [[]]
     whole = (row for row in rows if len(row) == len(columns))
     return Table(columns, [dict(zip(columns, row, strict=True)) for row in whole])

@@ -35,14 +35,9 @@ def nothing_left(checkpoint: dict[str, Any], trainer: Trainer) -> str:
 
 
 def differences(stored: str | None, now: str) -> Differences:
-    """Return the keys of the model that differ between two configurations in YAML.
+    """Return (key, value there, value now) of what differs in the model of two configurations.
 
-    Args:
-        stored: The checkpoint's; None: it was not saved by the command line.
-        now: That of the command.
-
-    Returns:
-        (key, value there, value now) each.
+    Both are YAML; a checkpoint that was not saved by the command line has none.
     """
     if stored is None:
         return []
@@ -65,13 +60,7 @@ def check_optimizer(found: Differences) -> None:
 
 
 def state_dict_mismatch(path: str, message: str, found: Differences) -> str:
-    """Return why a checkpoint's weights don't fit the module, from torch's message.
-
-    Args:
-        path: The checkpoint.
-        message: That of load_state_dict's RuntimeError.
-        found: The differences in configuration, which are the likely cause.
-    """
+    """Return why a checkpoint's weights don't fit the module, from load_state_dict's message."""
     pattern = r"size mismatch for (\S+): .*?Size\((.*?)\) from.*?Size\((.*?)\)"
     mismatches = [f"{n} is {a}, not {b}" for n, a, b in re.findall(pattern, message)]
     reason = "; ".join(mismatches[:2]) or message.strip().splitlines()[-1].strip()

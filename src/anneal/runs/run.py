@@ -23,15 +23,10 @@ OURS_AND_TORCHS = re.compile(r"^(anneal|torch|lightning)\..*\.")  # classes with
 
 @dataclass
 class Curve:
-    """One metric of one run.
+    """One metric of one run."""
 
-    Args:
-        y: Finite values, (n,).
-        x: The place of each on the axes of `AXES` that the run has logged, (n,) each.
-    """
-
-    y: Array
-    x: dict[str, Array]
+    y: Array  # finite values, (n,)
+    x: dict[str, Array]  # their places on the axes of AXES that the run has logged, (n,) each
 
     def extremes(self, points: int) -> Array:
         """Return indices of at most `points` values: both ends, each stretch's extremes."""
@@ -49,51 +44,30 @@ class Curve:
         return Curve(self.y[indices], {axis: x[indices] for axis, x in self.x.items()})
 
     def smooth(self, weight: float) -> "Curve":
-        """Return the exponential moving average over the points, without the bias to zero.
-
-        Args:
-            weight: That of the past, 0 <= weight < 1.
-        """
+        """Return the exponential moving average; the past has a `weight` of 0 to less than 1."""
         return replace(self, y=pd.Series(self.y).ewm(alpha=1 - weight).mean().to_numpy())
 
 
 @dataclass
 class Drop:
-    """A place where the learning rate falls within a step, as at the end of a stair.
-
-    Args:
-        before: The learning rate until then.
-        after: The learning rate from there on.
-        at: The place, on each axis.
-    """
+    """A place where the learning rate falls within a step, as at the end of a stair."""
 
     before: float
     after: float
-    at: dict[str, float]
+    at: dict[str, float]  # on each axis
 
 
 @dataclass
 class Run:
-    """A run, finished or not, as its folder holds it.
+    """A run, finished or not, as its folder holds it."""
 
-    Args:
-        name: Its folder's name.
-        config: Every key of `config.yaml` as it is typed on the command line; values as text,
-            with an arrow where a resume has changed them.
-        metrics: `metrics.csv`, a column of numbers for each metric.
-    """
-
-    name: str
-    config: dict[str, str]
-    metrics: pd.DataFrame
+    name: str  # its folder's
+    config: dict[str, str]  # by typed key, as text; an arrow is a change by a resume
+    metrics: pd.DataFrame  # a column of numbers for each metric
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        """Read a run's folder.
-
-        Raises:
-            UserError: It holds no metrics yet, or something that can't be read.
-        """
+        """Read a run's folder; raise UserError if it holds no metrics yet, or can't be read."""
         return cls(folder.resolve().name, _read_config(folder), _read_metrics(folder))
 
     def curve(self, metric: str) -> Curve:
@@ -172,12 +146,11 @@ def is_learning_rate(column: str) -> bool:
 
 def _read_metrics(folder: Path) -> pd.DataFrame:
     file = folder / "metrics.csv"
-    if not file.is_file():
+    lines = whole_lines(file) if file.is_file() else []
+    if sum(not line.isspace() for line in lines) < 2:  # no more than the columns' names
         raise UserError(f"{folder}: no metrics yet")
     try:
-        frame = pd.read_csv(StringIO("".join(whole_lines(file))), low_memory=False)
-    except pd.errors.EmptyDataError as e:
-        raise UserError(f"{folder}: no metrics yet") from e
+        frame = pd.read_csv(StringIO("".join(lines)), low_memory=False)
     except ValueError as e:
         reason = str(e).strip().splitlines()[-1].removeprefix("Error tokenizing data. C error: ")
         raise UserError(f"{file}: {reason}") from e
@@ -191,8 +164,6 @@ def _read_metrics(folder: Path) -> pd.DataFrame:
         frame[name] = numbers
     if frame["step"].isna().any():
         raise UserError(f"{file}: line {frame['step'].isna().idxmax() + 2}: step is missing")
-    if frame.empty:
-        raise UserError(f"{folder}: no metrics yet")
     return frame.astype(float).sort_values("step", kind="stable", ignore_index=True)
 
 

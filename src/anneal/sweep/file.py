@@ -35,17 +35,11 @@ MACROS = ("env", "interpreter", "program", *(f"args{kind}" for kind in ARGS + AR
 
 @dataclass(frozen=True)
 class Metric:
-    """Metric that a sweep optimises, by the last value that a run logs of it.
-
-    Args:
-        name: As it is logged, such as val/acc.
-        maximize: Whether more is better.
-        target: The sweep ends when a run reaches it.
-    """
+    """Metric that a sweep optimises, by the last value that a run logs of it."""
 
     name: str
     maximize: bool = False
-    target: float | None = None
+    target: float | None = None  # the sweep ends when a run reaches it
 
 
 @dataclass(frozen=True)
@@ -54,16 +48,11 @@ class Hyperband:
 
     After `first`, `first` x `eta`, `first` x `eta`² ... values of the metric, only trials among
     the best 1/`eta` that came so far go on.
-
-    Args:
-        first: Values of the metric before the first comparison.
-        eta: One in `eta` goes on.
-        end: From this many values on no trial is stopped any more.
     """
 
     first: int
     eta: int = 3
-    end: int | None = None
+    end: int | None = None  # from this many values on no trial is stopped any more
 
 
 @dataclass(frozen=True)
@@ -119,10 +108,6 @@ class Sweep:
 
         A training of ours gets --key=value whatever the macro, with the value as YAML has it: the
         agent writes None for null, and leaves out what is false.
-
-        Args:
-            values: Those of the parameters that vary.
-            json_file: Where ${args_json_file} is written, if the command has it.
         """
         tree: dict[str, Any] = {}
         settings = {**self.constants, **{p.path: values[p.name] for p in self.parameters}}
@@ -158,13 +143,7 @@ def _in_yaml(value: Any) -> str:
 
 
 def _expand(macro: str, tree: dict[str, Any], json_file: Path) -> list[str]:
-    """Return the words that W&B's agent puts in place of a macro.
-
-    Args:
-        macro: Its name, one of `MACROS` that begin with `args`.
-        tree: The parameters, by the first part of their name.
-        json_file: Where they are in JSON, if the command takes a file.
-    """
+    """Return the words that W&B's agent puts in place of an `args` macro."""
     if macro == "args_json_file":
         return [str(json_file)]
     if macro == "args_json":
@@ -179,11 +158,7 @@ def _expand(macro: str, tree: dict[str, Any], json_file: Path) -> list[str]:
 
 
 def read(path: Path) -> Sweep:
-    """Read a sweep file.
-
-    Raises:
-        UserError: It can't be read, or asks for something that is not supported.
-    """
+    """Read a sweep file; raise UserError if it asks for something that is not supported."""
     try:
         content = yaml.safe_load(read_text(path))
     except OSError as e:

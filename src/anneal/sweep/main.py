@@ -13,16 +13,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(file: Path, jobs: int, storage: str | None) -> int:
-    """Run a sweep, or resume it.
-
-    Args:
-        file: The sweep file.
-        jobs: Trials at a time.
-        storage: A storage of Optuna; None: a file beside the runs.
-
-    Returns:
-        0; 1 if no trial has succeeded; 130 if it was interrupted.
-    """
+    """Run a sweep or resume it; return 0, 1 if no trial succeeded, 130 if it was interrupted."""
     if jobs < 1:
         raise UserError(f"-j {jobs}: must be at least 1")
     from anneal.sweep import process

@@ -50,15 +50,7 @@ def warm_up(training: bool) -> None:
 
 
 class Process:
-    """A running trial.
-
-    Args:
-        command: What to run, word by word.
-        folder: The run's. If an earlier training has left a checkpoint there, it resumes.
-        group: Name of the sweep, for W&B.
-        threads: Threads to compute with.
-        env: More environment variables.
-    """
+    """A running trial; if an earlier training has left a checkpoint in its folder, it resumes."""
 
     def __init__(
         self, command: list[str], folder: Path, group: str, threads: int, env: dict[str, str]
@@ -88,13 +80,11 @@ class Process:
     def status(self) -> int | None:
         """Return its exit status (negative: the signal that ended it); None: it is running."""
         code = self._process.exitcode
-        if self.log.exists() and self.folder.is_dir():
-            self.log.replace(self.log_path)  # while it is being written to
         if code is not None:
             self._signal(signal.SIGKILL)  # what is left of its own processes
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.log.exists():
-                self.log.replace(self.log_path)
+        if self.log.exists() and self.folder.is_dir():
+            self.log.replace(self.log_path)  # also while it is being written to
         return code
 
     @property

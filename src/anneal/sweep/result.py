@@ -24,22 +24,13 @@ MOST_LINES = 10
 
 @dataclass(frozen=True)
 class Row:
-    """A trial as the table shows it.
-
-    Args:
-        number: The trial's.
-        value: Last value of the metric; NaN: there is none.
-        status: How it ended, with the error if it failed.
-        values: The parameters that vary, by dotted name.
-        seconds: How long it ran; None: it did not end.
-        folder: Its run's.
-    """
+    """A trial as the table shows it."""
 
     number: int
-    value: float
-    status: str
-    values: dict[str, Any]
-    seconds: float | None
+    value: float  # the metric's last; NaN: there is none
+    status: str  # how it ended, with the error if it failed
+    values: dict[str, Any]  # the parameters that vary, by dotted name
+    seconds: float | None  # None: it did not end
     folder: str
 
 
@@ -200,7 +191,10 @@ def _curves(axes: Axes, sweep: Sweep, x: str, others: list[str], rows: list[Row]
         if early := [r for r in mine if r.status == STOPPED]:
             axes.plot([_x(r, x) for r in early], [r.value for r in early], "o", color="white", ms=4)
     best = _best(_means(done, [x, *others] if grid else list(done[0].values)), metric)
-    _mark(axes, best, x, metric)
+    over = f" (mean of {len(best)})" if len(best) > 1 else ""
+    text = f"best: {_mean(best):.4g}{over} at {label(best[0].values[x])}"
+    star = {"ms": 18, "color": "gold", "mec": "black", "zorder": 5}
+    axes.plot([_x(best[0], x)], [_mean(best)], "*", label=text, **star)  # type: ignore[arg-type]
     if failed := [r for r in rows if r not in done and r.seconds is not None]:
         edge = axes.get_xaxis_transform()  # x in values, y in shares of the height
         places = [_x(r, x) for r in failed if _number(r.values[x]) is not None]
@@ -227,14 +221,6 @@ def _is_log(sweep: Sweep, name: str, values: list[float]) -> bool:
     """Return whether a parameter was drawn on a logarithmic scale, or spans over a decade."""
     log = next(p.log for p in sweep.parameters if p.name == name)
     return min(values) > 0 and (log or max(values) / min(values) > 10)
-
-
-def _mark(axes: Axes, best: list[Row], x: str, metric: Metric) -> None:
-    over = f" (mean of {len(best)})" if len(best) > 1 else ""
-    text = f"best: {_mean(best):.4g}{over} at {label(best[0].values[x])}"
-    axes.plot(
-        [_x(best[0], x)], [_mean(best)], "*", ms=18, color="gold", mec="black", label=text, zorder=5
-    )
 
 
 def _bars(axes: Axes, metric: Metric, names: list[str], rows: list[Row]) -> None:

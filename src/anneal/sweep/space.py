@@ -45,35 +45,18 @@ SHARE = FloatDistribution(1e-9, 1 - 1e-9)  # of the probability below the value
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter that varies.
+    """A parameter that varies."""
 
-    Args:
-        name: Its dotted name.
-        path: The keys it stands under in the sweep file; a key may have dots in it.
-        distribution: What Optuna draws.
-        value: From what is drawn to what the training gets.
-        grid: Everything that can be drawn; None: endlessly many.
-        log: Whether its values spread over a logarithmic scale.
-    """
-
-    name: str
-    path: tuple[str, ...]
-    distribution: BaseDistribution
-    value: Callable[[Any], Any]
-    grid: list[Any] | None = None
-    log: bool = False
+    name: str  # with dots
+    path: tuple[str, ...]  # the keys it stands under; a key may have dots in it
+    distribution: BaseDistribution  # what Optuna draws
+    value: Callable[[Any], Any]  # from what is drawn to what the training gets
+    grid: list[Any] | None = None  # everything that can be drawn; None: endlessly many
+    log: bool = False  # whether its values spread over a logarithmic scale
 
 
 def parameter(path: tuple[str, ...], spec: dict[str, Any]) -> Parameter:
-    """Return what a sweep file says of one parameter, as W&B reads it.
-
-    Args:
-        path: The keys it stands under.
-        spec: Its entry: `values`, or `min` and `max`, or a `distribution` and what that takes.
-
-    Raises:
-        UserError: With the key, without the file.
-    """
+    """Return what an entry of a sweep file says of one parameter, as W&B reads it."""
     name = ".".join(path)
     kind = spec.get("distribution") or _implied(name, spec)
     _check(name, kind, spec)

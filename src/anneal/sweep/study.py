@@ -10,11 +10,11 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
-from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from anneal.errors import UserError
+from anneal.errors import UserError, first_line
 from anneal.sweep.file import Sweep
 from anneal.system import lock
 
@@ -29,13 +29,9 @@ class Study:
 
     One worker asks for a trial and tells how it ended; its parameters, its status and its folder
     are among Optuna's user attributes. The trials of a worker that died are run again:
-    at the next start where the database is a file beside the runs, which one worker has to itself;
-    in a shared storage by another worker, after a minute without a sign of life.
-
-    Args:
-        sweep: The sweep file, read.
-        folder: The sweep's; the database is `study.db` there.
-        storage: Any storage of Optuna (postgresql://..., mysql://...) instead.
+    at the next start where the database is `study.db` in the sweep's folder, which one worker has
+    to itself; in another storage of Optuna (postgresql://..., mysql://...) by another worker, after
+    a minute without a sign of life.
 
     Raises:
         UserError: The storage can't be opened, is in use, or holds another sweep of that name.
@@ -67,11 +63,12 @@ class Study:
 
     def _open(self, storage: str) -> tuple[optuna.Study, bool]:
         """Return the study, and whether it is new."""
+        early = self.sweep.early
         settings: dict[str, Any] = {
             "study_name": self.sweep.name,
             "storage": storage,
             "sampler": self._sampler(),
-            "pruner": self._pruner(),
+            "pruner": SuccessiveHalvingPruner(early.first, early.eta) if early else NopPruner(),
         }
         metric = self.sweep.metric
         settings["direction"] = "maximize" if metric and metric.maximize else "minimize"
@@ -85,7 +82,7 @@ class Study:
             except Exception as e:  # SQLAlchemy's, a driver's, Redis' ...
                 if not attempts:
                     cause = e.__cause__ or e  # not the URL, which may hold a password
-                    raise UserError(f"the storage: {str(cause).strip().splitlines()[0]}") from e
+                    raise UserError(f"the storage: {first_line(cause)}") from e
             # Workers that find an empty database all make its tables, and all but one fail.
             time.sleep(1.0)
 
@@ -95,11 +92,6 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return TPESampler(constant_liar=True)  # trials side by side keep their distance
-
-    def _pruner(self) -> BasePruner:
-        if (early := self.sweep.early) is None:
-            return NopPruner()
-        return SuccessiveHalvingPruner(early.first, early.eta)
 
     def _check_sweep(self, folder: Path) -> None:
         """Raise UserError unless the sweep is what the study was begun with, but for run_cap."""
@@ -177,10 +169,7 @@ class Study:
 
     def _tried(self, values: dict[str, Any]) -> FrozenTrial | None:
         """Return the trial that had the same parameters, if there is one."""
-        for other in self.trials():
-            if other.user_attrs.get("values") == values:
-                return other
-        return None
+        return next((t for t in self.trials() if t.user_attrs.get("values") == values), None)
 
     def requeue(self, number: int) -> None:
         """Queue a trial that ended with its worker once more."""
@@ -192,9 +181,8 @@ class Study:
 
     def previous_run_dir(self, trial: Trial) -> Path | None:
         """Return the run folder of the trial that this one repeats, if it does."""
-        if (before := trial.user_attrs.get("again")) is None:
-            return None
-        folder = self.trials()[before].user_attrs.get("folder")
+        before = trial.user_attrs.get("again")
+        folder = None if before is None else self.trials()[before].user_attrs.get("folder")
         return Path(folder) if folder else None
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -208,12 +196,7 @@ class Study:
     # ---- what becomes of it
 
     def should_stop(self, trial: Trial, values: list[float]) -> bool:
-        """Return whether early termination ends a running trial.
-
-        Args:
-            trial: One of `mine`.
-            values: Those of the metric so far, all that were logged.
-        """
+        """Return whether early termination ends a running trial with these values of the metric."""
         early = self.sweep.early
         if early is None:
             return False
@@ -225,14 +208,7 @@ class Study:
         return False
 
     def finish(self, trial: Trial, status: str, value: float | None = None, **attrs: Any) -> None:
-        """Record how a trial ended.
-
-        Args:
-            trial: One of `mine`.
-            status: FINISHED, FAILED or STOPPED.
-            value: Last value of the metric, for a finished one.
-            attrs: What else the table shows of it.
-        """
+        """Record how a trial ended, its last value if it FINISHED, and what the table shows."""
         with suppress(ValueError, UpdateFinishedTrialError):  # it was thought dead and is run again
             for key, attr in {"status": status, **attrs}.items():
                 trial.set_user_attr(key, attr)

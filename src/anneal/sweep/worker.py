@@ -19,14 +19,7 @@ POLL_SECONDS = 0.1
 
 
 class Worker:
-    """Run trials, some at a time.
-
-    Args:
-        sweep: The sweep file, read.
-        study: Tells which trial is next.
-        folder: The sweep's; each run has a folder in it.
-        jobs: Trials at a time; each has its share of the cores.
-    """
+    """Run `jobs` trials at a time, each with its share of the cores and its own folder."""
 
     def __init__(self, sweep: Sweep, study: Study, folder: Path, jobs: int) -> None:
         self.sweep = sweep

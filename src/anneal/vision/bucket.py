@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,16 +30,11 @@ REASONS = {
 
 
 class BucketError(UserError):
-    """Refusal of a bucket, its server or the network.
-
-    Args:
-        message: For people.
-        code: S3's name for it, or the name of boto3's exception.
-    """
+    """Refusal of a bucket, its server or the network."""
 
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message, status=1)
-        self.code = code
+        self.code = code  # S3's name for it, or the name of boto3's exception
 
 
 class Bucket:
@@ -97,22 +93,19 @@ class Bucket:
             raise BucketError(f"{self.url}/{name}: {told}", code) from e
 
 
+@dataclass(eq=False)
 class Cached:
     """Files of a bucket on disk, no more than fit.
 
-    Args:
-        bucket: Where they come from.
-        folder: Their folder, somewhere in `home`.
-        home: The whole cache, which the bound applies to; several buckets may share it.
-        max_bytes: That bound. The files that processes hold may exceed it.
+    Their folder lies in the cache's `home`, which several buckets may share and the bound applies
+    to. The files that processes hold may exceed it.
     """
 
-    def __init__(self, bucket: Bucket, folder: Path, home: Path, max_bytes: int) -> None:
-        self.bucket = bucket
-        self.folder = folder
-        self.home = home
-        self.max_bytes = max_bytes
-        self._ahead: tuple[int, threading.Thread] | None = None
+    bucket: Bucket
+    folder: Path
+    home: Path
+    max_bytes: int
+    _ahead: tuple[int, threading.Thread] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ahead": None}

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchvision.transforms import v2
 
-from anneal.data.in_memory import check_split_size
+from anneal.data.in_memory import check_split_size, share_of
 from anneal.data.sampler import EpochSampler
 from anneal.data.seeding import derive_seed, global_seed
 from anneal.errors import UserError
@@ -182,16 +182,9 @@ class ImageFolderDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ImageLoader:
         """Return the training images, in an order of its own for each epoch."""
-        fixed = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
-        pictures = self.splits["train"]
+        pictures, transform = self.splits["train"], self.train_transform()
         return self._batches(
-            pictures,
-            self.train_transform(),
-            "train",
-            seed=None if fixed else global_seed(),
-            position=partial(resume_position, self.trainer),
-            shuffle=pictures.order,
-            repeats=self.repeats,
+            pictures, transform, "train", shuffle=pictures.order, repeats=self.repeats
         )
 
     def val_dataloader(self) -> ImageLoader:
@@ -208,7 +201,7 @@ class ImageFolderDataModule(LightningDataModule):
             self.predicted: ImageSource = ImageFiles.find(self.predict_path)
         else:
             self.predicted = self.splits["val"]
-        return self._batches(self.predicted, self.val_transform, "predict", skip=True)
+        return self._batches(self.predicted, self.val_transform, "predict")
 
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
@@ -223,9 +216,8 @@ class ImageFolderDataModule(LightningDataModule):
 
     def size_of(self, epoch: int) -> int:
         """Return the side of the training images of an epoch."""
-        if self.progressive is None:
-            return self.train_size
-        return self.progressive.size(self.train_size, epoch)
+        sizes = self.progressive
+        return sizes.size(self.train_size, epoch) if sizes else self.train_size
 
     def find_splits(self) -> dict[str, Any]:
         """Return an `ImageSource` for each split, by name; a subclass may find them elsewhere."""
@@ -236,28 +228,22 @@ class ImageFolderDataModule(LightningDataModule):
         return ImageFolder.splits(Path(self.root), self.cache_dir)
 
     def _batches(
-        self,
-        pictures: ImageSource,
-        transform: Transform,
-        split: str,
-        skip: bool = False,
-        **share: Any,
+        self, pictures: ImageSource, transform: Transform, split: str, **share: Any
     ) -> ImageLoader:
-        if self.trainer is not None:
-            share |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-        world = share.get("world_size", 1)
+        share |= share_of(self.trainer, split == "train")
+        world = share["world_size"]
         check_split_size(self.root, split, len(pictures), self.batch_size, world)
         return ImageLoader(
             DecodedDataset(pictures, transform, self.size_of, global_seed()),
             EpochSampler(len(pictures), self.batch_size, **share),
-            workers(world) if self.num_workers is None else self.num_workers,
+            min(16, math.ceil(cores() / world)) if self.num_workers is None else self.num_workers,
             give_way=bool(self.trainer and self.trainer.strategy.root_device.type == "cpu"),
-            on_unreadable=partial(self._on_unreadable, skip=skip),
+            on_unreadable=partial(self._on_unreadable, predicts=split == "predict"),
         )
 
-    def _on_unreadable(self, image: UnreadableImage, skip: bool) -> None:
+    def _on_unreadable(self, image: UnreadableImage, predicts: bool) -> None:
         """End the run or count, as `broken` says."""
-        if not (skip or self.broken == "skip"):
+        if not (predicts or self.broken == "skip"):
             raise UserError(
                 f"{image.path} can't be read: {image.reason}. Mend or remove it, or leave out "
                 f"such pictures with --data.broken=skip; python train.py check {self.root} "
@@ -268,7 +254,7 @@ class ImageFolderDataModule(LightningDataModule):
             return
         self.skipped[image.path] = image.reason
         n = len(self.skipped)
-        if skip:
+        if predicts:
             return
         rank_zero_warn(f"left out, {n} so far: {image.path}: {image.reason}")
         if n > self.max_broken:
@@ -282,8 +268,3 @@ def at_least(least: int, **values: float) -> None:
     for name, value in values.items():
         if value < least:
             raise UserError(f"data.{name}={value}: must be at least {least}")
-
-
-def workers(processes: int) -> int:
-    """Return the worker processes for one of several training processes on this machine."""
-    return min(16, math.ceil(cores() / processes))

@@ -8,6 +8,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -36,32 +37,18 @@ SYSTEM = re.compile(
 )
 
 
+@dataclass(eq=False)
 class ImageSource:
     """One split: encoded images and their labels.
 
     Paths lie in two arrays, so that any number of processes share them.
-
-    Args:
-        prefix: The beginning of every path.
-        names: What follows it, all of them one after the other, UTF-8.
-        ends: Where each of them ends in `names`, (N,) int64.
-        labels: (N,) int64.
-        class_names: One for each label.
     """
 
-    def __init__(
-        self,
-        prefix: str,
-        names: np.ndarray,
-        ends: np.ndarray,
-        labels: np.ndarray,
-        class_names: list[str],
-    ) -> None:
-        self.prefix = prefix
-        self.names = names
-        self.ends = ends
-        self.labels = labels
-        self.class_names = class_names
+    prefix: str  # the beginning of every path
+    names: np.ndarray  # what follows it, all of them one after the other, UTF-8
+    ends: np.ndarray  # where each of them ends in `names`, (N,) int64
+    labels: np.ndarray  # (N,) int64
+    class_names: list[str]  # one for each label
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,22 +68,14 @@ class ImageSource:
 
 
 class ImageFiles(ImageSource):
-    """Images in files of their own, without classes: their labels are their numbers.
-
-    Args:
-        files: The files.
-    """
+    """Images in files of their own, without classes: their labels are their numbers."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         super().__init__("", *pack(map(str, files)), np.arange(len(files)), [])
 
     @classmethod
     def find(cls, where: str) -> "ImageFiles":
-        """Return all images that a file, a folder (with its subfolders) or a glob pattern names.
-
-        Raises:
-            UserError: There are none.
-        """
+        """Return all images that a file, folder or pattern names; raise UserError without any."""
         path = Path(where)
         if path.is_file():
             return cls([path])
@@ -136,12 +115,8 @@ def entries(folder: Path) -> list[tuple[str, bool]]:
 def walk(folder: Path, stamps: dict[str, str], above: Sequence[str] = ()) -> Iterator[str]:
     """Yield the files in a folder and its subfolders, as paths below it.
 
-    Links are followed, but one to a folder that it lies in is yielded as it is.
-
-    Args:
-        folder: Where to begin.
-        stamps: Where to put the `stamp` of each folder.
-        above: Real paths of the folders that it lies in.
+    Links are followed, but one to a folder that it lies in, one of those `above`, is yielded as it
+    is. The `stamp` of each folder is put into `stamps`.
     """
     real = os.path.realpath(folder)
     above = [*(above or map(os.path.realpath, folder.absolute().parents)), real]

@@ -17,13 +17,7 @@ ARRAYS = ("names", "ends", "labels")
 
 
 class ImageFolder(ImageSource):
-    """One split of a folder.
-
-    Args:
-        folder: Folder of the split.
-        others: How many files in it are no images, by kind.
-        *arrays: The other arguments of `ImageSource`.
-    """
+    """One split of a folder, in which `others` are no images: how many, by kind."""
 
     def __init__(self, folder: Path, others: dict[str, int], *arrays: Any) -> None:
         super().__init__(f"{folder}{os.sep}", *arrays)
@@ -34,16 +28,14 @@ class ImageFolder(ImageSource):
     def splits(cls, root: Path, cache_dir: Path | None = None) -> dict[str, "ImageFolder"]:
         """Return `train`, `val` and, if there is one, `test` of a folder.
 
-        Args:
-            root: In one of the layouts of `anneal.vision.layouts`.
-            cache_dir: Where the index is kept for the next run; None: ~/.cache/anneal. It is made
-                again when a name in any folder below `root` has changed.
+        The index is kept for the next run, in ~/.cache/anneal by default. It is made again when a
+        name in any folder below `root` has changed.
 
         Raises:
             UserError: The folder is in no such layout, or its parts disagree.
         """
         base = layouts.base_of(root)
-        cache = _cache_of(base, cache_dir)
+        cache = (cache_dir or cache_folder()) / f"index-{key_of(base)}"
         if (index := _load(cache)) is None:
             index = layouts.scan(root)
             _store(cache, index)
@@ -55,10 +47,6 @@ class ImageFolder(ImageSource):
 
 
 # ---- the index on disk: a folder of arrays that are mapped into memory, not read
-
-
-def _cache_of(base: Path, cache_dir: Path | None) -> Path:
-    return (cache_dir or cache_folder()) / f"index-{key_of(base)}"
 
 
 def _load(cache: Path) -> dict[str, Any] | None:

@@ -38,11 +38,7 @@ def base_of(root: Path) -> Path:
 
 
 def scan(root: Path) -> dict[str, Any]:
-    """Return the index of all splits, and the folders and files it was made from.
-
-    Raises:
-        UserError: The folder is in none of the layouts, or its parts disagree.
-    """
+    """Return the index of all splits and what it was made from; raise UserError if it can't be."""
     base = base_of(root)
     train = base / "train"
     classes = [d for d, is_folder in entries(train) if is_folder] if train.is_dir() else []

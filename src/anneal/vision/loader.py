@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,28 +28,18 @@ class UnreadableImage(NamedTuple):
     reason: str
 
 
+@dataclass(eq=False)
 class DecodedDataset(Dataset[tuple[Tensor, int] | UnreadableImage]):
     """Images by (epoch, place, index): decoded and transformed with random numbers of their own.
 
-    Args:
-        pictures: Their source.
-        transform: Makes of an image and a size in pixels an image of that size.
-        size: That size, by epoch.
-        seed: Random numbers follow from it, the epoch and the place in the epoch's order, whatever
-            process or worker draws them.
+    They follow from the seed, the epoch and the place in the epoch's order, whatever process or
+    worker draws them.
     """
 
-    def __init__(
-        self,
-        pictures: ImageSource,
-        transform: Callable[[Tensor, int], Tensor],
-        size: Callable[[int], int],
-        seed: int,
-    ) -> None:
-        self.pictures = pictures
-        self.transform = transform
-        self.size = size
-        self.seed = seed
+    pictures: ImageSource
+    transform: Callable[[Tensor, int], Tensor]  # of an image, to a size in pixels
+    size: Callable[[int], int]  # of an epoch
+    seed: int
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int] | UnreadableImage:
         epoch, place, index = key
@@ -72,13 +63,9 @@ class ImageLoader(HasWorkers):
     skip a batch in which no image can be read, Lightning would refuse its sampler on several
     processes, and warn of it in predictions.
 
-    Args:
-        decoded: The images.
-        batch_sampler: Which of them make each batch.
-        num_workers: Processes that decode; 0: this one.
-        give_way: Whether they leave the cores to this process, which computes on a CPU.
-        on_unreadable: Called with every image that can't be read. It raises what is to end the
-            training; otherwise the batch does without the image.
+    Workers that `give_way` leave the cores to this process, which computes on a CPU. For an image
+    that can't be read, `on_unreadable` raises what is to end the training; otherwise the batch does
+    without the image.
     """
 
     def __init__(

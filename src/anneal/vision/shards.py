@@ -10,6 +10,7 @@ s3://BUCKET/PREFIX`, with --data.root=s3://BUCKET/PREFIX.
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,19 +32,13 @@ from anneal.vision.streaming import TABLE, need_litdata
 CHUNK = 64 << 20  # bytes, LitData's own default
 
 
+@dataclass(eq=False)
 class Encoded(Dataset[tuple[int, bytes | None, str]]):
-    """Images in the form that is stored.
+    """Images in the form that is stored, as they are without a `short_side` and a `quality`."""
 
-    Args:
-        pictures: Their source.
-        short_side: Side in pixels that larger ones are scaled down to; None: none is.
-        quality: Quality of the JPEG that is then made; with neither, a file stays as it is.
-    """
-
-    def __init__(self, pictures: ImageFolder, short_side: int | None, quality: int | None) -> None:
-        self.pictures = pictures
-        self.short_side = short_side
-        self.quality = quality
+    pictures: ImageFolder
+    short_side: int | None
+    quality: int | None
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -138,8 +133,7 @@ def run(args: argparse.Namespace) -> int:
 def main(args: list[str] | None = None) -> int:
     """Run the command; the status is 1 if an image was broken, and all others are in OUT then."""
     parser = argparse.ArgumentParser(
-        prog="python train.py shards",
-        description="Make LitData shards of a folder of images.",
+        prog="python train.py shards", description="Make LitData shards of a folder of images."
     )
     parser.add_argument("folder", help="with train/CLASS/... and val/CLASS/..., or ImageNet's own")
     parser.add_argument("out", help="a new folder")

@@ -36,12 +36,8 @@ class ImageShards(ImageSource):
     LitData's own cache serves reading in order: by index it fetches every image on its own, or
     reads a whole chunk for each, and a killed process leaves chunks in it that nothing removes.
 
-    Args:
-        url: Where the split lies, for people.
-        folder: Where index.json and, in the end, the chunks lie on disk.
-        index: Content of index.json.
-        table: Content of pictures.npz.
-        cache: Puts chunks into `folder`; None: they are there.
+    `folder` is where index.json and, in the end, the chunks lie on disk, and `url` where they come
+    from. Without a cache they are there.
     """
 
     def __init__(

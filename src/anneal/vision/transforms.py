@@ -17,14 +17,8 @@ LONGEST = 4  # times the short side; more of an image is never in its central cr
 class TrainTransform:
     """Random part of an image, resized, flipped and augmented, with torch's random numbers.
 
-    Args:
-        scale: Least and greatest part of the image's area.
-        interpolation: How it is resized, as torchvision names it: `bilinear`, `bicubic`.
-        antialias: Whether it is smoothed where it shrinks, as in Pillow.
-        flip: Probability of a mirror image.
-        augment: Any transform of uint8 images, such as v2.TrivialAugmentWide.
-        erasing: Probability that a rectangle is erased (Zhong et al. 2017, arXiv 1708.04896).
-        fill: Its colour then, 0 to 255 for each channel.
+    The arguments are those of `ImageFolderDataModule`; a rectangle that is erased (Zhong et al.
+    2017, arXiv 1708.04896) has the colour `fill`, 0 to 255 for each channel.
 
     Raises:
         UserError: `scale` is no part of an area, or a probability is none.
@@ -65,17 +59,7 @@ class TrainTransform:
 
 
 class ValTransform:
-    """Centre of an image, always the same.
-
-    Args:
-        resize: Short side that the whole image is resized to, in pixels.
-        crop: Side of the square cut from its centre.
-        interpolation: As in `TrainTransform`.
-        antialias: As in `TrainTransform`.
-
-    Raises:
-        UserError: The square is larger than the image.
-    """
+    """Centre of an image: the short side is resized, then a square is cut out."""
 
     def __init__(self, resize: int, crop: int, interpolation: str, antialias: bool) -> None:
         if resize < crop:
