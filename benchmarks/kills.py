@@ -414,4 +414,5 @@ def main() -> None:
 if __name__ == "__main__":
     # The classes of this file by the name that the configurations have, not as __main__.
     sys.modules["kills"] = sys.modules["__main__"]
+    BatchLog.__module__ = "kills"
     main()

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from anneal.errors import UserError
-from anneal.lightning_internals import metrics_to_log
+from anneal.lightning_internals import metrics_to_log, validation_is_due
 from anneal.progress import loggers_with
 from anneal.runs.ended import stop_of, was_stopped
 from anneal.runs.folder import configs_of, next_free_path
@@ -30,6 +30,7 @@ class RunDirectory(Callback):
     # run in a new folder.
     resumed_from: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    extra_rows: list[int] = field(default_factory=list)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -42,7 +43,8 @@ class RunDirectory(Callback):
             saved = self.resumed_from or {}
             pending = saved.get("step_metrics", [0, {}])[1]
             step = saved.get("global_step", 0)
-            taken_out += logger.rewind(step, saved.get("rows"), pending) or []
+            without = saved.get("extra_rows", [0, 0])
+            taken_out += logger.rewind(step, saved.get("rows"), without, pending) or []
         for logger in loggers_with(trainer, "skip"):
             logger.skip(taken_out)
         for logger in loggers_with(trainer, "log_config"):
@@ -59,6 +61,15 @@ class RunDirectory(Callback):
             fused = trainer.optimizers[0].param_groups[0].get("fused")
             logger.add_config({"fused": bool(fused)})
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the lines of a validation that is made only because the run is about to end."""
+        if trainer.state.fn == "fit" and trainer.should_stop and not validation_is_due(trainer):
+            self.extra_rows = [logger.rows() for logger in loggers_with(trainer, "rows")]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if len(self.extra_rows) == 1:
+            self.extra_rows += [logger.rows() for logger in loggers_with(trainer, "rows")]
+
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -67,6 +78,8 @@ class RunDirectory(Callback):
         checkpoint["environment"] = self.environment
         for logger in loggers_with(trainer, "rows"):
             checkpoint["rows"] = logger.rows()
+        if len(self.extra_rows) == 2:
+            checkpoint["extra_rows"] = self.extra_rows
         if stop := stop_of(trainer, self.config):
             checkpoint["stopped"] = stop
         step, values = metrics_to_log(trainer)

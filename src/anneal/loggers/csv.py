@@ -4,7 +4,7 @@ import csv
 import os
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -81,7 +81,11 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def rewind(
-        self, step: int, count: int | None = None, pending: Iterable[str] = ()
+        self,
+        step: int,
+        count: int | None = None,
+        without: Sequence[int] = (0, 0),
+        pending: Iterable[str] = (),
     ) -> list[dict[str, str]]:
         """Go back to where a checkpoint was saved; to be called when training starts.
 
@@ -90,6 +94,7 @@ class CSVLogger(Logger):
         Args:
             step: The checkpoint's `global_step`, 0 for a fresh run.
             count: What `rows` gave then; None: the lines before this step stay.
+            without: Of these the first that goes, and the next that stays.
             pending: What was logged next, if it was: that line stays too.
 
         Returns:
@@ -104,7 +109,9 @@ class CSVLogger(Logger):
         stay = [
             int(row["step"]) < step
             if count is None
-            else i < count or _has(row, tests, any) or (i == count and _has(row, pending, all))
+            else (i < count and not without[0] <= i < without[1])
+            or _has(row, tests, any)
+            or (i == count and _has(row, pending, all))
             for i, row in enumerate(rows)
         ]
         self._replace(columns, [row for row, stays in zip(rows, stay, strict=True) if stays])
