@@ -211,7 +211,7 @@ def test_what_is_added_goes_to_the_default_of_a_list(run, capsys, flag, message)
          r"Choice\(lr=-1.0\): Invalid learning rate: -1.0 \(\S+tiny.py:\d+\)"),
         (["--trainer.strategy=fsdp2", *added("EMA")], "EMA averages whole weights"),
         (["--trainer.strategy=fsdp2", *added("EMAWeightAveraging")], "EMAWeightAveraging averages"),
-        (["--run_name=" + 300 * "x"], "--run_name: too long for a folder's name"),
+        (["--run_name=" + 300 * "x"], "--run_name: 300 bytes; at most 200"),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.LightningModule.configure_optimizers. returned .None.")
