@@ -1,6 +1,7 @@
 """Optimizers against their update equations, parameter groups, and the choice of the fused step."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from tiny import Tiny, fit
 from torch import nn
 
 from anneal.errors import UserError
-from anneal.optim.configure import NORMS, build_optimizer, parameter_groups
+from anneal.optim.configure import NORMS, batch_factor, build_optimizer, parameter_groups
 
 # Gradients of five steps, far from each other in size.
 GRADIENTS = [torch.tensor([g, -10 * g, 0.01]) for g in (1.0, -0.5, 2.0, 0.1, -3.0)]
@@ -199,3 +200,17 @@ def test_an_eps_that_is_nothing_in_half_precision_is_refused():
 def test_module_without_trainable_parameters_is_refused():
     with pytest.raises(UserError, match="no parameter to train"):
         parameter_groups(nn.Linear(1, 1).requires_grad_(False), True)
+
+
+def test_the_rate_grows_with_the_samples_of_a_step_and_says_how(caplog):
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(batch_size=8), world_size=2, accumulate_grad_batches=3
+    )
+    optimizer = torch.optim.SGD([nn.Parameter(START)], lr=0.5)
+    with caplog.at_level("INFO"):
+        assert batch_factor(trainer, optimizer, 16) == 3
+    line = "2 devices x batch_size 8 x accumulate 3 = 48 samples a step; lr 0.5 is for 16: lr 1.5"
+    assert caplog.messages == [line]
+    trainer.datamodule = None
+    with pytest.raises(UserError, match="lr_batch_size needs a data module that says"):
+        batch_factor(trainer, optimizer, 16)

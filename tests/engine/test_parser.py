@@ -19,6 +19,7 @@ from anneal import main
 from anneal.cli.files import read_file
 from anneal.cli.prepare import Project, prepare
 from anneal.cli.schema import in_words
+from anneal.cli.values import wrong_value
 from anneal.cli.words import read_words
 from anneal.errors import UserError, nearest
 from anneal.sweep import file as sweep
@@ -696,7 +697,14 @@ def test_nearest_prefers_the_whole_key_to_its_last_part():
         (float | list[int], "a float or a list of int"),
         (Literal["a", "b"] | Literal[3] | None, "a, b or 3"),
         (bool | int, "true, false or an int"),
+        (list["Net"], "a list of values"),  # noqa: F821
+        ("Net", "a Net"),  # a name that could not be looked up
     ],
 )
 def test_a_type_is_put_in_words(hint, words):
     assert in_words(hint) == words
+
+
+@pytest.mark.parametrize(("value", "said"), [(True, QUOTES), (False, QUOTES), (1, ""), (0, "")])
+def test_quotes_are_advised_for_a_boolean_alone(value, said):
+    assert wrong_value(value, Literal["a", "b"]) == f"expected a or b, got {value}{said}"

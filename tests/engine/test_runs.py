@@ -126,6 +126,20 @@ def test_a_checkpoint_names_its_format_and_its_class_in_plain_values(trained_run
     assert stored["model_class"].endswith(".MLP")
 
 
+def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_path):
+    weights = {"a": torch.ones(2)}
+    for name, zipped in (("new.ckpt", True), ("before torch 1.6.ckpt", False)):
+        torch.save(weights, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        torch.testing.assert_close(read_checkpoint(tmp_path / name), {"state_dict": weights})
+    (tmp_path / "text.ckpt").write_text("no weights")
+    reason = r"text.ckpt is damaged, cut or no checkpoint \(not as torch saves\)"
+    with pytest.raises(UserError, match=f"{reason}$"):
+        read_checkpoint(tmp_path / "text.ckpt")
+    torch.save({"state_dict": weights}, tmp_path / "good.ckpt")
+    with pytest.raises(UserError, match=f"{reason}; a good one is .*good.ckpt$"):
+        read_checkpoint(tmp_path / "text.ckpt")
+
+
 # ---- files
 
 
