@@ -246,6 +246,18 @@ def test_a_file_belongs_to_the_run_that_it_lies_in_or_beside_whose_checkpoints(t
         assert (run_of(elsewhere / "last.ckpt") or Path()).resolve() == (owner or Path()).resolve()
 
 
+def test_checkpoints_lie_where_the_newest_last_one_lies_or_the_newest_configuration_says(tmp_path):
+    configs = ("{}", "checkpoint: {dirpath: %s/a}", "checkpoint: {dirpath: %s/b}")
+    for name, text in zip(("config", "config-2", "config-10"), configs, strict=True):
+        (tmp_path / f"{name}.yaml").write_text(text.replace("%s", str(tmp_path)))
+    assert checkpoints_of(tmp_path) == tmp_path / "b"
+    for second, folder in ((5, "checkpoints"), (9, "a")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "last.ckpt").touch()
+        os.utime(tmp_path / folder / "last.ckpt", (second, second))
+        assert checkpoints_of(tmp_path) == tmp_path / folder
+
+
 # ---- a run that was stopped early
 
 

@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from anneal import main
 from anneal.cli.files import read_file
 from anneal.cli.prepare import Project, prepare
-from anneal.cli.schema import in_words
-from anneal.cli.values import wrong_value
+from anneal.cli.schema import Parameter, in_words
+from anneal.cli.values import standing, wrong_value
 from anneal.cli.words import read_words
 from anneal.errors import UserError, nearest
 from anneal.sweep import file as sweep
@@ -708,3 +708,11 @@ def test_a_type_is_put_in_words(hint, words):
 @pytest.mark.parametrize(("value", "said"), [(True, QUOTES), (False, QUOTES), (1, ""), (0, "")])
 def test_quotes_are_advised_for_a_boolean_alone(value, said):
     assert wrong_value(value, Literal["a", "b"]) == f"expected a or b, got {value}{said}"
+
+
+def test_print_config_takes_no_word_and_a_list_is_added_to_its_default():
+    words = read_words(["fit", "--print_config", "word"])
+    assert (words.flags, words.others) == ([("print_config", None)], ["word"])
+    assert standing(None, Parameter(list[int], [1])) == [1]
+    assert standing(True, Parameter(list[int] | bool, False)) == []
+    assert standing(3, Parameter(list[int] | int, [1])) == [3]
