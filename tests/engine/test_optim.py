@@ -10,7 +10,14 @@ from tiny import Tiny, fit
 from torch import nn
 
 from anneal.errors import UserError
-from anneal.optim.configure import NORMS, batch_factor, build_optimizer, parameter_groups
+from anneal.optim.configure import (
+    NORMS,
+    batch_factor,
+    build_optimizer,
+    configure_optimizers,
+    may_fuse,
+    parameter_groups,
+)
 
 # Gradients of five steps, far from each other in size.
 GRADIENTS = [torch.tensor([g, -10 * g, 0.01]) for g in (1.0, -0.5, 2.0, 0.1, -3.0)]
@@ -146,6 +153,20 @@ def test_unfused_where_asked_for_or_where_torch_can_not(make, parameter):
     assert not optimizer.param_groups[0].get("fused")
 
 
+@pytest.mark.parametrize(
+    ("precision", "clip", "fuses"),
+    [
+        ("32-true", 1, True),
+        ("bf16-mixed", 0, True),
+        ("bf16-mixed", 1, False),
+        ("16-mixed", 1, False),
+    ],
+)
+def test_a_step_in_mixed_precision_that_is_clipped_is_not_fused(precision, clip, fuses):
+    trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip, strategy=None)
+    assert may_fuse(trainer) is fuses
+
+
 def test_fused_and_unfused_take_the_same_way():
     for make in (
         partial(torch.optim.SGD, lr=0.1, momentum=0.9),
@@ -174,6 +195,31 @@ def test_groups_are_named_in_the_optimizer():
     module = Tiny(decay_norm=False, decay_bias=False)
     fit(module, max_epochs=1)
     assert [g["name"] for g in module.optimizers().param_groups] == ["decay", "no_decay"]
+
+
+class Body(Tiny):
+    """A network with a norm, and a head that learns faster."""
+
+    factor = 0.25
+
+    def __init__(self) -> None:
+        super().__init__(net=nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1)))
+
+    def configure_optimizers(self):
+        head = {"head": self.net[2], "body_lr_factor": self.factor}
+        return configure_optimizers(self, partial(torch.optim.SGD, lr=0.5), **head)
+
+
+def test_a_body_learns_more_slowly_than_its_head_and_all_decay_alike_by_default():
+    module = Body()
+    fit(module, max_epochs=1)
+    groups = {g["name"]: (g["lr"], len(g["params"])) for g in module.optimizers().param_groups}
+    assert groups == {"body": (0.125, 4), "head": (0.5, 2)}
+    module.factor = 1.0
+    fit(module, max_epochs=1)
+    (group,) = module.optimizers().param_groups
+    assert group["lr"] == 0.5
+    assert "name" not in group
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from yours import PACKAGE
 from anneal.errors import UserError
 from anneal.runs import metrics
 from anneal.runs.config import FORMAT, MOVED, current_name, flatten, parse
+from anneal.runs.ended import is_tested, stop_of, stopped_early
 from anneal.runs.folder import read_checkpoint
 from anneal.runs.resume import differences, nothing_left
 from anneal.system import atomic_write
@@ -136,6 +137,31 @@ def test_what_is_left_of_a_run_is_counted_in_epochs_steps_or_time():
     assert nothing_left(stored, trainer) == done.format("2 of 2 epochs", "max_epochs")
     trainer.max_epochs = -1
     assert nothing_left(stored, trainer) == ""
+
+
+def test_a_run_that_was_told_to_stop_has_nothing_left_once_it_made_the_least_it_must():
+    least = {"min_epochs": None, "min_steps": None}
+    trainer = SimpleNamespace(callbacks=[], should_stop=True, current_epoch=3, **least)
+    config = "trainer: {callbacks: null}"
+    epochs = {"epoch_progress": {"current": {"processed": 2}}}
+    stored = {"stopped": stop_of(trainer, config), "global_step": 8, "loops": {"fit_loop": epochs}}
+    assert stopped_early(stored, trainer, config) == (
+        "stopped early at epoch 3 (a callback or the module asked for it): nothing is left. To "
+        "train on, change --trainer.callbacks, or start a new run from it with --run_name."
+    )
+    assert stopped_early(stored, trainer, "trainer: {callbacks: [Stop]}") == ""
+    for name, value in (("min_epochs", 3), ("min_steps", 9)):
+        setattr(trainer, name, value)
+        assert stopped_early(stored, trainer, config) == ""
+        setattr(trainer, name, None)
+    timer = Timer(timedelta(0))
+    assert stop_of(SimpleNamespace(callbacks=[timer], should_stop=True), config) is None
+
+
+def test_a_run_is_tested_if_its_last_step_is(tmp_path):
+    assert not is_tested(tmp_path, 5)
+    (tmp_path / "metrics.csv").write_text("step,test/acc\n3,\n4,0.5\n5,\n")
+    assert [is_tested(tmp_path, step) for step in (4, 5, 6)] == [False, True, False]
 
 
 # ---- format
