@@ -18,6 +18,7 @@ COSINE = partial(schedulers.CosineAnnealingLR, T_max=None)
 ONE_CYCLE = partial(schedulers.OneCycleLR, max_lr=None, total_steps=None)
 POLYNOMIAL = partial(schedulers.PolynomialLR, total_iters=None)
 STEP = partial(lr_scheduler.StepLR, step_size=2, gamma=0.1)
+WHOLE_EPOCHS = "warmup_interval=epoch needs warmup_epochs, a whole number"
 PLATEAU = partial(schedulers.ReduceLROnPlateau, mode=None, factor=0.1, patience=1)
 
 
@@ -328,14 +329,36 @@ def test_one_cycle_shorter_than_the_run_is_refused_and_short_cosine_is_named():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"warmup_epochs": 1, "warmup_steps": 3}, "not both"),
-        ({"warmup_steps": -1}, "shorter than 0"),
-        ({"warmup_start_factor": 2.0}, "between 0 and 1"),
+        ({"warmup_epochs": 1, "warmup_steps": 3}, "give warmup_epochs or warmup_steps, not both"),
+        ({"warmup_steps": -1}, "a warmup can't be shorter than 0"),
+        ({"warmup_epochs": -1}, "a warmup can't be shorter than 0"),
+        ({"warmup_steps": 3, "warmup_interval": "epoch"}, WHOLE_EPOCHS),
+        ({"warmup_epochs": 1.5, "warmup_interval": "epoch"}, WHOLE_EPOCHS),
+        ({"warmup_start_factor": 1.1}, "warmup_start_factor must lie between 0 and 1"),
+        ({"warmup_start_factor": -0.1}, "warmup_start_factor must lie between 0 and 1"),
     ],
 )
 def test_warmup_that_makes_no_sense_is_refused(settings, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^schedule: {message}$"):
         Schedule(**settings)
+
+
+def test_the_ends_of_a_range_and_a_cosine_of_the_runs_own_length_are_fine():
+    for factor in (0, 1):
+        Schedule(warmup_start_factor=factor)
+    cosine = Schedule(partial(schedulers.CosineAnnealingLR, T_max=5), interval="step")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    cosine.build(optimizer, 5)
+    with pytest.warns(UserWarning, match="schedule: T_max=5 steps and the run has 6: after T_max"):
+        cosine.build(optimizer, 6)
+
+
+def test_a_plateau_whose_metric_does_not_say_what_is_better_is_refused():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    with pytest.raises(
+        UserError, match=r"^schedule.scheduler: is a lower or a higher val/x better"
+    ):
+        Schedule(PLATEAU, monitor="val/x").build(optimizer, None)
 
 
 @pytest.mark.parametrize("make", [COSINE, ONE_CYCLE, STEP, PLATEAU, None])
