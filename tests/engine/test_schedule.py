@@ -13,11 +13,16 @@ from torch.optim.lr_scheduler import LinearLR, SequentialLR
 from anneal.errors import UserError
 from anneal.optim import torch_schedulers as schedulers
 from anneal.optim.schedule import Schedule, direction
+from anneal.progress import Clock
 
 COSINE = partial(schedulers.CosineAnnealingLR, T_max=None)
 ONE_CYCLE = partial(schedulers.OneCycleLR, max_lr=None, total_steps=None)
 POLYNOMIAL = partial(schedulers.PolynomialLR, total_iters=None)
 STEP = partial(lr_scheduler.StepLR, step_size=2, gamma=0.1)
+NEEDS = "^schedule: ReduceLROnPlateau needs validations"
+FIRST = f"{NEEDS}; the first would come after"
+NO_VALIDATION = r"\(trainer.limit_val_batches, or no validation data\)$"
+TOO_LATE = r"\(trainer.check_val_every_n_epoch, val_check_interval, max_steps\)$"
 WHOLE_EPOCHS = "warmup_interval=epoch needs warmup_epochs, a whole number"
 PLATEAU = partial(schedulers.ReduceLROnPlateau, mode=None, factor=0.1, patience=1)
 
@@ -204,9 +209,9 @@ def test_plateau_on_an_accuracy_waits_for_higher_values():
     [
         ({"monitor": "val_acc"}, {}, "no metric 'val_acc'; there are: val/loss, val/acc"),
         ({"monitor": "val_acc"}, {"num_sanity_val_steps": 0}, "there are: val/loss, val/acc"),
-        ({}, {"limit_val_batches": 0}, "this run has none"),
-        ({}, {"check_val_every_n_epoch": 5}, "first would come after 40 steps and the run has 16"),
-        ({}, {"max_steps": 3}, "first would come after 8 steps and the run has 3"),
+        ({}, {"limit_val_batches": 0}, f"{NEEDS}, and this run has none {NO_VALIDATION}"),
+        ({}, {"check_val_every_n_epoch": 5}, f"{FIRST} 40 steps and the run has 16 {TOO_LATE}"),
+        ({}, {"max_steps": 3}, f"{FIRST} 8 steps and the run has 3 {TOO_LATE}"),
         ({"interval": "step"}, {}, "counts validations: leave interval out"),
         ({"monitor": "val/score_of_mine"}, {}, "give `mode`"),
     ],
@@ -265,6 +270,16 @@ def test_other_number_of_steps_an_epoch_on_resume_keeps_the_place_in_the_plan(na
     assert rest == pytest.approx([formula(s, 4, 24) for s in range(12, 24)])
 
 
+@pytest.mark.parametrize(("max_steps", "end"), [(-1, 16), (22, 14)])
+def test_a_run_that_goes_on_with_shorter_epochs_follows_the_epochs_done(tmp_path, max_steps, end):
+    path, schedule = tmp_path / "c.ckpt", Schedule(COSINE)
+    fit(Tiny(schedule=schedule), batches=8, max_epochs=2, callbacks=[Clock()], save=path)
+    settings = {"max_epochs": 4, "max_steps": max_steps, "callbacks": [Clock()]}
+    rest = fit(Tiny(schedule=schedule), batches=4, ckpt_path=path, **settings)
+    expected = [(1 + math.cos(math.pi * step / end)) / 2 for step in range(8, end)]
+    assert rest == pytest.approx(expected)
+
+
 def test_arguments_that_break_a_scheduler_later_are_one_line():
     with pytest.raises(UserError, match=r"StepLR: .*zero"):
         fit(Tiny(schedule=Schedule(partial(lr_scheduler.StepLR, step_size=0))), max_epochs=2)
@@ -301,7 +316,9 @@ def test_data_without_a_length_is_refused_only_where_epochs_are_counted(schedule
         trainer.fit(module)
         assert len(module.lrs) == 12
     else:
-        with pytest.raises(UserError, match="the training data has no length"):
+        with pytest.raises(
+            UserError, match=r"^schedule: it counts epochs and the training data has"
+        ):
             trainer.fit(module)
 
 
