@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LinearLR, SequentialLR
 
 from anneal.errors import UserError
 from anneal.optim import torch_schedulers as schedulers
+from anneal.optim.run_schedule import RunSchedule
 from anneal.optim.schedule import Schedule, direction
 from anneal.progress import Clock
 
@@ -278,6 +279,39 @@ def test_a_run_that_goes_on_with_shorter_epochs_follows_the_epochs_done(tmp_path
     rest = fit(Tiny(schedule=schedule), batches=4, ckpt_path=path, **settings)
     expected = [(1 + math.cos(math.pi * step / end)) / 2 for step in range(8, end)]
     assert rest == pytest.approx(expected)
+
+
+def test_a_group_that_comes_later_takes_part_in_the_warmup_and_is_remembered():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = RunSchedule(optimizer, Schedule(warmup_steps=4, warmup_start_factor=0))
+    schedule.setup(steps_per_epoch=4, total_steps=12)
+    schedule.step()
+    assert schedule.get_last_lr() == [0.25]
+    optimizer.add_param_group({"params": [torch.zeros(1)], "lr": 0.5})
+    schedule.step()
+    assert schedule.get_last_lr() == [0.5, 0.25]
+    state = schedule.state_dict()
+    assert [group["lr"] for group in state.pop("later_groups")] == [0.5]
+    assert state == {"steps": 2, "steps_per_epoch": 4}
+
+
+def test_a_group_that_comes_later_leaves_the_cut_of_a_plateau():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = RunSchedule(optimizer, Schedule(PLATEAU))
+    schedule.setup(steps_per_epoch=1, total_steps=None)
+    for _ in range(3):
+        schedule.step()
+        schedule.step_metric(1.0)
+    assert schedule.get_last_lr() == [0.1]
+    optimizer.add_param_group({"params": [torch.zeros(1)], "lr": 0.5})
+    schedule.step()
+    assert schedule.get_last_lr() == [0.1, 0.5]
+
+
+def test_a_scheduler_without_a_schedule_needs_its_length():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    with pytest.raises(TypeError, match="build it through a Schedule"):
+        schedulers.CosineAnnealingLR(optimizer, T_max=None)
 
 
 def test_arguments_that_break_a_scheduler_later_are_one_line():
