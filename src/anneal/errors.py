@@ -64,7 +64,7 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 def other_unicode(word: str, names: Iterable[str]) -> str:
     """The end of a message if a name looks the same as `word`: a Mac takes accents apart."""
-    alike = [name for name in names if normalize("NFC", name) == normalize("NFC", word)]
+    alike = [n for n in {*names} - {word} if normalize("NFC", n) == normalize("NFC", word)]
     return f"; in Unicode {word!a} is not {alike[0]!a}: rename one" if alike else ""
 
 

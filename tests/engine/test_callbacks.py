@@ -2,6 +2,7 @@
 
 import copy
 import re
+import signal
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from tiny import Tiny, fit, loader
 
 from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.checkpoint import Checkpoint
+from anneal.callbacks.graceful_shutdown import GracefulShutdown
 from anneal.callbacks.lr_monitor import LearningRateMonitor
 from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.progress_bar import ProgressBar
@@ -83,7 +85,8 @@ class BadLoss(Tiny):
 
 
 def test_a_loss_that_is_no_number_is_named_with_the_batch_it_came_from():
-    where = r"optimizer step 1 \(epoch 0, batch 5, after 5 samples, lr 1\)"
+    where = r"is NaN or infinite at optimizer step 1 \(epoch 0, batch 5, after 5 samples, lr 1\): "
+    where += r"lower .* or clip the gradient; what is saved is from before that$"
     with pytest.raises(UserError, match=where):
         fit(
             BadLoss(),
@@ -462,3 +465,48 @@ def test_pictures_show_something(tmp_path):
 
 def test_loader_is_the_same_each_time():
     assert torch.equal(next(iter(loader()))[0], next(iter(loader()))[0])
+
+
+def test_processes_ask_each_other_once_a_second_and_stop_together(tmp_path, monkeypatch):
+    asked = []
+
+    def reduce(mine: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        assert reduce_op == "max"
+        asked.append(loop.total_batch_idx)
+        told = signal.SIGTERM if loop.total_batch_idx > 60 else 0  # another process
+        return torch.maximum(mine, torch.tensor([told, 0.0]))
+
+    loop = SimpleNamespace(total_batch_idx=3)
+    strategy = SimpleNamespace(reduce=reduce, root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(world_size=2, fit_loop=loop, strategy=strategy)
+    now = "anneal.callbacks.graceful_shutdown.time.monotonic"
+    monkeypatch.setattr(now, lambda: loop.total_batch_idx / 8)
+    shutdown = GracefulShutdown(tmp_path)
+    monkeypatch.setattr(shutdown, "_listen", lambda: None)
+    shutdown.on_train_start(trainer, None)
+    stops = []
+    for loop.total_batch_idx in range(3, 80):
+        stops.append(shutdown._agree(trainer))
+    assert asked == [3, 4, 6, 10, *range(18, 67, 8)]
+    assert stops == [batch >= 66 for batch in range(3, 80)]
+
+
+@pytest.mark.filterwarnings("ignore:.ModelCheckpoint.monitor")  # there was no validation
+def test_a_run_that_ends_within_an_epoch_is_saved_before_the_epoch_is_closed(tmp_path):
+    class Watched(Checkpoint):
+        def _save_last(self, trainer):
+            saves.append((trainer.global_step, trainer.fit_loop.epoch_progress.current.completed))
+            super()._save_last(trainer)
+
+    saves = []
+    callbacks = [Clock(), Watched(dirpath=tmp_path)]
+    fit(Tiny(), max_epochs=2, max_steps=5, callbacks=callbacks, enable_checkpointing=True)
+    assert saves == [(5, 0)]
+
+
+def test_a_best_checkpoint_that_is_found_again_takes_the_place_of_the_first(tmp_path):
+    for _ in range(2):
+        callbacks = [Clock(), Checkpoint(dirpath=tmp_path)]
+        fit(Tiny(values=[0.5]), max_epochs=1, callbacks=callbacks, enable_checkpointing=True)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best-epoch=00-val_acc=0.5000.ckpt", "last.ckpt"]

@@ -18,7 +18,7 @@ from test_fit import SHORT, objects
 import anneal
 from anneal.report.card import main as card
 from anneal.report.page import main as report
-from anneal.runs.folder import checkpoints_of
+from anneal.runs.folder import OWNER, checkpoints_of, owner_of, run_of
 from anneal.sweep.file import read as read_sweep
 from anneal.sweep.process import can_resume
 from anneal.system import lock
@@ -229,6 +229,33 @@ def test_a_file_system_without_locks_is_a_warning(run, monkeypatch):
     with pytest.warns(UserWarning, match=r"can't be locked \(.*No locks available\)"):
         run(*FIT, *AUTO)
     assert steps() == 2
+
+
+def test_a_file_belongs_to_the_run_that_it_lies_in_or_beside_whose_checkpoints(tmp_path):
+    home = tmp_path / "runs/a"
+    (home / "checkpoints/old").mkdir(parents=True)
+    (home / "config.yaml").write_text("{}")
+    for file in (home / "a.pt2", home / "checkpoints/last.ckpt"):
+        assert run_of(file).resolve() == home
+    assert run_of(home / "checkpoints/old/last.ckpt") is None
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert owner_of(elsewhere) is None
+    for written, owner in (("../runs/a", home), ("../runs/b", None), ("", None), ("\udcff", None)):
+        (elsewhere / OWNER).write_bytes(written.encode(errors="surrogateescape"))
+        assert (run_of(elsewhere / "last.ckpt") or Path()).resolve() == (owner or Path()).resolve()
+
+
+def test_checkpoints_lie_where_the_newest_last_one_lies_or_the_newest_configuration_says(tmp_path):
+    configs = ("{}", "checkpoint: {dirpath: %s/a}", "checkpoint: {dirpath: %s/b}")
+    for name, text in zip(("config", "config-2", "config-10"), configs, strict=True):
+        (tmp_path / f"{name}.yaml").write_text(text.replace("%s", str(tmp_path)))
+    assert checkpoints_of(tmp_path) == tmp_path / "b"
+    for second, folder in ((5, "checkpoints"), (9, "a")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "last.ckpt").touch()
+        os.utime(tmp_path / folder / "last.ckpt", (second, second))
+        assert checkpoints_of(tmp_path) == tmp_path / folder
 
 
 # ---- a run that was stopped early

@@ -1,6 +1,7 @@
 """Optimizers against their update equations, parameter groups, and the choice of the fused step."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,14 @@ from tiny import Tiny, fit
 from torch import nn
 
 from anneal.errors import UserError
-from anneal.optim.configure import NORMS, build_optimizer, parameter_groups
+from anneal.optim.configure import (
+    NORMS,
+    batch_factor,
+    build_optimizer,
+    configure_optimizers,
+    may_fuse,
+    parameter_groups,
+)
 
 # Gradients of five steps, far from each other in size.
 GRADIENTS = [torch.tensor([g, -10 * g, 0.01]) for g in (1.0, -0.5, 2.0, 0.1, -3.0)]
@@ -145,6 +153,20 @@ def test_unfused_where_asked_for_or_where_torch_can_not(make, parameter):
     assert not optimizer.param_groups[0].get("fused")
 
 
+@pytest.mark.parametrize(
+    ("precision", "clip", "fuses"),
+    [
+        ("32-true", 1, True),
+        ("bf16-mixed", 0, True),
+        ("bf16-mixed", 1, False),
+        ("16-mixed", 1, False),
+    ],
+)
+def test_a_step_in_mixed_precision_that_is_clipped_is_not_fused(precision, clip, fuses):
+    trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip, strategy=None)
+    assert may_fuse(trainer) is fuses
+
+
 def test_fused_and_unfused_take_the_same_way():
     for make in (
         partial(torch.optim.SGD, lr=0.1, momentum=0.9),
@@ -175,6 +197,31 @@ def test_groups_are_named_in_the_optimizer():
     assert [g["name"] for g in module.optimizers().param_groups] == ["decay", "no_decay"]
 
 
+class Body(Tiny):
+    """A network with a norm, and a head that learns faster."""
+
+    factor = 0.25
+
+    def __init__(self) -> None:
+        super().__init__(net=nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1)))
+
+    def configure_optimizers(self):
+        head = {"head": self.net[2], "body_lr_factor": self.factor}
+        return configure_optimizers(self, partial(torch.optim.SGD, lr=0.5), **head)
+
+
+def test_a_body_learns_more_slowly_than_its_head_and_all_decay_alike_by_default():
+    module = Body()
+    fit(module, max_epochs=1)
+    groups = {g["name"]: (g["lr"], len(g["params"])) for g in module.optimizers().param_groups}
+    assert groups == {"body": (0.125, 4), "head": (0.5, 2)}
+    module.factor = 1.0
+    fit(module, max_epochs=1)
+    (group,) = module.optimizers().param_groups
+    assert group["lr"] == 0.5
+    assert "name" not in group
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -199,3 +246,17 @@ def test_an_eps_that_is_nothing_in_half_precision_is_refused():
 def test_module_without_trainable_parameters_is_refused():
     with pytest.raises(UserError, match="no parameter to train"):
         parameter_groups(nn.Linear(1, 1).requires_grad_(False), True)
+
+
+def test_the_rate_grows_with_the_samples_of_a_step_and_says_how(caplog):
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(batch_size=8), world_size=2, accumulate_grad_batches=3
+    )
+    optimizer = torch.optim.SGD([nn.Parameter(START)], lr=0.5)
+    with caplog.at_level("INFO"):
+        assert batch_factor(trainer, optimizer, 16) == 3
+    line = "2 devices x batch_size 8 x accumulate 3 = 48 samples a step; lr 0.5 is for 16: lr 1.5"
+    assert caplog.messages == [line]
+    trainer.datamodule = None
+    with pytest.raises(UserError, match="lr_batch_size needs a data module that says"):
+        batch_factor(trainer, optimizer, 16)

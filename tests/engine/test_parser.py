@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from anneal import main
 from anneal.cli.files import read_file
 from anneal.cli.prepare import Project, prepare
-from anneal.cli.schema import in_words
+from anneal.cli.schema import Parameter, in_words, resolve
+from anneal.cli.values import Text, option, standing, wrong_value
 from anneal.cli.words import read_words
 from anneal.errors import UserError, nearest
 from anneal.sweep import file as sweep
@@ -696,7 +697,51 @@ def test_nearest_prefers_the_whole_key_to_its_last_part():
         (float | list[int], "a float or a list of int"),
         (Literal["a", "b"] | Literal[3] | None, "a, b or 3"),
         (bool | int, "true, false or an int"),
+        (list["Net"], "a list of values"),  # noqa: F821
+        ("Net", "a Net"),  # a name that could not be looked up
     ],
 )
 def test_a_type_is_put_in_words(hint, words):
     assert in_words(hint) == words
+
+
+@pytest.mark.parametrize(("value", "said"), [(True, QUOTES), (False, QUOTES), (1, ""), (0, "")])
+def test_quotes_are_advised_for_a_boolean_alone(value, said):
+    assert wrong_value(value, Literal["a", "b"]) == f"expected a or b, got {value}{said}"
+
+
+def test_print_config_takes_no_word():
+    words = read_words(["fit", "--print_config", "word"])
+    assert (words.flags, words.others) == ([("print_config", None)], ["word"])
+
+
+def test_a_list_is_added_to_what_there_is_or_to_its_default():
+    for text, found in (("3", [1, 3]), ("[3, 4]", [1, 3, 4])):
+        assert option("x+", Text(text), Parameter(list[int]), [1]) == found
+    assert option("x", Text("[3]"), Parameter(list[int]), [1]) == [3]
+    assert standing(None, Parameter(list[int], [1])) == [1]
+    assert standing(True, Parameter(list[int] | bool, False)) == []
+    assert standing(3, Parameter(list[int] | int, [1])) == [3]
+
+
+def test_a_short_name_is_ones_own_class_before_that_of_a_library(tmp_path, monkeypatch):
+    class Base:
+        """Of these."""
+
+    def same(module: str, base: type = Base) -> type:
+        return type("Same", (base,), {"__module__": module})
+
+    _libraries = same("lightning.a"), same("torch.b")
+    with pytest.raises(UserError, match=r"several of the name 'Same': .* lightning\.a\.Same, "):
+        resolve("Same", Base)
+    assert resolve("Base", Base) is Base
+    own = same("mine.models")
+    assert resolve("Same", Base) is own
+    replaced = same("mine.more", own)
+    assert resolve("Same", Base) is replaced
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "silent.py").write_text("raise ValueError")
+    with pytest.raises(
+        UserError, match=r"can't import silent.Same: ValueError; did you mean Same\?$"
+    ):
+        resolve("silent.Same", Base)

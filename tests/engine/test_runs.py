@@ -3,18 +3,23 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from importlib import import_module
+from types import SimpleNamespace
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Timer
 from yours import PACKAGE
 
 from anneal.errors import UserError
 from anneal.runs import metrics
 from anneal.runs.config import FORMAT, MOVED, current_name, flatten, parse
+from anneal.runs.ended import is_tested, stop_of, stopped_early
 from anneal.runs.folder import read_checkpoint
-from anneal.runs.resume import differences
+from anneal.runs.resume import differences, nothing_left
 from anneal.system import atomic_write
 from anneal.testing import main
 
@@ -108,6 +113,57 @@ def test_a_resume_compares_with_todays_names():
     assert differences(OLD, yaml.safe_dump(now)) == [("model.width", 8, 16)]
 
 
+@pytest.mark.parametrize(("text", "what"), [("a: [", "no YAML: "), ("3", "no configuration$")])
+def test_what_is_no_configuration_is_named(text, what):
+    with pytest.raises(UserError, match=f"config.yaml: {what}"):
+        parse(text, "config.yaml")
+
+
+def test_what_is_left_of_a_run_is_counted_in_epochs_steps_or_time():
+    timer = Timer(timedelta(seconds=5))
+    trainer = SimpleNamespace(max_epochs=2, max_steps=-1, callbacks=[timer])
+    epochs = {"epoch_progress": {"current": {"processed": 1}}}
+    spent = {timer.state_key: {"time_elapsed": {"train": 3.0}}}
+    stored = {"global_step": 8, "loops": {"fit_loop": epochs}, "callbacks": spent}
+    done = "has done {}: nothing is left. To train on, raise --trainer.{}."
+    assert nothing_left(stored, trainer) == ""
+    spent[timer.state_key]["time_elapsed"]["train"] = 6.0
+    assert nothing_left(stored, trainer) == done.format("6 of 5 seconds", "max_time")
+    trainer.max_steps = 8
+    assert nothing_left(stored, trainer) == done.format("8 of 8 steps", "max_steps")
+    stored["position"] = {"validation_is_due": True}
+    assert nothing_left(stored, trainer) == ""
+    stored["position"]["epoch"] = 2
+    assert nothing_left(stored, trainer) == done.format("2 of 2 epochs", "max_epochs")
+    trainer.max_epochs = -1
+    assert nothing_left(stored, trainer) == ""
+
+
+def test_a_run_that_was_told_to_stop_has_nothing_left_once_it_made_the_least_it_must():
+    least = {"min_epochs": None, "min_steps": None}
+    trainer = SimpleNamespace(callbacks=[], should_stop=True, current_epoch=3, **least)
+    config = "trainer: {callbacks: null}"
+    epochs = {"epoch_progress": {"current": {"processed": 2}}}
+    stored = {"stopped": stop_of(trainer, config), "global_step": 8, "loops": {"fit_loop": epochs}}
+    assert stopped_early(stored, trainer, config) == (
+        "stopped early at epoch 3 (a callback or the module asked for it): nothing is left. To "
+        "train on, change --trainer.callbacks, or start a new run from it with --run_name."
+    )
+    assert stopped_early(stored, trainer, "trainer: {callbacks: [Stop]}") == ""
+    for name, value in (("min_epochs", 3), ("min_steps", 9)):
+        setattr(trainer, name, value)
+        assert stopped_early(stored, trainer, config) == ""
+        setattr(trainer, name, None)
+    timer = Timer(timedelta(0))
+    assert stop_of(SimpleNamespace(callbacks=[timer], should_stop=True), config) is None
+
+
+def test_a_run_is_tested_if_its_last_step_is(tmp_path):
+    assert not is_tested(tmp_path, 5)
+    (tmp_path / "metrics.csv").write_text("step,test/acc\n3,\n4,0.5\n5,\n")
+    assert [is_tested(tmp_path, step) for step in (4, 5, 6)] == [False, True, False]
+
+
 # ---- format
 
 
@@ -124,6 +180,24 @@ def test_a_checkpoint_names_its_format_and_its_class_in_plain_values(trained_run
     stored = read_checkpoint(trained_runs / "digits/checkpoints/last.ckpt")
     assert stored["format"] == FORMAT
     assert stored["model_class"].endswith(".MLP")
+
+
+def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_path):
+    weights = {"a": torch.ones(2)}
+    for name, zipped in (("new.ckpt", True), ("before torch 1.6.ckpt", False)):
+        torch.save(weights, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        torch.testing.assert_close(read_checkpoint(tmp_path / name), {"state_dict": weights})
+    (tmp_path / "text.ckpt").write_text("no weights")
+    reason = r"text.ckpt is damaged, cut or no checkpoint \(not as torch saves\)"
+    with pytest.raises(UserError, match=f"{reason}$"):
+        read_checkpoint(tmp_path / "text.ckpt")
+    with ZipFile(tmp_path / "packed.ckpt", "w", ZIP_DEFLATED) as packed:
+        packed.writestr("data.pkl", 1000 * "a")
+    with pytest.raises(UserError, match=r"no checkpoint \(it is compressed\)"):
+        read_checkpoint(tmp_path / "packed.ckpt")
+    torch.save({"state_dict": weights}, tmp_path / "good.ckpt")
+    with pytest.raises(UserError, match=f"{reason}; a good one is .*good.ckpt$"):
+        read_checkpoint(tmp_path / "text.ckpt")
 
 
 # ---- files

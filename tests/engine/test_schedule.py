@@ -12,12 +12,19 @@ from torch.optim.lr_scheduler import LinearLR, SequentialLR
 
 from anneal.errors import UserError
 from anneal.optim import torch_schedulers as schedulers
+from anneal.optim.run_schedule import RunSchedule
 from anneal.optim.schedule import Schedule, direction
+from anneal.progress import Clock
 
 COSINE = partial(schedulers.CosineAnnealingLR, T_max=None)
 ONE_CYCLE = partial(schedulers.OneCycleLR, max_lr=None, total_steps=None)
 POLYNOMIAL = partial(schedulers.PolynomialLR, total_iters=None)
 STEP = partial(lr_scheduler.StepLR, step_size=2, gamma=0.1)
+NEEDS = "^schedule: ReduceLROnPlateau needs validations"
+FIRST = f"{NEEDS}; the first would come after"
+NO_VALIDATION = r"\(trainer.limit_val_batches, or no validation data\)$"
+TOO_LATE = r"\(trainer.check_val_every_n_epoch, val_check_interval, max_steps\)$"
+WHOLE_EPOCHS = "warmup_interval=epoch needs warmup_epochs, a whole number"
 PLATEAU = partial(schedulers.ReduceLROnPlateau, mode=None, factor=0.1, patience=1)
 
 
@@ -203,9 +210,9 @@ def test_plateau_on_an_accuracy_waits_for_higher_values():
     [
         ({"monitor": "val_acc"}, {}, "no metric 'val_acc'; there are: val/loss, val/acc"),
         ({"monitor": "val_acc"}, {"num_sanity_val_steps": 0}, "there are: val/loss, val/acc"),
-        ({}, {"limit_val_batches": 0}, "this run has none"),
-        ({}, {"check_val_every_n_epoch": 5}, "first would come after 40 steps and the run has 16"),
-        ({}, {"max_steps": 3}, "first would come after 8 steps and the run has 3"),
+        ({}, {"limit_val_batches": 0}, f"{NEEDS}, and this run has none {NO_VALIDATION}"),
+        ({}, {"check_val_every_n_epoch": 5}, f"{FIRST} 40 steps and the run has 16 {TOO_LATE}"),
+        ({}, {"max_steps": 3}, f"{FIRST} 8 steps and the run has 3 {TOO_LATE}"),
         ({"interval": "step"}, {}, "counts validations: leave interval out"),
         ({"monitor": "val/score_of_mine"}, {}, "give `mode`"),
     ],
@@ -264,6 +271,49 @@ def test_other_number_of_steps_an_epoch_on_resume_keeps_the_place_in_the_plan(na
     assert rest == pytest.approx([formula(s, 4, 24) for s in range(12, 24)])
 
 
+@pytest.mark.parametrize(("max_steps", "end"), [(-1, 16), (22, 14)])
+def test_a_run_that_goes_on_with_shorter_epochs_follows_the_epochs_done(tmp_path, max_steps, end):
+    path, schedule = tmp_path / "c.ckpt", Schedule(COSINE)
+    fit(Tiny(schedule=schedule), batches=8, max_epochs=2, callbacks=[Clock()], save=path)
+    settings = {"max_epochs": 4, "max_steps": max_steps, "callbacks": [Clock()]}
+    rest = fit(Tiny(schedule=schedule), batches=4, ckpt_path=path, **settings)
+    expected = [(1 + math.cos(math.pi * step / end)) / 2 for step in range(8, end)]
+    assert rest == pytest.approx(expected)
+
+
+def test_a_group_that_comes_later_takes_part_in_the_warmup_and_is_remembered():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = RunSchedule(optimizer, Schedule(warmup_steps=4, warmup_start_factor=0))
+    schedule.setup(steps_per_epoch=4, total_steps=12)
+    schedule.step()
+    assert schedule.get_last_lr() == [0.25]
+    optimizer.add_param_group({"params": [torch.zeros(1)], "lr": 0.5})
+    schedule.step()
+    assert schedule.get_last_lr() == [0.5, 0.25]
+    state = schedule.state_dict()
+    assert [group["lr"] for group in state.pop("later_groups")] == [0.5]
+    assert state == {"steps": 2, "steps_per_epoch": 4}
+
+
+def test_a_group_that_comes_later_leaves_the_cut_of_a_plateau():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = RunSchedule(optimizer, Schedule(PLATEAU))
+    schedule.setup(steps_per_epoch=1, total_steps=None)
+    for _ in range(3):
+        schedule.step()
+        schedule.step_metric(1.0)
+    assert schedule.get_last_lr() == [0.1]
+    optimizer.add_param_group({"params": [torch.zeros(1)], "lr": 0.5})
+    schedule.step()
+    assert schedule.get_last_lr() == [0.1, 0.5]
+
+
+def test_a_scheduler_without_a_schedule_needs_its_length():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    with pytest.raises(TypeError, match="build it through a Schedule"):
+        schedulers.CosineAnnealingLR(optimizer, T_max=None)
+
+
 def test_arguments_that_break_a_scheduler_later_are_one_line():
     with pytest.raises(UserError, match=r"StepLR: .*zero"):
         fit(Tiny(schedule=Schedule(partial(lr_scheduler.StepLR, step_size=0))), max_epochs=2)
@@ -300,7 +350,9 @@ def test_data_without_a_length_is_refused_only_where_epochs_are_counted(schedule
         trainer.fit(module)
         assert len(module.lrs) == 12
     else:
-        with pytest.raises(UserError, match="the training data has no length"):
+        with pytest.raises(
+            UserError, match=r"^schedule: it counts epochs and the training data has"
+        ):
             trainer.fit(module)
 
 
@@ -328,14 +380,36 @@ def test_one_cycle_shorter_than_the_run_is_refused_and_short_cosine_is_named():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"warmup_epochs": 1, "warmup_steps": 3}, "not both"),
-        ({"warmup_steps": -1}, "shorter than 0"),
-        ({"warmup_start_factor": 2.0}, "between 0 and 1"),
+        ({"warmup_epochs": 1, "warmup_steps": 3}, "give warmup_epochs or warmup_steps, not both"),
+        ({"warmup_steps": -1}, "a warmup can't be shorter than 0"),
+        ({"warmup_epochs": -1}, "a warmup can't be shorter than 0"),
+        ({"warmup_steps": 3, "warmup_interval": "epoch"}, WHOLE_EPOCHS),
+        ({"warmup_epochs": 1.5, "warmup_interval": "epoch"}, WHOLE_EPOCHS),
+        ({"warmup_start_factor": 1.1}, "warmup_start_factor must lie between 0 and 1"),
+        ({"warmup_start_factor": -0.1}, "warmup_start_factor must lie between 0 and 1"),
     ],
 )
 def test_warmup_that_makes_no_sense_is_refused(settings, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^schedule: {message}$"):
         Schedule(**settings)
+
+
+def test_the_ends_of_a_range_and_a_cosine_of_the_runs_own_length_are_fine():
+    for factor in (0, 1):
+        Schedule(warmup_start_factor=factor)
+    cosine = Schedule(partial(schedulers.CosineAnnealingLR, T_max=5), interval="step")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    cosine.build(optimizer, 5)
+    with pytest.warns(UserWarning, match="schedule: T_max=5 steps and the run has 6: after T_max"):
+        cosine.build(optimizer, 6)
+
+
+def test_a_plateau_whose_metric_does_not_say_what_is_better_is_refused():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    with pytest.raises(
+        UserError, match=r"^schedule.scheduler: is a lower or a higher val/x better"
+    ):
+        Schedule(PLATEAU, monitor="val/x").build(optimizer, None)
 
 
 @pytest.mark.parametrize("make", [COSINE, ONE_CYCLE, STEP, PLATEAU, None])

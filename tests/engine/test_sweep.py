@@ -203,6 +203,12 @@ def test_a_parameter_is_distributed_as_wandb_says(kind):
     assert np.abs(expected.cdf(places) - shares).max() < 1.95 / math.sqrt(500)
 
 
+def test_plain_values_are_drawn_as_they_are_and_lists_as_text():
+    p = parameter(("x",), {"values": ["a", 1, [2, 3], "a"]})
+    assert p.grid == ["a", 1, "[2, 3]"]
+    assert [p.value(drawn) for drawn in p.grid] == ["a", 1, [2, 3]]
+
+
 def test_probabilities_of_values_are_kept():
     p = parameter(("x",), {"values": ["a", "b"], "probabilities": [0.2, 0.8]})
     assert [p.value(u) for u in (0.1, 0.19, 0.21, 0.99)] == ["a", "a", "b", "b"]
@@ -223,6 +229,10 @@ def test_probabilities_of_values_are_kept():
         ({"parameters": {"x": 3}}, "parameters.x: write {value: 3} for a constant"),
         ({"parameters": {"x": {"min": "1e-4", "max": 1}}}, "write 1.0e-4"),
         ({"parameters": {"x": {"min": 1, "max": 3, "q": 1}}}, "x.q: int_uniform takes min, max"),
+        *(
+            ({"method": "random", "parameters": {"x": {"values": ["a", "b"], **shares}}}, "as many")
+            for shares in ({"probabilities": [0.5, 0.4]}, {"probabilities": [1.0]})
+        ),
         ({"early_terminate": {"type": "envelope"}}, "early_terminate.type=envelope"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 3, "eta": 1.5}}, "eta=1.5: not sup"),
         ({"metric": None, "method": "bayes"}, "metric: bayes and early_terminate need"),

@@ -134,7 +134,7 @@ class Config:
                 continue
             plain = name.rstrip("+")
             if (of := schema.get(plain)) is None:
-                self._unknown(name, value, scope, schema, prefix)
+                self._unknown(name, value, scope, prefix)
                 continue
             try:
                 self._put(into, name, value, of, scope, prefix + plain)
@@ -142,7 +142,7 @@ class Config:
             except UserError as e:
                 self._error(prefix + plain, str(e))
 
-    def _unknown(self, name: str, value: Any, scope: Scope, schema: Schema, prefix: str) -> None:
+    def _unknown(self, name: str, value: Any, scope: Scope, prefix: str) -> None:
         """Say that there is no such name, and which one was meant."""
         if name == "class_path":
             return self._error(prefix[:-1], "takes no class")
@@ -184,7 +184,7 @@ class Config:
         elif isinstance(value, dict) and not values.takes_dict(of.hint):
             if self._file:
                 raise UserError(values.wrong_value(value, of.hint))
-            self._unknown(plain, value, Scope("", "", {}), {}, key.removesuffix(plain))
+            self._unknown(plain, value, Scope("", "", {}), key.removesuffix(plain))
         elif isinstance(value, dict):
             new = {k: values.untyped(v) for k, v in value.items()}
             into[plain] = {**(into.get(plain) or {}), **new}

@@ -128,7 +128,7 @@ def wrong_value(value: Any, hint: Any) -> str:
     """Say what is wrong with a value that its type refused."""
     kinds, bases = members(hint), base_classes(hint)
     named = choices(hint)
-    quotes = QUOTES if value in (True, False) and (named or str in kinds) else ""
+    quotes = QUOTES if isinstance(value, bool) and (named or str in kinds) else ""
     near = did_you_mean(str(value), named) if not bases else ""
     return f"expected {in_words(hint)}, got {shown(value)}{quotes}{near}"
 

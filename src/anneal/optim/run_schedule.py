@@ -218,7 +218,7 @@ class RunSchedule(LRScheduler):
             return [1.0] * len(self.first_lrs)
         return [
             g["lr"] / lr if lr else 1.0
-            for g, lr in zip(self.optimizer.param_groups, self.first_lrs, strict=True)
+            for g, lr in zip(self.optimizer.param_groups, self.first_lrs, strict=False)
         ]
 
     def _restore_plateau(self) -> None:

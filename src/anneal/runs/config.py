@@ -40,8 +40,8 @@ def parse(text: str, where: object) -> dict[str, Any]:
     """Return a configuration with today's class paths; raise UserError if it can't be read here."""
     try:
         # C's parser takes a tenth of the time where it was built, but no path that is no UTF-8.
-        fast = "CSafeLoader" if "\\uDC" not in text else "SafeLoader"
-        tree = yaml.load(text, Loader=getattr(yaml, fast, yaml.SafeLoader))
+        fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        tree = yaml.load(text, Loader=yaml.SafeLoader if "\\uDC" in text else fast)
     except yaml.YAMLError as e:
         raise UserError(f"{where}: no YAML: {' '.join(str(e).split())}") from e
     if not isinstance(tree, dict):
@@ -85,7 +85,7 @@ def current_name(path: str) -> str:
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of nested keys, each under its key as one types it: without `init_args`."""
     for key, value in tree.items():
-        path = prefix.rstrip(".") if key == "init_args" else f"{prefix}{key}"
+        path = prefix.removesuffix(".") if key == "init_args" else f"{prefix}{key}"
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{path}.")
         else:

@@ -163,7 +163,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: It is damaged, and the newest good one beside it is named; or it is too new.
     """
     try:
-        checkpoint = _load(path, mmap=True)
+        checkpoint = _load(path)
         if isinstance(checkpoint, dict) and "state_dict" not in checkpoint:
             state = checkpoint.get("model", checkpoint)
             if isinstance(state, dict) and any(hasattr(v, "shape") for v in state.values()):
@@ -204,26 +204,24 @@ def _best(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
-def _load(path: Path, mmap: bool) -> Any:
+def _load(path: Path) -> Any:
     import torch  # takes seconds, and most of this file needs none
 
-    if not is_zipfile(path):
-        # Before torch 1.6 a file was a pickle; of any other torch has much to say.
-        if path.open("rb").read(1) != b"\x80":
-            raise ValueError("not as torch saves")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    with ZipFile(path) as file:
-        # torch.save stores; a few KB that are compressed can unpack to any size.
-        if any(entry.compress_type != ZIP_STORED for entry in file.infolist()):
-            raise ValueError("it is compressed")
-        if damaged := file.testzip():  # torch itself looks at no checksum
-            raise ValueError(f"{damaged} is not what was written")
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    if zipped := is_zipfile(path):
+        with ZipFile(path) as file:
+            # torch.save stores; a few KB that are compressed can unpack to any size.
+            if any(entry.compress_type != ZIP_STORED for entry in file.infolist()):
+                raise ValueError("it is compressed")
+            if damaged := file.testzip():  # torch itself looks at no checksum
+                raise ValueError(f"{damaged} is not what was written")
+    elif path.open("rb").read(1) != b"\x80":  # a pickle, as before torch 1.6
+        raise ValueError("not as torch saves")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
 def _loads(path: Path) -> bool:
     try:
-        return "state_dict" in _load(path, mmap=False)
+        return "state_dict" in _load(path)
     except Exception:
         return False
 
