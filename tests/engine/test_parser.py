@@ -643,6 +643,19 @@ def test_values_have_the_types_that_they_are_given_for(recipe):
     assert parse("--config=recipe.yaml", "--trainer.logger=false").trainer.logger is False
 
 
+def test_a_class_in_a_list_is_added_set_anew_or_addressed_as_the_last(recipe):
+    def names(*words: str) -> list[str]:
+        found = parse(*FIRST, *(f"--trainer.callbacks{word}" for word in words)).trainer.callbacks
+        found = found if isinstance(found, list) else [found]
+        return [callback.class_path.rpartition(".")[2] for callback in found]
+
+    timer, stop = "+=DeviceStatsMonitor", "+=EarlyStopping"
+    assert names(timer, stop, ".monitor=val/acc") == ["DeviceStatsMonitor", "EarlyStopping"]
+    assert names(timer, stop, ".monitor=val/acc", "=OnExceptionCheckpoint", ".dirpath=here") == [
+        "OnExceptionCheckpoint"
+    ]
+
+
 def test_print_config_prints_a_configuration_that_parses_to_the_same(recipe, capsys):
     change = [recipe, "--model.optimizer=SGD", "--model.optimizer.lr=0.5", "--data=TinyData"]
     with pytest.raises(SystemExit) as stop:
@@ -662,6 +675,7 @@ def test_print_config_prints_a_configuration_that_parses_to_the_same(recipe, cap
         (["--help"], ["--trainer.max_epochs", "model, a class chosen by name:", "[--key=value"]),
         (["--model.help=TinyNet"], ["How wide."]),
         (["--model=TinyNet", "--model.optimizer.help=SGD"], ["momentum"]),
+        (["--model=TinyNet", "--model.help"], ["How wide."]),
     ],
 )
 def test_help_shows_docstrings_and_no_wall_of_usage(capsys, args, wanted):
