@@ -413,6 +413,10 @@ def test_a_missing_file_is_named_with_the_nearest(error, in_tmp):
             "'-trainer.max_epochs=3': options begin with two dashes; "
             "did you mean --trainer.max_epochs?",
         ),
+        (
+            ["fit", "epochs=3"],
+            "'epochs=3': options begin with two dashes; did you mean --trainer.max_epochs?",
+        ),
         (["fit", "--trainer.max_epochs"], "--trainer.max_epochs needs a value"),
         (["fit", "--model=TinyNet", "--model.width"], "--model.width needs a value"),
         (["fit", "--print_confi"], "--print_confi: no such option; did you mean --print_config?"),
@@ -429,6 +433,7 @@ def test_a_word_that_nothing_takes_is_explained(errors, words, wanted):
     ("content", "wanted"),
     [
         ("trainer:\nmodel: TinyNet", "trainer: expected keys under it, got None"),
+        ("trainer: {class_path: Trainer}", "trainer: takes no class"),
         (
             "model: {class_path: TinyNet, init_args: }",
             "model.init_args: expected keys under it, got None",
