@@ -282,3 +282,9 @@ def test_images_of_the_first_and_the_last_size_are_tried(first: int) -> None:
     module.seen.clear()
     module._try_images(SimpleNamespace(image_shape=(1, 8, 8)))
     assert module.seen == {(2, 1, 8, 8)}
+
+
+def test_a_prediction_takes_the_number_of_classes_from_the_checkpoint(trained: Path) -> None:
+    module = Fixed(None)
+    Trainer(**QUIET).predict(module, Samples(*random_samples(4, 3)), ckpt_path=trained)
+    assert (module.num_classes, module.class_names) == (3, ["cat", "dog", "owl"])

@@ -463,6 +463,12 @@ def test_a_class_written_the_wrong_way_is_explained(error, in_tmp, content, want
     assert error("--config=configs/my.yaml") == f"configs/my.yaml: {wanted}"
 
 
+def test_a_mistake_in_a_file_hides_none_of_those_after_it(errors, in_tmp):
+    Path("configs/my.yaml").write_text("1: 2\ntrainr: 3\ndta: 4\nmodel: [TinyNet]")
+    found = [line.split(": ")[1] for line in errors("--config=configs/my.yaml")]
+    assert found == ["Key must be a string, got", "trainr", "dta", "model"]
+
+
 @pytest.mark.parametrize(
     ("flag", "wanted"),
     [

@@ -8,6 +8,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from zipfile import ZIP_DEFLATED, ZipFile
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from yours import PACKAGE
 from anneal.errors import UserError
 from anneal.runs import metrics
 from anneal.runs.config import FORMAT, MOVED, current_name, flatten, parse
+from anneal.runs.drops import drops
 from anneal.runs.ended import is_tested, stop_of, stopped_early
 from anneal.runs.folder import read_checkpoint
 from anneal.runs.resume import differences, nothing_left
@@ -162,6 +164,14 @@ def test_a_run_is_tested_if_its_last_step_is(tmp_path):
     assert not is_tested(tmp_path, 5)
     (tmp_path / "metrics.csv").write_text("step,test/acc\n3,\n4,0.5\n5,\n")
     assert [is_tested(tmp_path, step) for step in (4, 5, 6)] == [False, True, False]
+
+
+def test_a_rate_that_falls_again_within_an_epoch_slopes_unless_by_the_same_factor():
+    epochs = np.array([0.0, 1, 2])
+    assert drops(np.array([1, 0.5, 0.1]), 2 * epochs) == [1, 2]
+    assert drops(np.array([1, 0.5, 0.1]), epochs) == []
+    assert drops(np.array([1, 0.5, 0.25]), epochs) == [1, 2]
+    assert drops(np.array([1, 0.81, 0.5]), 2 * epochs) == [2]
 
 
 # ---- format
