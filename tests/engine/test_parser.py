@@ -555,6 +555,11 @@ SGD_IN_FILE = "model: {init_args: {optimizer: {class_path: SGD, init_args: {lr: 
         (["--model.optimizer=SGD"], 0.001, "lr=0.01, weight_decay=0.2"),
         (["--model.optimizer=torch.optim.SGD"], 0.001, "lr=0.01, weight_decay=0.2"),
         (["--model.optimizer=SGD", "--model.optimizer.lr=0.1"], 0.1, "weight_decay=0.2"),
+        (
+            ["--model.optimizer.eps=1e-8", "--model.optimizer=SGD"],
+            0.001,
+            "lr=0.01, weight_decay=0.2",
+        ),
         (["--model.optimizer.lr=0.1", "--model.optimizer=SGD"], 0.001, "lr=0.1, weight_decay=0.2"),
         (["--model.optimizer={class_path: SGD, init_args: {lr: 1.0}}"], 1.0, "weight_decay=0.2"),
         ([SGD_IN_FILE], 0.3, "weight_decay=0.2"),
@@ -756,8 +761,8 @@ def test_a_short_name_is_ones_own_class_before_that_of_a_library(tmp_path, monke
     def same(module: str, base: type = Base) -> type:
         return type("Same", (base,), {"__module__": module})
 
-    _libraries = same("lightning.a"), same("torch.b")
-    with pytest.raises(UserError, match=r"several of the name 'Same': .* lightning\.a\.Same, "):
+    _libraries = same("lightning.a.b"), same("torch.c.d")
+    with pytest.raises(UserError, match=r"several of the name 'Same': .* lightning\.a\.b\.Same, "):
         resolve("Same", Base)
     assert resolve("Base", Base) is Base
     own = same("mine.models")
