@@ -20,7 +20,7 @@ from anneal.runs import metrics
 from anneal.runs.config import FORMAT, MOVED, current_name, flatten, parse
 from anneal.runs.drops import drops
 from anneal.runs.ended import is_tested, stop_of, stopped_early
-from anneal.runs.folder import read_checkpoint
+from anneal.runs.folder import find_checkpoint, read_checkpoint
 from anneal.runs.resume import differences, nothing_left
 from anneal.system import atomic_write
 from anneal.testing import main
@@ -115,10 +115,32 @@ def test_a_resume_compares_with_todays_names():
     assert differences(OLD, yaml.safe_dump(now)) == [("model.width", 8, 16)]
 
 
-@pytest.mark.parametrize(("text", "what"), [("a: [", "no YAML: "), ("3", "no configuration$")])
+@pytest.mark.parametrize(
+    ("text", "what"), [("a: [", "no YAML: while parsing"), ("3", "no configuration$")]
+)
 def test_what_is_no_configuration_is_named(text, what):
     with pytest.raises(UserError, match=f"config.yaml: {what}"):
         parse(text, "config.yaml")
+
+
+def test_a_path_that_is_no_utf_8_is_read_back():
+    assert parse(r'root: "caf\uDCE9"', "config.yaml") == {"root": os.fsdecode(b"caf\xe9")}
+
+
+def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    folder = tmp_path / "a/checkpoints"
+    folder.mkdir(parents=True)
+    (tmp_path / "a/config.yaml").write_text("{}")
+    where = "--ckpt_path=best: not in .*a/checkpoints, where there is"
+    with pytest.raises(UserError, match=f"^{where} no checkpoint; --run=NAME is for another run"):
+        find_checkpoint(tmp_path, "best", None)
+    for name in ("z.ckpt", "last.ckpt", "text"):
+        (folder / name).touch()
+    assert find_checkpoint(tmp_path, "last", None) == folder / "last.ckpt"
+    with pytest.raises(UserError, match=f"^{where} last.ckpt, z.ckpt; "):
+        find_checkpoint(tmp_path, "best", "a")
+    with pytest.raises(UserError, match=r"^--ckpt_path=LAST: no such file \(or say best or last\)"):
+        find_checkpoint(tmp_path, "LAST", None)
 
 
 def test_what_is_left_of_a_run_is_counted_in_epochs_steps_or_time():
