@@ -19,7 +19,7 @@ from anneal import main
 from anneal.cli.files import read_file
 from anneal.cli.prepare import Project, prepare
 from anneal.cli.schema import Parameter, in_words, resolve
-from anneal.cli.values import Text, option, standing, wrong_value
+from anneal.cli.values import Text, option, reads_back, standing, wrong_value
 from anneal.cli.words import read_words
 from anneal.errors import UserError, nearest
 from anneal.sweep import file as sweep
@@ -775,3 +775,17 @@ def test_a_short_name_is_ones_own_class_before_that_of_a_library(tmp_path, monke
         UserError, match=r"can't import silent.Same: ValueError; did you mean Same\?$"
     ):
         resolve("silent.Same", Base)
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "hint", "found"),
+    [
+        ("3", "3", str, True),
+        ("3", "3", float | str, False),  # it would be a number
+        ("a", Path("a"), Path, True),
+        ("b", Path("a"), Path, False),
+        ("a", Path("a"), str, False),
+    ],
+)
+def test_a_value_is_read_back_if_yaml_and_its_type_make_the_same_of_it(written, value, hint, found):
+    assert reads_back(written, value, hint) is found
