@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from anneal import main
 from anneal.cli.files import read_file
 from anneal.cli.prepare import Project, prepare
-from anneal.cli.schema import Parameter, in_words, resolve
+from anneal.cli.schema import REQUIRED, Parameter, default_of, in_words, resolve
 from anneal.cli.values import Text, option, reads_back, standing, wrong_value
 from anneal.cli.words import read_words
 from anneal.errors import UserError, nearest
@@ -751,6 +751,7 @@ def test_a_list_is_added_to_what_there_is_or_to_its_default():
     assert option("x", Text("[3]"), Parameter(list[int]), [1]) == [3]
     assert standing(None, Parameter(list[int], [1])) == [1]
     assert standing(True, Parameter(list[int] | bool, False)) == []
+    assert (default_of(Parameter(int, 3)), default_of(None)) == (3, REQUIRED)
     assert standing(3, Parameter(list[int] | int, [1])) == [3]
 
 

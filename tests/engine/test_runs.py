@@ -20,7 +20,7 @@ from anneal.runs import metrics
 from anneal.runs.config import FORMAT, MOVED, current_name, flatten, parse
 from anneal.runs.drops import drops
 from anneal.runs.ended import is_tested, stop_of, stopped_early
-from anneal.runs.folder import find_checkpoint, read_checkpoint
+from anneal.runs.folder import check_writable, find_checkpoint, read_checkpoint
 from anneal.runs.resume import differences, nothing_left
 from anneal.system import atomic_write
 from anneal.testing import main
@@ -230,6 +230,15 @@ def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_
     torch.save({"state_dict": weights}, tmp_path / "good.ckpt")
     with pytest.raises(UserError, match=f"{reason}; a good one is .*good.ckpt$"):
         read_checkpoint(tmp_path / "text.ckpt")
+
+
+def test_a_folder_is_made_with_those_above_it_or_said_to_be_impossible(tmp_path):
+    check_writable(tmp_path / "a/b")
+    check_writable(tmp_path / "a/b")
+    assert not list((tmp_path / "a/b").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^can't write the run's folder into .*file/a: Not a dir"):
+        check_writable(tmp_path / "file/a")
 
 
 # ---- files
