@@ -586,3 +586,15 @@ def test_a_plateau_of_lightning_sees_the_epoch_after_which_a_run_was_saved(tmp_p
 
     leg(max_epochs=2)
     assert leg(max_epochs=4, ckpt_path=tmp_path / "last.ckpt") == whole[16:]
+
+
+def test_a_step_without_a_gradient_has_no_norm(tmp_path):
+    class Without(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            for p in pl_module.parameters():
+                p.grad = None
+
+    logger, callbacks = CSVLogger(tmp_path), [Without(), NonFiniteGuard()]
+    with pytest.raises(UserError, match="epoch 0 took no optimizer step: of 8 batches none gave"):
+        fit(Tiny(), max_epochs=1, log_every_n_steps=8, callbacks=callbacks, logger=logger)
+    assert not any(row.get("train/grad_norm") for row in logged(tmp_path))
