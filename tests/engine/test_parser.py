@@ -100,7 +100,10 @@ class OtherWidths(LightningModule):
     """
 
     def __init__(
-        self, width: tuple[int, int] = (1, 2), optimizer: Callable[[Iterable], Optimizer] = AdamW
+        self,
+        width: tuple[int, int] = (1, 2),
+        optimizer: Callable[[Iterable], Optimizer] = AdamW,
+        bias: bool = True,
     ) -> None:
         super().__init__()
 
@@ -610,11 +613,11 @@ def test_another_model_keeps_what_both_take_and_says_so(recipe, capsys):
 
 
 def test_what_does_not_fit_the_other_model_is_not_kept(recipe, capsys):
-    model = parse(recipe, "--model=OtherWidths").model
+    model = parse(recipe, "--model.bias=false", "--model=OtherWidths").model
     assert list(model.init_args.width) == [1, 2]
     assert model.init_args.optimizer.init_args.lr == 0.01
     assert capsys.readouterr().err == (
-        "note: model: TinyNet -> OtherWidths keeps optimizer and drops width=5, schedule\n"
+        "note: model: TinyNet -> OtherWidths keeps optimizer, bias and drops width=5, schedule\n"
     )
 
 

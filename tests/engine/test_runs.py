@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -20,7 +21,7 @@ from anneal.runs import metrics
 from anneal.runs.config import FORMAT, MOVED, current_name, flatten, parse
 from anneal.runs.drops import drops
 from anneal.runs.ended import is_tested, stop_of, stopped_early
-from anneal.runs.folder import check_writable, find_checkpoint, read_checkpoint
+from anneal.runs.folder import check_writable, find_checkpoint, read_checkpoint, recipe_of
 from anneal.runs.resume import differences, nothing_left
 from anneal.system import atomic_write
 from anneal.testing import main
@@ -239,6 +240,19 @@ def test_a_folder_is_made_with_those_above_it_or_said_to_be_impossible(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^can't write the run's folder into .*file/a: Not a dir"):
         check_writable(tmp_path / "file/a")
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe"),
+    [
+        ("configs/mnist.yaml", "mnist"),
+        ("runs/mnist-20261125-050655-af3d6c/config.yaml", "mnist"),
+        ("runs/mine/config.yaml", "mine"),
+        ("runs/-20261125-050655-af3d6c/config.yaml", "run"),
+    ],
+)
+def test_a_recipe_goes_by_the_name_of_its_file_or_of_its_run(config, recipe):
+    assert recipe_of(Path(config)) == recipe
 
 
 # ---- files
