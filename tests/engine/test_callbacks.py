@@ -41,6 +41,18 @@ def test_random_numbers_differ_between_processes_and_epochs_and_repeat():
     assert draw(0, 0) != drawn[0, 0]
 
 
+def test_a_checkpoint_holds_the_random_numbers_of_all_processes(monkeypatch):
+    def gather(states, own):
+        states[:] = [{"torch": torch.zeros(1)}, own]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    saved = {}
+    SeedEveryEpoch().on_save_checkpoint(SimpleNamespace(world_size=2), None, saved)
+    other, own = saved["rng_states"]
+    assert other["torch"] == 0
+    assert torch.equal(own["torch"], torch.get_rng_state())
+
+
 class Dropping(Tiny):
     """Draws a random number in each training step."""
 
