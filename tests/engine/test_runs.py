@@ -215,7 +215,7 @@ def test_a_checkpoint_names_its_format_and_its_class_in_plain_values(trained_run
     assert stored["model_class"].endswith(".MLP")
 
 
-def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_path):
+def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_path, monkeypatch):
     weights = {"a": torch.ones(2)}
     for name, zipped in (("new.ckpt", True), ("before torch 1.6.ckpt", False)):
         torch.save(weights, tmp_path / name, _use_new_zipfile_serialization=zipped)
@@ -228,9 +228,18 @@ def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_
         packed.writestr("data.pkl", 1000 * "a")
     with pytest.raises(UserError, match=r"no checkpoint \(it is compressed\)"):
         read_checkpoint(tmp_path / "packed.ckpt")
-    torch.save({"state_dict": weights}, tmp_path / "good.ckpt")
+    whole = {"state_dict": weights, "mean": torch.ones(1)}
+    torch.save(whole, tmp_path / "good.ckpt")
+    torch.testing.assert_close(read_checkpoint(tmp_path / "good.ckpt"), whole)
     with pytest.raises(UserError, match=f"{reason}; a good one is .*good.ckpt$"):
         read_checkpoint(tmp_path / "text.ckpt")
+
+    def load(*_, **__):
+        raise EOFError
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(UserError, match=r"no checkpoint \(EOFError\)$"):
+        read_checkpoint(tmp_path / "good.ckpt")
 
 
 def test_a_folder_is_made_with_those_above_it_or_said_to_be_impossible(tmp_path):
