@@ -1,12 +1,12 @@
 """Changes the engine's core in places drawn at random, and counts what its fast tests notice.
 
-mutmut makes the changes (an operator, a number, a text, an argument ...), one at a time, and runs
-the tests that reach the changed function: `mutants.toml` says which files are the core and which
-tests judge. Of each file the same share is drawn, with a fixed seed. `mutants.txt` lists changes
-that change nothing, which don't count. Ends with status 1 if fewer than 90 % are noticed.
+mutmut makes the changes (an operator, a number, a text, an argument), one at a time, and runs tests
+that reach the changed function. `mutants.toml` has the files and the tests, `mutants.txt` what
+changes nothing, with the reason. Of each file the same share is drawn, always the same ones.
+Ends with status 1 if fewer than 90 % are noticed.
 
     pip install mutmut==3.8.1
-    python benchmarks/mutants.py        # one in 18: about 330 changes, an hour of one core
+    python benchmarks/mutants.py        # one change in 18: about 330, half an hour of one core
     python benchmarks/mutants.py 100    # one in 100
 """
 
@@ -23,14 +23,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 MUTMUT = Path(sys.executable).with_name("mutmut")
-STATUS = {0: "survived", 33: "survived", 1: "noticed", 3: "noticed", 36: "timeout", -24: "timeout"}
-
-
-def change(name: str, folder: Path) -> str:
-    """Its module and the lines that it changes, as one line."""
-    shown = subprocess.check_output([MUTMUT, "show", name], cwd=folder, text=True).splitlines()
-    lines = [x for x in shown if x[:1] in ("+", "-") and x[:3] not in ("+++", "---")]
-    return " ".join([name.partition(".x")[0] + ":", *" ".join(lines).split()])
+NOTICED = {1: "noticed", 3: "noticed", 36: "timeout", -24: "timeout"}
 
 
 def shorter(stats: dict[str, Any]) -> dict[str, Any]:
@@ -46,8 +39,8 @@ def shorter(stats: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     one_in = int((sys.argv[1:] or ["18"])[0])
     folder = Path(tempfile.mkdtemp(prefix="mutants-"))
-    files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.check_output(files, cwd=HERE.parent, text=True).split("\0")[:-1]:
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(listed, cwd=HERE.parent, text=True).splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(HERE.parent / name, folder / name)
     with (folder / "pyproject.toml").open("a") as file:
@@ -59,19 +52,22 @@ def main() -> None:
         sys.exit(f"error: the tests fail in {folder} before anything is changed")
     stats.write_text(json.dumps(shorter(json.loads(stats.read_text()))))
     drawn, codes = [], {}
-    for file in sorted(folder.glob("mutants/**/*.meta")):
+    for file in (files := sorted(folder.glob("mutants/**/*.meta"))):
         names = sorted(json.loads(file.read_text())["exit_code_by_key"])
         drawn += random.Random(file.name).sample(names, -(-len(names) // one_in))
     subprocess.run([*run, *drawn], cwd=folder, check=True)
-    for file in folder.glob("mutants/**/*.meta"):
+    for file in files:
         codes |= json.loads(file.read_text())["exit_code_by_key"]
-    equal = {line.rpartition(" # ")[0] for line in (HERE / "mutants.txt").read_text().splitlines()}
+    same = {line.rpartition(" # ")[0] for line in (HERE / "mutants.txt").read_text().splitlines()}
     counts: Counter[str] = Counter()
     for name in drawn:
-        status = STATUS.get(codes[name], f"status {codes[name]}")
+        status = NOTICED.get(codes[name], "survived")
         if status == "survived":
-            status = "changes nothing" if change(name, folder) in equal else status
-            print(f"{status}: {name}\n    {change(name, folder)}")
+            show = subprocess.check_output([MUTMUT, "show", name], cwd=folder, text=True)
+            lines = [x for x in show.splitlines() if x[:1] in ("+", "-") and x[1:3] not in "++--"]
+            change = " ".join([name.partition(".x")[0] + ":", *" ".join(lines).split()])
+            status = "changes nothing" if change in same else status
+            print(f"{status}: {name}\n{change}")
         counts[status] += 1
     share = (counts["noticed"] + counts["timeout"]) / (len(drawn) - counts["changes nothing"])
     print(f"{len(drawn)} of {len(codes)} in {folder}: {dict(counts)}, {share:.1%} noticed")

@@ -23,7 +23,7 @@ from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.callbacks.test_report import draw_confusion, draw_top_losses
 from anneal.errors import UserError
 from anneal.loggers.csv import CSVLogger
-from anneal.progress import Clock
+from anneal.progress import Clock, position_in
 from anneal.testing import logged
 
 
@@ -40,6 +40,18 @@ def test_random_numbers_differ_between_processes_and_epochs_and_repeat():
     assert all(draw(*key) == value for key, value in drawn.items())
     pl.seed_everything(1, verbose=False)
     assert draw(0, 0) != drawn[0, 0]
+
+
+def test_a_checkpoint_holds_the_random_numbers_of_all_processes(monkeypatch):
+    def gather(states, own):
+        states[:] = [{"torch": torch.zeros(1)}, own]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    saved = {}
+    SeedEveryEpoch().on_save_checkpoint(SimpleNamespace(world_size=2), None, saved)
+    other, own = saved["rng_states"]
+    assert other["torch"] == 0
+    assert torch.equal(own["torch"], torch.get_rng_state())
 
 
 class Dropping(Tiny):
@@ -510,3 +522,107 @@ def test_a_best_checkpoint_that_is_found_again_takes_the_place_of_the_first(tmp_
         fit(Tiny(values=[0.5]), max_epochs=1, callbacks=callbacks, enable_checkpointing=True)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["best-epoch=00-val_acc=0.5000.ckpt", "last.ckpt"]
+
+
+class SaveAt(pl.Callback):
+    """Saves after some batches of the first epoch, in the middle of an accumulation too."""
+
+    def __init__(self, folder, *batches: int) -> None:
+        self.folder, self.batches = folder, batches
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 0 and batch_idx + 1 in self.batches:
+            trainer.save_checkpoint(self.folder / f"{batch_idx + 1}.ckpt", weights_only=False)
+
+
+def test_a_position_is_that_of_the_last_step_whose_gradients_were_used(tmp_path):
+    callbacks = [Clock(), SaveAt(tmp_path, 4, 6, 8)]
+    fit(Tiny(), max_epochs=1, accumulate_grad_batches=4, callbacks=callbacks)
+    keys = ("epoch", "batches", "samples", "seen", "stepped", "validation_is_due")
+    found = []
+    for batches in (4, 6, 8):
+        saved = torch.load(tmp_path / f"{batches}.ckpt", weights_only=True)
+        found.append(tuple(saved["position"].get(key) for key in keys))
+    assert found == [(0, 4, 4, 0, 1, False), (0, 4, 4, 0, 1, None), (0, 8, 8, 0, 2, True)]
+
+
+def test_the_position_in_a_checkpoint_that_no_clock_has_written_is_lightnings(tmp_path):
+    fit(Tiny(), max_epochs=1, accumulate_grad_batches=4, callbacks=[SaveAt(tmp_path, 4, 8)])
+    within = torch.load(tmp_path / "4.ckpt", weights_only=True)
+    expected = {"epoch": 0, "batches": 4, "samples": 0, "seen": 0, "stepped": 1, "seconds": 0.0}
+    assert position_in(within) == expected
+    assert position_in(within | {"samples": (16, 4)}) == expected | {"samples": 4, "seen": 16}
+    fit(Tiny(), max_epochs=1, save=tmp_path / "end.ckpt")
+    end = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    assert position_in(end) == expected | {"epoch": 1, "batches": 0, "stepped": 8}
+
+
+def test_the_speed_of_a_training_does_not_count_its_validations(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("anneal.progress.time.perf_counter", lambda: now[0])
+
+    class Timed(Tiny):
+        def training_step(self, batch, batch_idx):
+            now[0] += 0.5
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            now[0] += 100
+            super().validation_step(batch, batch_idx)
+
+    clock = Clock()
+    fit(Timed(), max_epochs=2, callbacks=[clock])
+    assert (clock.seconds, clock.seen, clock.samples_per_second) == (8.0, 16, 2.0)
+
+
+class Frozen(Tiny):
+    """Trains some of the parameters that its optimizer has."""
+
+    def __init__(self, *trained: bool) -> None:
+        super().__init__(net=torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)))
+        for p, trains in zip(self.parameters(), trained, strict=True):
+            p.requires_grad_(trains)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_what_was_frozen_when_a_run_was_saved_is_frozen_when_it_goes_on(tmp_path):
+    path = tmp_path / "c.ckpt"
+    fit(Frozen(True, False, True, True), max_epochs=1, callbacks=[Clock()], save=path)
+    again = Frozen(False, True, True, True)
+    fit(again, max_epochs=2, callbacks=[Clock()], ckpt_path=path)
+    assert [p.requires_grad for p in again.parameters()] == [True, False, True, True]
+
+
+class Plateau(Tiny):
+    """Leaves its plateau to Lightning, which shows it an epoch after callbacks have saved."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "val/loss"}
+
+
+def test_a_plateau_of_lightning_sees_the_epoch_after_which_a_run_was_saved(tmp_path):
+    whole = fit(Plateau(), max_epochs=4, callbacks=[Clock()])
+    assert whole[::8] == [1.0, 1.0, 0.5, 0.25]
+
+    def leg(**settings) -> list[float]:
+        callbacks = [Clock(), Checkpoint(dirpath=tmp_path)]
+        return fit(Plateau(), callbacks=callbacks, enable_checkpointing=True, **settings)
+
+    leg(max_epochs=2)
+    assert leg(max_epochs=4, ckpt_path=tmp_path / "last.ckpt") == whole[16:]
+
+
+def test_a_step_without_a_gradient_has_no_norm(tmp_path):
+    class Without(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            for p in pl_module.parameters():
+                p.grad = None
+
+    logger, callbacks = CSVLogger(tmp_path), [Without(), NonFiniteGuard()]
+    with pytest.raises(UserError, match="epoch 0 took no optimizer step: of 8 batches none gave"):
+        fit(Tiny(), max_epochs=1, log_every_n_steps=8, callbacks=callbacks, logger=logger)
+    assert not any(row.get("train/grad_norm") for row in logged(tmp_path))

@@ -1,8 +1,10 @@
 """What the engine's base of classifiers promises: exact metrics, class names, checkpoints."""
 
 import atexit
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from anneal import ClassificationModule, InMemoryBatches, UserError
 
+SMALL = "^Sees can't take images of 1 x 4 x 4: mat1"
 SGD = partial(torch.optim.SGD, lr=0.1)
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -231,3 +234,57 @@ def test_the_names_of_a_checkpoint_survive_data_without_names(trained: Path) -> 
     module = Fixed.load_from_checkpoint(trained)
     Trainer(**QUIET).predict(module, Samples(*random_samples(4, 3)))
     assert module.class_names == ["cat", "dog", "owl"]
+
+
+def test_a_classifier_has_two_classes_or_more() -> None:
+    assert Fixed(2).num_classes == 2
+    with pytest.raises(UserError, match="a classifier needs at least 2 classes, not 1"):
+        Fixed(1)
+
+
+def test_what_was_counted_within_an_epoch_is_saved_and_counted_on() -> None:
+    module = Fixed(3)
+    module.trainer = Trainer(**QUIET)
+    module.on_load_checkpoint({"hits_and_seen": [3, 8]})
+    module.on_train_start()
+    module.count_hits(torch.eye(3), torch.tensor([0, 1, 0]))
+    saved: dict[str, Any] = {}
+    module.on_save_checkpoint(saved)
+    assert saved["hits_and_seen"] == [5, 11]
+
+
+# The network and the images
+
+
+class Sees(Fixed):
+    """Remembers the images that it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        self.seen: set[tuple[int, ...]] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.add(tuple(images.shape))
+        if images.shape[-1] == 6:
+            raise KeyError("one of the user's own: it shows itself in the training")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("first", [8, 6, 4])
+def test_images_of_the_first_and_the_last_size_are_tried(first: int) -> None:
+    data = SimpleNamespace(image_shape=(1, 8, 8), size_of=lambda epoch: 8 if epoch else first)
+    module = Sees()
+    with nullcontext() if first > 4 else pytest.raises(UserError, match=SMALL):
+        module._try_images(data)
+    assert (2, 1, first, first) in module.seen
+    assert all(part.training for part in module.modules())
+    module.seen.clear()
+    module._try_images(SimpleNamespace(image_shape=(1, 8, 8)))
+    assert module.seen == {(2, 1, 8, 8)}
+
+
+def test_a_prediction_takes_the_number_of_classes_from_the_checkpoint(trained: Path) -> None:
+    module = Fixed(None)
+    Trainer(**QUIET).predict(module, Samples(*random_samples(4, 3)), ckpt_path=trained)
+    assert (module.num_classes, module.class_names) == (3, ["cat", "dog", "owl"])

@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from anneal import main
 from anneal.cli.files import read_file
 from anneal.cli.prepare import Project, prepare
-from anneal.cli.schema import Parameter, in_words, resolve
-from anneal.cli.values import Text, option, standing, wrong_value
+from anneal.cli.schema import REQUIRED, Parameter, default_of, in_words, resolve
+from anneal.cli.values import Text, option, reads_back, standing, wrong_value
 from anneal.cli.words import read_words
 from anneal.errors import UserError, nearest
 from anneal.sweep import file as sweep
@@ -100,7 +100,10 @@ class OtherWidths(LightningModule):
     """
 
     def __init__(
-        self, width: tuple[int, int] = (1, 2), optimizer: Callable[[Iterable], Optimizer] = AdamW
+        self,
+        width: tuple[int, int] = (1, 2),
+        optimizer: Callable[[Iterable], Optimizer] = AdamW,
+        bias: bool = True,
     ) -> None:
         super().__init__()
 
@@ -413,6 +416,10 @@ def test_a_missing_file_is_named_with_the_nearest(error, in_tmp):
             "'-trainer.max_epochs=3': options begin with two dashes; "
             "did you mean --trainer.max_epochs?",
         ),
+        (
+            ["fit", "epochs=3"],
+            "'epochs=3': options begin with two dashes; did you mean --trainer.max_epochs?",
+        ),
         (["fit", "--trainer.max_epochs"], "--trainer.max_epochs needs a value"),
         (["fit", "--model=TinyNet", "--model.width"], "--model.width needs a value"),
         (["fit", "--print_confi"], "--print_confi: no such option; did you mean --print_config?"),
@@ -429,6 +436,7 @@ def test_a_word_that_nothing_takes_is_explained(errors, words, wanted):
     ("content", "wanted"),
     [
         ("trainer:\nmodel: TinyNet", "trainer: expected keys under it, got None"),
+        ("trainer: {class_path: Trainer}", "trainer: takes no class"),
         (
             "model: {class_path: TinyNet, init_args: }",
             "model.init_args: expected keys under it, got None",
@@ -456,6 +464,12 @@ def test_a_word_that_nothing_takes_is_explained(errors, words, wanted):
 def test_a_class_written_the_wrong_way_is_explained(error, in_tmp, content, wanted):
     Path("configs/my.yaml").write_text(content)
     assert error("--config=configs/my.yaml") == f"configs/my.yaml: {wanted}"
+
+
+def test_a_mistake_in_a_file_hides_none_of_those_after_it(errors, in_tmp):
+    Path("configs/my.yaml").write_text("1: 2\ntrainr: 3\ndta: 4\nmodel: [TinyNet]")
+    found = [line.split(": ")[1] for line in errors("--config=configs/my.yaml")]
+    assert found == ["Key must be a string, got", "trainr", "dta", "model"]
 
 
 @pytest.mark.parametrize(
@@ -544,6 +558,11 @@ SGD_IN_FILE = "model: {init_args: {optimizer: {class_path: SGD, init_args: {lr: 
         (["--model.optimizer=SGD"], 0.001, "lr=0.01, weight_decay=0.2"),
         (["--model.optimizer=torch.optim.SGD"], 0.001, "lr=0.01, weight_decay=0.2"),
         (["--model.optimizer=SGD", "--model.optimizer.lr=0.1"], 0.1, "weight_decay=0.2"),
+        (
+            ["--model.optimizer.eps=1e-8", "--model.optimizer=SGD"],
+            0.001,
+            "lr=0.01, weight_decay=0.2",
+        ),
         (["--model.optimizer.lr=0.1", "--model.optimizer=SGD"], 0.001, "lr=0.1, weight_decay=0.2"),
         (["--model.optimizer={class_path: SGD, init_args: {lr: 1.0}}"], 1.0, "weight_decay=0.2"),
         ([SGD_IN_FILE], 0.3, "weight_decay=0.2"),
@@ -594,11 +613,11 @@ def test_another_model_keeps_what_both_take_and_says_so(recipe, capsys):
 
 
 def test_what_does_not_fit_the_other_model_is_not_kept(recipe, capsys):
-    model = parse(recipe, "--model=OtherWidths").model
+    model = parse(recipe, "--model.bias=false", "--model=OtherWidths").model
     assert list(model.init_args.width) == [1, 2]
     assert model.init_args.optimizer.init_args.lr == 0.01
     assert capsys.readouterr().err == (
-        "note: model: TinyNet -> OtherWidths keeps optimizer and drops width=5, schedule\n"
+        "note: model: TinyNet -> OtherWidths keeps optimizer, bias and drops width=5, schedule\n"
     )
 
 
@@ -643,6 +662,19 @@ def test_values_have_the_types_that_they_are_given_for(recipe):
     assert parse("--config=recipe.yaml", "--trainer.logger=false").trainer.logger is False
 
 
+def test_a_class_in_a_list_is_added_set_anew_or_addressed_as_the_last(recipe):
+    def names(*words: str) -> list[str]:
+        found = parse(*FIRST, *(f"--trainer.callbacks{word}" for word in words)).trainer.callbacks
+        found = found if isinstance(found, list) else [found]
+        return [callback.class_path.rpartition(".")[2] for callback in found]
+
+    timer, stop = "+=DeviceStatsMonitor", "+=EarlyStopping"
+    assert names(timer, stop, ".monitor=val/acc") == ["DeviceStatsMonitor", "EarlyStopping"]
+    assert names(timer, stop, ".monitor=val/acc", "=OnExceptionCheckpoint", ".dirpath=here") == [
+        "OnExceptionCheckpoint"
+    ]
+
+
 def test_print_config_prints_a_configuration_that_parses_to_the_same(recipe, capsys):
     change = [recipe, "--model.optimizer=SGD", "--model.optimizer.lr=0.5", "--data=TinyData"]
     with pytest.raises(SystemExit) as stop:
@@ -662,6 +694,7 @@ def test_print_config_prints_a_configuration_that_parses_to_the_same(recipe, cap
         (["--help"], ["--trainer.max_epochs", "model, a class chosen by name:", "[--key=value"]),
         (["--model.help=TinyNet"], ["How wide."]),
         (["--model=TinyNet", "--model.optimizer.help=SGD"], ["momentum"]),
+        (["--model=TinyNet", "--model.help"], ["How wide."]),
     ],
 )
 def test_help_shows_docstrings_and_no_wall_of_usage(capsys, args, wanted):
@@ -721,6 +754,7 @@ def test_a_list_is_added_to_what_there_is_or_to_its_default():
     assert option("x", Text("[3]"), Parameter(list[int]), [1]) == [3]
     assert standing(None, Parameter(list[int], [1])) == [1]
     assert standing(True, Parameter(list[int] | bool, False)) == []
+    assert (default_of(Parameter(int, 3)), default_of(None)) == (3, REQUIRED)
     assert standing(3, Parameter(list[int] | int, [1])) == [3]
 
 
@@ -731,8 +765,8 @@ def test_a_short_name_is_ones_own_class_before_that_of_a_library(tmp_path, monke
     def same(module: str, base: type = Base) -> type:
         return type("Same", (base,), {"__module__": module})
 
-    _libraries = same("lightning.a"), same("torch.b")
-    with pytest.raises(UserError, match=r"several of the name 'Same': .* lightning\.a\.Same, "):
+    _libraries = same("lightning.a.b"), same("torch.c.d")
+    with pytest.raises(UserError, match=r"several of the name 'Same': .* lightning\.a\.b\.Same, "):
         resolve("Same", Base)
     assert resolve("Base", Base) is Base
     own = same("mine.models")
@@ -745,3 +779,17 @@ def test_a_short_name_is_ones_own_class_before_that_of_a_library(tmp_path, monke
         UserError, match=r"can't import silent.Same: ValueError; did you mean Same\?$"
     ):
         resolve("silent.Same", Base)
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "hint", "found"),
+    [
+        ("3", "3", str, True),
+        ("3", "3", float | str, False),  # it would be a number
+        ("a", Path("a"), Path, True),
+        ("b", Path("a"), Path, False),
+        ("a", Path("a"), str, False),
+    ],
+)
+def test_a_value_is_read_back_if_yaml_and_its_type_make_the_same_of_it(written, value, hint, found):
+    assert reads_back(written, value, hint) is found

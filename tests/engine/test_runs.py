@@ -5,9 +5,11 @@ import subprocess
 import sys
 from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZIP_DEFLATED, ZipFile
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,8 +19,9 @@ from yours import PACKAGE
 from anneal.errors import UserError
 from anneal.runs import metrics
 from anneal.runs.config import FORMAT, MOVED, current_name, flatten, parse
+from anneal.runs.drops import drops
 from anneal.runs.ended import is_tested, stop_of, stopped_early
-from anneal.runs.folder import read_checkpoint
+from anneal.runs.folder import check_writable, find_checkpoint, read_checkpoint, recipe_of
 from anneal.runs.resume import differences, nothing_left
 from anneal.system import atomic_write
 from anneal.testing import main
@@ -113,10 +116,32 @@ def test_a_resume_compares_with_todays_names():
     assert differences(OLD, yaml.safe_dump(now)) == [("model.width", 8, 16)]
 
 
-@pytest.mark.parametrize(("text", "what"), [("a: [", "no YAML: "), ("3", "no configuration$")])
+@pytest.mark.parametrize(
+    ("text", "what"), [("a: [", "no YAML: while parsing"), ("3", "no configuration$")]
+)
 def test_what_is_no_configuration_is_named(text, what):
     with pytest.raises(UserError, match=f"config.yaml: {what}"):
         parse(text, "config.yaml")
+
+
+def test_a_path_that_is_no_utf_8_is_read_back():
+    assert parse(r'root: "caf\uDCE9"', "config.yaml") == {"root": os.fsdecode(b"caf\xe9")}
+
+
+def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    folder = tmp_path / "a/checkpoints"
+    folder.mkdir(parents=True)
+    (tmp_path / "a/config.yaml").write_text("{}")
+    where = "--ckpt_path=best: not in .*a/checkpoints, where there is"
+    with pytest.raises(UserError, match=f"^{where} no checkpoint; --run=NAME is for another run"):
+        find_checkpoint(tmp_path, "best", None)
+    for name in ("z.ckpt", "last.ckpt", "text"):
+        (folder / name).touch()
+    assert find_checkpoint(tmp_path, "last", None) == folder / "last.ckpt"
+    with pytest.raises(UserError, match=f"^{where} last.ckpt, z.ckpt; "):
+        find_checkpoint(tmp_path, "best", "a")
+    with pytest.raises(UserError, match=r"^--ckpt_path=LAST: no such file \(or say best or last\)"):
+        find_checkpoint(tmp_path, "LAST", None)
 
 
 def test_what_is_left_of_a_run_is_counted_in_epochs_steps_or_time():
@@ -164,6 +189,14 @@ def test_a_run_is_tested_if_its_last_step_is(tmp_path):
     assert [is_tested(tmp_path, step) for step in (4, 5, 6)] == [False, True, False]
 
 
+def test_a_rate_that_falls_again_within_an_epoch_slopes_unless_by_the_same_factor():
+    epochs = np.array([0.0, 1, 2])
+    assert drops(np.array([1, 0.5, 0.1]), 2 * epochs) == [1, 2]
+    assert drops(np.array([1, 0.5, 0.1]), epochs) == []
+    assert drops(np.array([1, 0.5, 0.25]), epochs) == [1, 2]
+    assert drops(np.array([1, 0.81, 0.5]), 2 * epochs) == [2]
+
+
 # ---- format
 
 
@@ -182,7 +215,7 @@ def test_a_checkpoint_names_its_format_and_its_class_in_plain_values(trained_run
     assert stored["model_class"].endswith(".MLP")
 
 
-def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_path):
+def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_path, monkeypatch):
     weights = {"a": torch.ones(2)}
     for name, zipped in (("new.ckpt", True), ("before torch 1.6.ckpt", False)):
         torch.save(weights, tmp_path / name, _use_new_zipfile_serialization=zipped)
@@ -195,9 +228,40 @@ def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_
         packed.writestr("data.pkl", 1000 * "a")
     with pytest.raises(UserError, match=r"no checkpoint \(it is compressed\)"):
         read_checkpoint(tmp_path / "packed.ckpt")
-    torch.save({"state_dict": weights}, tmp_path / "good.ckpt")
+    whole = {"state_dict": weights, "mean": torch.ones(1)}
+    torch.save(whole, tmp_path / "good.ckpt")
+    torch.testing.assert_close(read_checkpoint(tmp_path / "good.ckpt"), whole)
     with pytest.raises(UserError, match=f"{reason}; a good one is .*good.ckpt$"):
         read_checkpoint(tmp_path / "text.ckpt")
+
+    def load(*_, **__):
+        raise EOFError
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(UserError, match=r"no checkpoint \(EOFError\)$"):
+        read_checkpoint(tmp_path / "good.ckpt")
+
+
+def test_a_folder_is_made_with_those_above_it_or_said_to_be_impossible(tmp_path):
+    check_writable(tmp_path / "a/b")
+    check_writable(tmp_path / "a/b")
+    assert not list((tmp_path / "a/b").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^can't write the run's folder into .*file/a: Not a dir"):
+        check_writable(tmp_path / "file/a")
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe"),
+    [
+        ("configs/mnist.yaml", "mnist"),
+        ("runs/mnist-20261125-050655-af3d6c/config.yaml", "mnist"),
+        ("runs/mine/config.yaml", "mine"),
+        ("runs/-20261125-050655-af3d6c/config.yaml", "run"),
+    ],
+)
+def test_a_recipe_goes_by_the_name_of_its_file_or_of_its_run(config, recipe):
+    assert recipe_of(Path(config)) == recipe
 
 
 # ---- files

@@ -42,8 +42,7 @@ def differences(stored: str | None, now: str) -> Differences:
     if stored is None:
         return []
     a, b = (
-        dict(flatten({"model": parse(text, where)["model"]}))
-        for text, where in ((stored, "the checkpoint"), (now, "the command"))
+        dict(flatten({"model": parse(text, "the checkpoint")["model"]})) for text in (stored, now)
     )
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
 
