@@ -228,7 +228,7 @@ def test_as_many_files_are_open_after_each_epoch(root):
 
     trainer = Trainer(**QUIET, max_epochs=6, callbacks=[Count()])
     trainer.fit(Seen(), data_module(root, num_workers=2))
-    assert counts[1:] == counts[1:2] * 5
+    assert max(counts[2:]) <= counts[1]
 
 
 class Policy(v2.Transform):

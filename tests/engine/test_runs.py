@@ -171,8 +171,8 @@ def test_a_run_that_was_told_to_stop_has_nothing_left_once_it_made_the_least_it_
     epochs = {"epoch_progress": {"current": {"processed": 2}}}
     stored = {"stopped": stop_of(trainer, config), "global_step": 8, "loops": {"fit_loop": epochs}}
     assert stopped_early(stored, trainer, config) == (
-        "stopped early at epoch 3 (a callback or the module asked for it): nothing is left. To "
-        "train on, change --trainer.callbacks, or start a new run from it with --run_name."
+        "stopped early at epoch 3 (a callback or the module has set should_stop): nothing is left. "
+        "To train on, change --trainer.callbacks, or start a new run from it with --run_name."
     )
     assert stopped_early(stored, trainer, "trainer: {callbacks: [Stop]}") == ""
     for name, value in (("min_epochs", 3), ("min_steps", 9)):

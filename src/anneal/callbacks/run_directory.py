@@ -63,7 +63,8 @@ class RunDirectory(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the lines of a validation that is made only because the run is about to end."""
-        if trainer.state.fn == "fit" and trainer.should_stop and not validation_is_due(trainer):
+        stops = trainer.state.fn == "fit" and trainer.should_stop and not trainer.sanity_checking
+        if stops and not validation_is_due(trainer):
             self.extra_rows = [logger.rows() for logger in loggers_with(trainer, "rows")]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
