@@ -234,7 +234,8 @@ def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_
     with pytest.raises(UserError, match=f"{reason}; a good one is .*good.ckpt$"):
         read_checkpoint(tmp_path / "text.ckpt")
 
-    def load(*_, **__):
+    def load(path, map_location, **_):
+        assert map_location == "cpu"  # whatever it was saved on
         raise EOFError
 
     monkeypatch.setattr(torch, "load", load)
