@@ -611,3 +611,17 @@ def test_a_step_without_a_gradient_has_no_norm(tmp_path):
     with pytest.raises(UserError, match="epoch 0 took no optimizer step: of 8 batches none gave"):
         fit(Tiny(), max_epochs=1, log_every_n_steps=8, callbacks=callbacks, logger=logger)
     assert not any(row.get("train/grad_norm") for row in logged(tmp_path))
+
+
+def test_last_remembers_a_best_that_was_found_when_the_run_was_told_to_end(tmp_path):
+    class Stops(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = trainer.global_step == 4
+
+    checkpoint = Checkpoint(dirpath=tmp_path)
+    callbacks = [Clock(), Stops(), checkpoint]
+    fit(Tiny(values=[0.5]), max_epochs=2, callbacks=callbacks, enable_checkpointing=True)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    state = saved["callbacks"][checkpoint.state_key]
+    assert (tmp_path / state["best_model_path"]).is_file()
+    assert list(state["best_k_models"].values()) == [0.5]
