@@ -5,6 +5,7 @@ import re
 import signal
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -20,9 +21,10 @@ from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.progress_bar import ProgressBar
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.callbacks.test_report import draw_confusion, draw_top_losses
+from anneal.data.in_memory import InMemoryBatches
 from anneal.errors import UserError
 from anneal.loggers.csv import CSVLogger
-from anneal.progress import Clock, position_in
+from anneal.progress import Clock, position_in, resume_position
 from anneal.testing import logged
 
 
@@ -625,3 +627,33 @@ def test_last_remembers_a_best_that_was_found_when_the_run_was_told_to_end(tmp_p
     state = saved["callbacks"][checkpoint.state_key]
     assert (tmp_path / state["best_model_path"]).is_file()
     assert list(state["best_k_models"].values()) == [0.5]
+
+
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before")
+def test_a_validation_that_was_due_when_a_run_was_saved_is_made_when_it_goes_on(tmp_path):
+    fit(Tiny(), max_epochs=1, callbacks=[Clock(), SaveAt(tmp_path, 4, 8)])
+    for batches in (4, 8):
+        module = Tiny(values=[0.5])
+        fit(module, max_epochs=1, callbacks=[Clock()], ckpt_path=tmp_path / f"{batches}.ckpt")
+        assert (module.validations, len(module.lrs)) == (1, 8 - batches)
+
+
+def test_samples_are_those_of_the_whole_epoch_after_a_resume_within_it(tmp_path):
+    def leg(*save: int, **settings: Any) -> None:
+        clock, quiet = Clock(), {"logger": False, "enable_progress_bar": False}
+        trainer = pl.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            enable_checkpointing=False,
+            callbacks=[clock, SaveAt(tmp_path, *save)],
+            **quiet,
+        )
+        position = partial(resume_position, trainer)
+        data = InMemoryBatches(torch.ones(12, 2), torch.ones(12), 2, seed=0, position=position)
+        trainer.fit(Tiny(), data, loader(2), weights_only=True, **settings)
+        assert clock.seen == 12
+
+    leg(3)
+    leg(4, ckpt_path=tmp_path / "3.ckpt")
+    saved = torch.load(tmp_path / "4.ckpt", weights_only=True)["position"]
+    assert (saved["batches"], saved["samples"], saved["stepped"]) == (4, 8, 4)
