@@ -127,6 +127,15 @@ def test_on_a_gpu_the_batch_is_named_although_it_is_read_later_and_is_not_saved(
     assert not list(tmp_path.glob("*.ckpt"))
 
 
+def test_the_first_of_the_values_that_were_kept_on_a_gpu_is_read(monkeypatch):
+    monkeypatch.setattr("anneal.callbacks.non_finite_guard.waits", lambda value: True)
+    guard = NonFiniteGuard()
+    guard._place = "in the first batch"
+    guard._look(torch.tensor(float("nan")))
+    with pytest.raises(UserError, match="NaN or infinite in the first batch: "):
+        guard.on_save_checkpoint(None)
+
+
 def test_an_error_does_not_stand_behind_the_progress_bar(capsys):
     with pytest.raises(UserError):
         fit(
