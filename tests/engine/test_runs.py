@@ -145,7 +145,7 @@ def test_a_run_that_is_not_there_is_named_with_the_newest(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/config.yaml").write_text("{}")
     assert find_run(tmp_path, None) == find_run(tmp_path, "a") == tmp_path / "a"
-    with pytest.raises(UserError, match="the newest are: a$"):
+    with pytest.raises(UserError, match=r"the newest are: a$"):
         find_run(tmp_path, "x")
     assert last_of(tmp_path / "a") is None
     (tmp_path / "a/metrics.csv").write_text("step,epoch\n3,1\n")
