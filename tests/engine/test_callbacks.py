@@ -6,6 +6,7 @@ import signal
 import time
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -21,9 +22,10 @@ from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.progress_bar import ProgressBar
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.callbacks.test_report import draw_confusion, draw_top_losses
+from anneal.data.in_memory import InMemoryBatches
 from anneal.errors import UserError
 from anneal.loggers.csv import CSVLogger
-from anneal.progress import Clock, position_in
+from anneal.progress import Clock, position_in, resume_position
 from anneal.testing import logged
 
 
@@ -124,6 +126,15 @@ def test_on_a_gpu_the_batch_is_named_although_it_is_read_later_and_is_not_saved(
         )
     assert module.trainer.global_step == 4  # when the first checkpoint was due
     assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_the_first_of_the_values_that_were_kept_on_a_gpu_is_read(monkeypatch):
+    monkeypatch.setattr("anneal.callbacks.non_finite_guard.waits", lambda value: True)
+    guard = NonFiniteGuard()
+    guard._place = "in the first batch"
+    guard._look(torch.tensor(float("nan")))
+    with pytest.raises(UserError, match="NaN or infinite in the first batch: "):
+        guard.on_save_checkpoint(None)
 
 
 def test_an_error_does_not_stand_behind_the_progress_bar(capsys):
@@ -483,13 +494,14 @@ def test_processes_ask_each_other_once_a_second_and_stop_together(tmp_path, monk
     asked = []
 
     def reduce(mine: torch.Tensor, reduce_op: str) -> torch.Tensor:
-        assert reduce_op == "max"
+        assert (reduce_op, mine.device.type) == ("max", "meta")
+        seconds = (loop.total_batch_idx - asked[-1]) / 8 if asked else 0
         asked.append(loop.total_batch_idx)
         told = signal.SIGTERM if loop.total_batch_idx > 60 else 0  # another process
-        return torch.maximum(mine, torch.tensor([told, 0.0]))
+        return torch.tensor([told, seconds])
 
     loop = SimpleNamespace(total_batch_idx=3)
-    strategy = SimpleNamespace(reduce=reduce, root_device=torch.device("cpu"))
+    strategy = SimpleNamespace(reduce=reduce, root_device=torch.device("meta"))
     trainer = SimpleNamespace(world_size=2, fit_loop=loop, strategy=strategy)
     now = "anneal.callbacks.graceful_shutdown.time.monotonic"
     monkeypatch.setattr(now, lambda: loop.total_batch_idx / 8)
@@ -626,3 +638,47 @@ def test_a_step_without_a_gradient_has_no_norm(tmp_path):
     with pytest.raises(UserError, match="epoch 0 took no optimizer step: of 8 batches none gave"):
         fit(Tiny(), max_epochs=1, log_every_n_steps=8, callbacks=callbacks, logger=logger)
     assert not any(row.get("train/grad_norm") for row in logged(tmp_path))
+
+
+def test_last_remembers_a_best_that_was_found_when_the_run_was_told_to_end(tmp_path):
+    class Stops(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = trainer.global_step == 4
+
+    checkpoint = Checkpoint(dirpath=tmp_path)
+    callbacks = [Clock(), Stops(), checkpoint]
+    fit(Tiny(values=[0.5]), max_epochs=2, callbacks=callbacks, enable_checkpointing=True)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    state = saved["callbacks"][checkpoint.state_key]
+    assert (tmp_path / state["best_model_path"]).is_file()
+    assert list(state["best_k_models"].values()) == [0.5]
+
+
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before")
+def test_a_validation_that_was_due_when_a_run_was_saved_is_made_when_it_goes_on(tmp_path):
+    fit(Tiny(), max_epochs=1, callbacks=[Clock(), SaveAt(tmp_path, 4, 8)])
+    for batches in (4, 8):
+        module = Tiny(values=[0.5])
+        fit(module, max_epochs=1, callbacks=[Clock()], ckpt_path=tmp_path / f"{batches}.ckpt")
+        assert (module.validations, len(module.lrs)) == (1, 8 - batches)
+
+
+def test_samples_are_those_of_the_whole_epoch_after_a_resume_within_it(tmp_path):
+    def leg(*save: int, **settings: Any) -> None:
+        clock, quiet = Clock(), {"logger": False, "enable_progress_bar": False}
+        trainer = pl.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            enable_checkpointing=False,
+            callbacks=[clock, SaveAt(tmp_path, *save)],
+            **quiet,
+        )
+        position = partial(resume_position, trainer)
+        data = InMemoryBatches(torch.ones(12, 2), torch.ones(12), 2, seed=0, position=position)
+        trainer.fit(Tiny(), data, loader(2), weights_only=True, **settings)
+        assert clock.seen == 12
+
+    leg(3)
+    leg(4, ckpt_path=tmp_path / "3.ckpt")
+    saved = torch.load(tmp_path / "4.ckpt", weights_only=True)["position"]
+    assert (saved["batches"], saved["samples"], saved["stepped"]) == (4, 8, 4)

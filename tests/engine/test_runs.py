@@ -21,11 +21,20 @@ from anneal.runs import metrics
 from anneal.runs.config import FORMAT, MOVED, current_name, flatten, parse
 from anneal.runs.drops import drops
 from anneal.runs.ended import is_tested, stop_of, stopped_early
-from anneal.runs.folder import check_writable, find_checkpoint, read_checkpoint, recipe_of
+from anneal.runs.folder import (
+    check_lightning_checkpoint,
+    check_writable,
+    find_checkpoint,
+    find_run,
+    last_of,
+    read_checkpoint,
+    recipe_of,
+)
 from anneal.runs.resume import differences, nothing_left
 from anneal.system import atomic_write
 from anneal.testing import main
 
+TRAIN_ON = "to train on from: it holds weights, but no optimizer_states"
 # As `--print_config` wrote it before the engine and the project lay apart, much shortened.
 OLD = """
 seed_everything: 0
@@ -126,6 +135,32 @@ def test_what_is_no_configuration_is_named(text, what):
 
 def test_a_path_that_is_no_utf_8_is_read_back():
     assert parse(r'root: "caf\uDCE9"', "config.yaml") == {"root": os.fsdecode(b"caf\xe9")}
+
+
+def test_a_run_that_is_not_there_is_named_with_the_newest(tmp_path):
+    with pytest.raises(UserError, match=r"there is no run in .*/ yet: train one first$"):
+        find_run(tmp_path, None)
+    with pytest.raises(UserError, match=r"^--run=x: no such run in .*/; the newest are: none$"):
+        find_run(tmp_path, "x")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/config.yaml").write_text("{}")
+    assert find_run(tmp_path, None) == find_run(tmp_path, "a") == tmp_path / "a"
+    with pytest.raises(UserError, match=r"the newest are: a$"):
+        find_run(tmp_path, "x")
+    assert last_of(tmp_path / "a") is None
+    (tmp_path / "a/metrics.csv").write_text("step,epoch\n3,1\n")
+    with pytest.raises(
+        UserError, match=r"a has trained 1 epochs, .* from: put it back, or start a"
+    ):
+        last_of(tmp_path / "a")
+
+
+def test_weights_alone_are_not_enough_to_train_on_from():
+    key = {"epoch": 1, "global_step": 1, "loops": {}, "pytorch-lightning_version": "2"}
+    check_lightning_checkpoint(key, Path("x"), fits=False)
+    for stored, fits, what in (({}, False, "of Lightning: .* epoch"), (key, True, TRAIN_ON)):
+        with pytest.raises(UserError, match=f"^x is no checkpoint {what}$"):
+            check_lightning_checkpoint(stored, Path("x"), fits)
 
 
 def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path):
@@ -234,7 +269,8 @@ def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_
     with pytest.raises(UserError, match=f"{reason}; a good one is .*good.ckpt$"):
         read_checkpoint(tmp_path / "text.ckpt")
 
-    def load(*_, **__):
+    def load(path, map_location, **_):
+        assert map_location == "cpu"  # whatever it was saved on
         raise EOFError
 
     monkeypatch.setattr(torch, "load", load)
