@@ -16,6 +16,7 @@ from tiny import Tiny, fit, loader
 
 from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.checkpoint import Checkpoint
+from anneal.callbacks.epoch_metrics import EpochMetrics
 from anneal.callbacks.graceful_shutdown import GracefulShutdown
 from anneal.callbacks.lr_monitor import LearningRateMonitor
 from anneal.callbacks.non_finite_guard import NonFiniteGuard
@@ -657,9 +658,10 @@ def test_last_remembers_a_best_that_was_found_when_the_run_was_told_to_end(tmp_p
 @pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before")
 def test_a_validation_that_was_due_when_a_run_was_saved_is_made_when_it_goes_on(tmp_path):
     fit(Tiny(), max_epochs=1, callbacks=[Clock(), SaveAt(tmp_path, 4, 8)])
-    for batches in (4, 8):
-        module = Tiny(values=[0.5])
-        fit(module, max_epochs=1, callbacks=[Clock()], ckpt_path=tmp_path / f"{batches}.ckpt")
+    for batches, max_steps in ((4, -1), (8, -1), (8, 8)):
+        module, file = Tiny(values=[0.5]), tmp_path / f"{batches}.ckpt"
+        settings = {"max_epochs": 1, "max_steps": max_steps, "callbacks": [Clock()]}
+        fit(module, ckpt_path=file, **settings)
         assert (module.validations, len(module.lrs)) == (1, 8 - batches)
 
 
@@ -682,3 +684,15 @@ def test_samples_are_those_of_the_whole_epoch_after_a_resume_within_it(tmp_path)
     leg(4, ckpt_path=tmp_path / "3.ckpt")
     saved = torch.load(tmp_path / "4.ckpt", weights_only=True)["position"]
     assert (saved["batches"], saved["samples"], saved["stepped"]) == (4, 8, 4)
+
+
+@pytest.mark.parametrize(("position", "saved"), [((1, 3, 0), True), ((1, 0, 0), False)])
+def test_metrics_of_an_epoch_are_saved_within_it_though_no_sample_was_counted(
+    monkeypatch, position, saved
+):
+    monkeypatch.setattr("anneal.callbacks.epoch_metrics.resume_position", lambda _: position)
+    metrics, checkpoint = EpochMetrics(), {}
+    metrics._stored = {"values": {"train/acc": 1.0}}
+    trainer = SimpleNamespace(is_last_batch=True, world_size=1)
+    metrics.on_save_checkpoint(trainer, None, checkpoint)
+    assert checkpoint == ({"epoch_metrics": [metrics._stored]} if saved else {})

@@ -123,6 +123,8 @@ def test_a_resume_compares_with_todays_names():
     now["model"] |= {"class_path": "MNISTConvNet"}
     now["model"]["init_args"]["width"] = 16
     assert differences(OLD, yaml.safe_dump(now)) == [("model.width", 8, 16)]
+    with pytest.raises(UserError, match=r"^the checkpoint: no configuration"):
+        differences("3", OLD)
 
 
 @pytest.mark.parametrize(
