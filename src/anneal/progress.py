@@ -31,6 +31,11 @@ def is_logged(trainer: Trainer, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def in_training(trainer: Trainer) -> bool:
+    """Return whether a validation is one of a training, neither the check before it nor alone."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
 def loggers_with(trainer: Trainer, name: str) -> list[Any]:
     """Return the run's loggers whose class has a method or attribute of this name.
 
@@ -175,13 +180,13 @@ class Clock(Callback):
                 log(trainer, {"samples": self.seen + self.samples})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if in_training(trainer):
             self._pause()
             trainer.fit_loop.epoch_loop.max_steps -= self.extra_steps
             self.extra_steps = 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if in_training(trainer):
             self._since = time.perf_counter()
             self.validated = self.has_validated = True
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from anneal.errors import UserError
 from anneal.lightning_internals import is_between_steps, steps_after_this_batch, validation_is_due
 from anneal.optim.schedule import direction
+from anneal.progress import in_training
 from anneal.runs.folder import LAST
 
 
@@ -84,7 +85,7 @@ class Checkpoint(ModelCheckpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, so that what was trained is not lost in a long validation."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if in_training(trainer):
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from anneal.errors import UserError
 from anneal.lightning_internals import metrics_to_log, validation_is_due
-from anneal.progress import loggers_with
+from anneal.progress import in_training, loggers_with
 from anneal.runs.ended import stop_of, was_stopped
 from anneal.runs.folder import configs_of, next_free_path
 from anneal.runs.lock import hold
@@ -63,7 +63,7 @@ class RunDirectory(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the lines of a validation that is made only because the run is about to end."""
-        stops = trainer.state.fn == "fit" and trainer.should_stop and not trainer.sanity_checking
+        stops = in_training(trainer) and trainer.should_stop
         if stops and not validation_is_due(trainer):
             self.extra_rows = [logger.rows() for logger in loggers_with(trainer, "rows")]
 

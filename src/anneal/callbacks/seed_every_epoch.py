@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anneal.launch import gather
-from anneal.progress import resume_position
+from anneal.progress import in_training, resume_position
 
 
 class SeedEveryEpoch(Callback):
@@ -38,7 +38,7 @@ class SeedEveryEpoch(Callback):
             _seed(trainer, trainer.current_epoch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.stored and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if self.stored and in_training(trainer):
             self._restore(trainer)  # its loader has drawn a number
 
     def on_train_batch_start(

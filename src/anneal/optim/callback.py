@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from anneal.errors import UserError
 from anneal.lightning_internals import validation_is_due
 from anneal.optim.run_schedule import RunSchedule
-from anneal.progress import Clock
+from anneal.progress import Clock, in_training
 
 
 class ScheduleCallback(Callback):
@@ -82,8 +82,7 @@ class ScheduleCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (
             self.schedule.is_plateau
-            and trainer.state.fn == "fit"
-            and not trainer.sanity_checking
+            and in_training(trainer)
             and validation_is_due(trainer)  # not only because the run ends
         ):
             self._check_monitor(list(trainer.callback_metrics))
