@@ -1,0 +1,286 @@
+"""Optimizers against AdamW, each with a learning rate and a weight decay from an equal search.
+
+    python benchmarks/race.py digits                # the digits that come with the installation
+    python benchmarks/race.py fashion FASHION       # a part of Fashion-MNIST
+    python benchmarks/race.py photos PHOTOS         # a small ResNet, the best five and AdamW
+    python benchmarks/race.py draw                  # table and figures, from the stored results
+
+`race.yaml` has the optimizers and the rules. Each training is a line of race-TASK.csv as soon as it
+is done, so that a race that was stopped goes on where it was; for a new one delete the file.
+FASHION has FashionMNIST/raw/, PHOTOS has train/CLASS/NAME.jpg and val/CLASS/NAME.jpg.
+`--optimizers Muon Lion` trains these alone.
+"""
+
+import argparse
+import csv
+import logging
+import math
+import multiprocessing
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from scipy.stats import qmc
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchvision.transforms.v2.functional import resize
+from training import yours
+
+from anneal import InMemoryBatches, Schedule, decode, stratified_split
+
+HERE = Path(__file__).resolve().parent
+RULES: dict[str, Any] = yaml.safe_load((HERE / "race.yaml").read_text())
+OPTIMIZERS: dict[str, dict[str, Any]] = RULES["optimizers"]
+REFERENCE, UNTUNED = "AdamW", "AdamW, untuned"
+TASKS = ("digits", "fashion", "photos")
+POINTS, WARMUP, DECAY = 10, 0.1, 0.3  # validations of a final training; parts of its steps
+COLUMNS = [
+    "kind",
+    "optimizer",
+    "seed",
+    "lr",
+    "weight_decay",
+    "val_loss",
+    "test_acc",
+    "ms_step",
+    "curve",
+]
+Line = dict[str, Any]  # of a file of results, by COLUMNS
+
+
+class Photos(LightningDataModule):
+    """Photos of 32 pixels, in memory: a fifth of `train` is held out, `val` is the test."""
+
+    batch_size = 32
+
+    def __init__(self, root: str) -> None:
+        super().__init__()
+        images, labels = read_photos(Path(root, "train"))
+        train, val = stratified_split(labels, len(labels) // 5, torch.Generator().manual_seed(0))
+        self.splits = {"train": (images[train], labels[train]), "val": (images[val], labels[val])}
+        self.splits["test"] = read_photos(Path(root, "val"))
+
+    def train_dataloader(self) -> InMemoryBatches:
+        batches = self.splits["train"]
+        return InMemoryBatches.in_run(self.trainer, *batches, self.batch_size, shuffle=True)
+
+
+def read_photos(folder: Path) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32) and labels (N,) of the folder of a split."""
+    paths = sorted(folder.glob("*/*"))
+    names = sorted({path.parent.name for path in paths})
+    images = [resize(decode(path.read_bytes()), [32, 32]) for path in paths]
+    return torch.stack(images), torch.tensor([names.index(path.parent.name) for path in paths])
+
+
+@cache
+def task_of(name: str, folder: str | None) -> tuple[Any, Any, int]:
+    """Network, by optimizer and schedule, data and steps of a task."""
+    if name == "photos":
+        options = {"arch": "resnet18", "width": 16, "small_stem": True, "zero_init_residual": True}
+        return partial(yours.ImageClassifier, num_classes=10, **options), Photos(folder or ""), 210
+    net = partial(yours.MNISTConvNet, width=12, depth=1, stride=2)
+    if name == "digits":
+        data = yours.MNISTDataModule(batch_size=64, val_size=1000)
+    else:
+        data = yours.MNISTDataModule(
+            "FashionMNIST", folder, download=False, batch_size=64, val_size=1000
+        )
+    data.setup()
+    if name == "fashion":
+        labels = data.splits["train"][1]
+        part = stratified_split(labels, 6_400, torch.Generator().manual_seed(0))[1]
+        data.splits["train"] = tuple(tensor[part] for tensor in data.splits["train"])
+    return net, data, 200
+
+
+class Watch(Callback):
+    """Validates so many times, evenly spread, times the steps, ends what has no finite loss."""
+
+    def __init__(self, data: Any, points: int) -> None:
+        self.data = data
+        self.points = points
+        self.seconds = 0.0
+        self.curve: list[float] = []
+        self.loss = math.inf
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        switch(trainer, pl_module, train=True)
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.start = time.process_time()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self.seconds += time.process_time() - self.start
+        if not outputs["loss"].isfinite():
+            raise ArithmeticError("the loss is not finite")
+        if trainer.global_step * self.points >= (len(self.curve) + 1) * trainer.max_steps:
+            switch(trainer, pl_module, train=False)
+            accuracy, self.loss = measure(pl_module, *self.data.splits["val"])
+            self.curve.append(accuracy)
+            if len(self.curve) < self.points:
+                switch(trainer, pl_module, train=True)
+
+
+def switch(trainer: Trainer, module: Any, train: bool) -> None:
+    """Switch the network's mode, and the weights of a schedule-free optimizer.
+
+    Its average of the weights needs norms of its own, from some batches, as its authors say.
+    """
+    optimizer: Any = trainer.optimizers[0]
+    if hasattr(optimizer, "eval"):
+        (optimizer.train if train else optimizer.eval)()
+        if not train:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            images = data.splits["train"][0]
+            with torch.no_grad():
+                for i in range(20):
+                    module(images[i :: len(images) // data.batch_size])
+    module.train(train)
+
+
+@torch.no_grad()
+def measure(module: Any, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Accuracy and loss."""
+    logits = torch.cat([module(part) for part in images.split(1000)])
+    hits = (logits.argmax(1) == labels).float().mean()
+    return float(hits), float(F.cross_entropy(logits, labels))
+
+
+def train(task: str, folder: str | None, line: Line) -> Line:
+    """Do a training and fill in its line."""
+    net, data, steps = task_of(task, folder)
+    rules = OPTIMIZERS[REFERENCE if line["optimizer"] == UNTUNED else line["optimizer"]]
+    module, _, name = rules["class"].rpartition(".")
+    settings = rules.get("with", {})
+    if line["optimizer"] != UNTUNED:
+        settings = settings | {key: float(line[key]) for key in ("lr", "weight_decay")}
+    optimizer = partial(getattr(import_module(module), name), **settings)
+    warmup, first = round(WARMUP * steps), round((1 - DECAY) * steps)
+
+    def factor(step: int) -> float:
+        """Factor of the learning rate so many steps after the warmup."""
+        return 1 - math.sqrt(max(0, warmup + step - first) / (steps - first))
+
+    decay = None if rules.get("constant") else partial(LambdaLR, lr_lambda=factor)
+    seed_everything(line["seed"], verbose=False)
+    model = net(optimizer=optimizer, schedule=Schedule(decay, "step", warmup_steps=warmup))
+    watch = Watch(data, POINTS if line["kind"] == "final" else 1)
+    options: Any = {"accelerator": "cpu", "barebones": True, "limit_val_batches": 0}
+    trainer = Trainer(max_steps=steps, callbacks=[watch], **options)
+    test = 0.0
+    try:
+        trainer.fit(model, datamodule=data)
+        if line["kind"] == "final":
+            test = measure(model, *data.splits["test"])[0]
+    except (ArithmeticError, torch.linalg.LinAlgError):
+        watch.curve += [0.0] * (watch.points - len(watch.curve))
+    return line | {
+        "val_loss": f"{watch.loss:.4f}",
+        "test_acc": f"{test:.4f}" if line["kind"] == "final" else "",
+        "ms_step": f"{1000 * watch.seconds / max(1, trainer.global_step):.2f}",
+        "curve": " ".join(f"{accuracy:.4f}" for accuracy in watch.curve),
+    }
+
+
+# ---- who trains what
+
+
+def trials(optimizer: str) -> list[Line]:
+    """The trainings of the search, still without results."""
+    rules = OPTIMIZERS[optimizer]
+    lr = RULES["free" if rules.get("free") else "lr"]
+    ranges = np.log([[rules["default"] * end for end in lr], RULES[rules["decay"]]])
+    places = qmc.Sobol(2, rng=RULES["search_seed"]).random(RULES["trials"])
+    points = np.exp(ranges[:, 0] + places * (ranges[:, 1] - ranges[:, 0]))
+    seeds = range(RULES["trial_seed"], RULES["trial_seed"] + RULES["trials"])
+    return [to_do("trial", optimizer, s, *p) for s, p in zip(seeds, points, strict=True)]
+
+
+def finals(optimizer: str, lines: list[Line]) -> list[Line]:
+    """The trainings with what the search has found, still without results."""
+    found: list[Any] = ["", ""]
+    if optimizer != UNTUNED:
+        best = winner(optimizer, lines)
+        found = [best["lr"], best["weight_decay"]]
+    return [to_do("final", optimizer, seed, *found) for seed in RULES["seeds"]]
+
+
+def to_do(kind: str, optimizer: str, seed: int, lr: Any, weight_decay: Any) -> Line:
+    """A line without results."""
+    lr, weight_decay = (x if isinstance(x, str) else f"{x:.4g}" for x in (lr, weight_decay))
+    return dict(zip(COLUMNS, (kind, optimizer, seed, lr, weight_decay), strict=False))
+
+
+def winner(optimizer: str, lines: list[Line]) -> Line:
+    """The trial with the best validation accuracy, among equals the one with the lowest loss."""
+    mine = [x for x in lines if x["kind"] == "trial" and x["optimizer"] == optimizer]
+    return max(mine, key=lambda x: (curve_of(x)[-1], -float(x["val_loss"])))
+
+
+def curve_of(line: Line) -> list[float]:
+    """Validation accuracies of a training: after each tenth of a final one, else at its end."""
+    return [float(word) for word in line["curve"].split()]
+
+
+def read(task: str) -> list[Line]:
+    """The stored lines of a task."""
+    path = HERE / f"race-{task}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row | {"seed": int(row["seed"])} for row in csv.DictReader(file)]
+
+
+def race(task: str, folder: str | None, names: list[str], workers: int) -> None:
+    """Do the trainings that are not stored yet."""
+    path = HERE / f"race-{task}.csv"
+    if not path.exists():
+        path.write_text(",".join(COLUMNS) + "\n")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, quiet) as pool, path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        for name in names:
+            for kind in ("trial", "final"):
+                lines = read(task)
+                jobs = trials(name) if kind == "trial" else finals(name, lines)
+                if kind == "final" and name == REFERENCE:
+                    jobs += finals(UNTUNED, lines)
+                done = [(x["kind"], x["optimizer"], x["seed"]) for x in lines]
+                jobs = [x for x in jobs if (kind, x["optimizer"], x["seed"]) not in done]
+                for future in as_completed(pool.submit(train, task, folder, x) for x in jobs):
+                    line = future.result()
+                    writer.writerow(line)
+                    file.flush()
+                    print(task, *line.values(), flush=True)
+
+
+def quiet() -> None:
+    """Leave out what Lightning and optimizers say of each training."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_optimizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=[*TASKS, "draw"])
+    parser.add_argument("folder", nargs="?", help="of the data, for fashion and photos")
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, help="these alone")
+    parser.add_argument("--workers", type=int, default=2, help="trainings at once, a thread each")
+    args = parser.parse_args()
+    race(args.task, args.folder, args.optimizers or list(OPTIMIZERS), args.workers)
+
+
+if __name__ == "__main__":
+    main()
