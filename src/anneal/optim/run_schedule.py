@@ -160,7 +160,7 @@ class RunSchedule(LRScheduler):
     def describe(self) -> str:
         """Return optimizer, groups and schedule as they are used, in a line."""
         shown = ("lr", "momentum", "betas", "nesterov", "weight_decay", "fused")
-        names = {}
+        names: dict[str, str] = {}
         for row, group in zip(self.groups(), self.as_configured, strict=True):
             settings = [f"{k}={group[k]}" for k in shown if group.get(k)]
             names.setdefault(row["optimizer"], f"{row['optimizer']}({', '.join(settings)})")
