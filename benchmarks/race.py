@@ -88,12 +88,12 @@ def task_of(name: str, folder: str | None) -> tuple[Any, Any, int]:
     if name == "photos":
         options = {"arch": "resnet18", "width": 16, "small_stem": True, "zero_init_residual": True}
         return partial(yours.ImageClassifier, num_classes=10, **options), Photos(folder or ""), 210
-    net = partial(yours.MNISTConvNet, width=12, depth=1, stride=2)
+    net = partial(yours.MNISTConvNet, width=8, depth=1, stride=2)
     if name == "digits":
-        data = yours.MNISTDataModule(batch_size=64, val_size=1000)
+        data = yours.MNISTDataModule(batch_size=32, val_size=1000)
     else:
         data = yours.MNISTDataModule(
-            "FashionMNIST", folder, download=False, batch_size=64, val_size=1000
+            "FashionMNIST", folder, download=False, batch_size=32, val_size=1000
         )
     data.setup()
     if name == "fashion":
