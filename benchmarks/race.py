@@ -24,12 +24,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
-from scipy.stats import qmc
+from race_results import best, draw
+from race_rules import (
+    COLUMNS,
+    HERE,
+    OPTIMIZERS,
+    POINTS,
+    REFERENCE,
+    STEPS,
+    UNTUNED,
+    Line,
+    finals,
+    read,
+    trials,
+)
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms.v2.functional import resize
@@ -37,24 +48,8 @@ from training import yours
 
 from anneal import InMemoryBatches, Schedule, decode, stratified_split
 
-HERE = Path(__file__).resolve().parent
-RULES: dict[str, Any] = yaml.safe_load((HERE / "race.yaml").read_text())
-OPTIMIZERS: dict[str, dict[str, Any]] = RULES["optimizers"]
-REFERENCE, UNTUNED = "AdamW", "AdamW, untuned"
-TASKS = ("digits", "fashion", "photos")
-POINTS, WARMUP, DECAY = 10, 0.1, 0.3  # validations of a final training; parts of its steps
-COLUMNS = [
-    "kind",
-    "optimizer",
-    "seed",
-    "lr",
-    "weight_decay",
-    "val_loss",
-    "test_acc",
-    "ms_step",
-    "curve",
-]
-Line = dict[str, Any]  # of a file of results, by COLUMNS
+WARMUP, DECAY = 0.1, 0.3  # of the steps
+PART = 6_400  # training images of Fashion-MNIST
 
 
 class Photos(LightningDataModule):
@@ -83,24 +78,19 @@ def read_photos(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def task_of(name: str, folder: str | None) -> tuple[Any, Any, int]:
-    """Network, by optimizer and schedule, data and steps of a task."""
+def task_of(name: str, folder: str) -> tuple[Any, Any]:
+    """Network, by optimizer and schedule, and data of a task."""
     if name == "photos":
         options = {"arch": "resnet18", "width": 16, "small_stem": True, "zero_init_residual": True}
-        return partial(yours.ImageClassifier, num_classes=10, **options), Photos(folder or ""), 210
-    net = partial(yours.MNISTConvNet, width=8, depth=1, stride=2)
-    if name == "digits":
-        data = yours.MNISTDataModule(batch_size=32, val_size=1000)
-    else:
-        data = yours.MNISTDataModule(
-            "FashionMNIST", folder, download=False, batch_size=32, val_size=1000
-        )
+        return partial(yours.ImageClassifier, num_classes=10, **options), Photos(folder)
+    dataset = {"digits": "digits", "fashion": "FashionMNIST"}[name]
+    data = yours.MNISTDataModule(dataset, folder, False, batch_size=32, val_size=1000)
     data.setup()
-    if name == "fashion":
-        labels = data.splits["train"][1]
-        part = stratified_split(labels, 6_400, torch.Generator().manual_seed(0))[1]
-        data.splits["train"] = tuple(tensor[part] for tensor in data.splits["train"])
-    return net, data, 200
+    images, labels = data.splits["train"]
+    if len(labels) > PART:
+        part = stratified_split(labels, PART, torch.Generator().manual_seed(0))[1]
+        data.splits["train"] = images[part], labels[part]
+    return partial(yours.MNISTConvNet, width=8, depth=1, stride=2), data
 
 
 class Watch(Callback):
@@ -156,9 +146,9 @@ def measure(module: Any, images: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(hits), float(F.cross_entropy(logits, labels))
 
 
-def train(task: str, folder: str | None, line: Line) -> Line:
+def train(task: str, folder: str, line: Line) -> Line:
     """Do a training and fill in its line."""
-    net, data, steps = task_of(task, folder)
+    (net, data), steps = task_of(task, folder), STEPS[task]
     rules = OPTIMIZERS[REFERENCE if line["optimizer"] == UNTUNED else line["optimizer"]]
     module, _, name = rules["class"].rpartition(".")
     settings = rules.get("with", {})
@@ -192,56 +182,7 @@ def train(task: str, folder: str | None, line: Line) -> Line:
     }
 
 
-# ---- who trains what
-
-
-def trials(optimizer: str) -> list[Line]:
-    """The trainings of the search, still without results."""
-    rules = OPTIMIZERS[optimizer]
-    lr = RULES["free" if rules.get("free") else "lr"]
-    ranges = np.log([[rules["default"] * end for end in lr], RULES[rules["decay"]]])
-    places = qmc.Sobol(2, rng=RULES["search_seed"]).random(RULES["trials"])
-    points = np.exp(ranges[:, 0] + places * (ranges[:, 1] - ranges[:, 0]))
-    seeds = range(RULES["trial_seed"], RULES["trial_seed"] + RULES["trials"])
-    return [to_do("trial", optimizer, s, *p) for s, p in zip(seeds, points, strict=True)]
-
-
-def finals(optimizer: str, lines: list[Line]) -> list[Line]:
-    """The trainings with what the search has found, still without results."""
-    found: list[Any] = ["", ""]
-    if optimizer != UNTUNED:
-        best = winner(optimizer, lines)
-        found = [best["lr"], best["weight_decay"]]
-    return [to_do("final", optimizer, seed, *found) for seed in RULES["seeds"]]
-
-
-def to_do(kind: str, optimizer: str, seed: int, lr: Any, weight_decay: Any) -> Line:
-    """A line without results."""
-    lr, weight_decay = (x if isinstance(x, str) else f"{x:.4g}" for x in (lr, weight_decay))
-    return dict(zip(COLUMNS, (kind, optimizer, seed, lr, weight_decay), strict=False))
-
-
-def winner(optimizer: str, lines: list[Line]) -> Line:
-    """The trial with the best validation accuracy, among equals the one with the lowest loss."""
-    mine = [x for x in lines if x["kind"] == "trial" and x["optimizer"] == optimizer]
-    return max(mine, key=lambda x: (curve_of(x)[-1], -float(x["val_loss"])))
-
-
-def curve_of(line: Line) -> list[float]:
-    """Validation accuracies of a training: after each tenth of a final one, else at its end."""
-    return [float(word) for word in line["curve"].split()]
-
-
-def read(task: str) -> list[Line]:
-    """The stored lines of a task."""
-    path = HERE / f"race-{task}.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [row | {"seed": int(row["seed"])} for row in csv.DictReader(file)]
-
-
-def race(task: str, folder: str | None, names: list[str], workers: int) -> None:
+def race(task: str, folder: str, names: list[str], workers: int) -> None:
     """Do the trainings that are not stored yet."""
     path = HERE / f"race-{task}.csv"
     if not path.exists():
@@ -274,12 +215,16 @@ def quiet() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=[*TASKS, "draw"])
-    parser.add_argument("folder", nargs="?", help="of the data, for fashion and photos")
+    parser.add_argument("task", choices=[*STEPS, "draw"])
+    parser.add_argument("folder", nargs="?", default="", help="of the data, for fashion and photos")
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, help="these alone")
     parser.add_argument("--workers", type=int, default=2, help="trainings at once, a thread each")
     args = parser.parse_args()
-    race(args.task, args.folder, args.optimizers or list(OPTIMIZERS), args.workers)
+    if args.task == "draw":
+        draw()
+        return
+    names = [REFERENCE, *best()] if args.task == "photos" else list(OPTIMIZERS)
+    race(args.task, args.folder, args.optimizers or names, args.workers)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SHARED = {"__main__", "turns", "training", "first_step"}
+SHARED = {"__main__", "turns", "training", "first_step", "race_results", "race_rules"}
 BENCH = runpy.run_path(str(FOLDER / "__main__.py"), run_name="bench")
 CLAIMS = yaml.safe_load((FOLDER / "claims.yaml").read_text())
 RESULTS = json.loads((FOLDER / "results.json").read_text())

@@ -1,0 +1,267 @@
+"""What the stored trainings of a race say: tests, the tables of docs/race.md and its figures."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from race_rules import (
+    HERE,
+    OPTIMIZERS,
+    POINTS,
+    REFERENCE,
+    RULES,
+    STEPS,
+    UNTUNED,
+    Line,
+    curve_of,
+    read,
+)
+from scipy import stats
+
+PAGE = HERE.parent / "docs/race.md"
+BEFORE, END = 6, 9  # of the validations of a training: the last before the decay, the last of all
+BETTER, WORSE, SAME = "#0072b2", "#d55e00", "#8c8c8c"  # told apart by the colour-blind
+LOWEST = -6.0  # points below AdamW that still have room in the figure
+
+
+def p_value(differences: Any) -> float:
+    """Exact two-sided permutation test of pairs: of all choices of signs, how many are as far off.
+
+    The differences are of accuracies with four places, so that they are compared as integers.
+    """
+    whole = np.rint(10_000 * np.asarray(differences)).astype(int)
+    sums = np.zeros(1, int)
+    for difference in whole:
+        sums = np.concatenate([sums + difference, sums - difference])
+    return float(np.mean(np.abs(sums) >= abs(whole.sum())))
+
+
+def holm(p_values: dict[Any, float]) -> dict[Any, float]:
+    """The p-values, corrected for how many there are (Holm 1979)."""
+    corrected, highest = {}, 0.0
+    for i, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - i) * p_values[name]))
+        corrected[name] = highest
+    return corrected
+
+
+@dataclass
+class Standing:
+    """An optimizer in a task: what its final trainings came to.
+
+    Attributes:
+        test: Test accuracy of each seed.
+        curves: Validation accuracies, (seeds, POINTS).
+        difference: Mean test accuracy above that of AdamW from the same seeds.
+        interval: Half of the 95 % interval of this mean (Student's t).
+        p: Of that difference, corrected for the number of optimizers.
+        steps: Median of the steps to the target; NaN if not half of the seeds get there.
+        seconds: The same in seconds of one core in training steps.
+        ms_step: Median over the seeds.
+        lr: As the search has found it; empty: as the class has it.
+        weight_decay: Likewise.
+        failed: How many trials of the search ended in NaN.
+    """
+
+    name: str
+    test: Any
+    curves: Any
+    ms_step: float
+    lr: str
+    weight_decay: str
+    failed: int
+    difference: float = 0.0
+    interval: float = 0.0
+    p: float = 1.0
+    steps: float = float("nan")
+    seconds: float = float("nan")
+
+
+@cache
+def standings(task: str) -> dict[str, Standing]:
+    """All that have run a task with all seeds, by name, the best first."""
+    lines = read(task)
+    by_name: dict[str, list[Line]] = defaultdict(list)
+    failed: dict[str, int] = defaultdict(int)
+    for line in lines:
+        if line["kind"] == "final":
+            by_name[line["optimizer"]].append(line)
+        else:
+            failed[line["optimizer"]] += curve_of(line)[-1] == 0
+    found = {}
+    for name, mine in by_name.items():
+        if len(mine) < len(RULES["seeds"]):
+            continue
+        mine.sort(key=lambda x: x["seed"])
+        test = np.array([float(x["test_acc"]) for x in mine])
+        curves = np.array([curve_of(x) for x in mine])
+        ms = float(np.median([float(x["ms_step"]) for x in mine]))
+        first = mine[0]
+        found[name] = Standing(
+            name, test, curves, ms, first["lr"], first["weight_decay"], failed[name]
+        )
+    if REFERENCE not in found or UNTUNED not in found:
+        return {}
+    corrected = holm({n: p_value(s.test - found[REFERENCE].test) for n, s in found.items()
+                      if n != REFERENCE})  # fmt: skip
+    goal = target(found)
+    for name, standing in found.items():
+        each = standing.test - found[REFERENCE].test
+        standing.difference = float(each.mean())
+        if name != REFERENCE:
+            standing.p = corrected[name]
+            standing.interval = float(stats.sem(each) * stats.t.ppf(0.975, len(each) - 1))
+        steps = [STEPS[task] / POINTS * reach(curve, goal) for curve in standing.curves]
+        standing.steps = float(np.median(steps)) if np.isfinite(np.median(steps)) else np.nan
+        standing.seconds = standing.steps * standing.ms_step / 1000
+    return dict(sorted(found.items(), key=lambda item: -item[1].difference))
+
+
+def target(found: dict[str, Standing]) -> float:
+    """The validation accuracy that the steps are counted to: where untuned AdamW ends."""
+    return float(found[UNTUNED].curves[:, END].mean())
+
+
+def reach(curve: Any, goal: float) -> float:
+    """After how many validations a curve reaches a goal, between two of them on a line."""
+    above = np.flatnonzero(curve >= goal)
+    if not len(above):
+        return float("inf")
+    i = int(above[0])
+    if i == 0:
+        return 1.0
+    return i + float((goal - curve[i - 1]) / (curve[i] - curve[i - 1]))
+
+
+def flips(task: str) -> list[tuple[str, str, float, float]]:
+    """Pairs whose order turns round in the decay: who is ahead at the end, who before, and by what.
+
+    Ahead by the mean validation accuracy, both times by the same permutation test with p below 0.05
+    after Holm's correction for all pairs and both times.
+    """
+    found = standings(task)
+    pairs = list(combinations(found, 2))
+    means, p_values = {}, {}
+    for at in (BEFORE, END):
+        for a, b in pairs:
+            each = found[a].curves[:, at] - found[b].curves[:, at]
+            means[a, b, at] = float(each.mean())
+            p_values[a, b, at] = p_value(each)
+    p_values = holm(p_values)
+    turned = []
+    for a, b in pairs:
+        before, end = means[a, b, BEFORE], means[a, b, END]
+        sure = max(p_values[a, b, BEFORE], p_values[a, b, END]) < 0.05
+        if sure and before * end < 0:
+            turned.append((a, b, before, end) if end > 0 else (b, a, -before, -end))
+    return sorted(turned, key=lambda x: x[2] - x[3])
+
+
+def best(number: int = 5) -> list[str]:
+    """Whose test accuracy above AdamW's is highest in the mean of digits and fashion."""
+    one, two = standings("digits"), standings("fashion")
+    both = [name for name in one if name in two and name not in (REFERENCE, UNTUNED)]
+    return sorted(both, key=lambda name: -one[name].difference - two[name].difference)[:number]
+
+
+# ---- the page
+
+
+def table(task: str) -> str:
+    """The table of a task, as docs/race.md has it."""
+    found = standings(task)
+    goal = 100 * target(found)
+    head = ["optimizer", "test accuracy, %", "above AdamW, points", "p (Holm)"]
+    head += [f"steps to {goal:.1f} %", "seconds", "ms a step", "lr", "weight decay"]
+    rows = [head, ["---"] * len(head)]
+    for s in found.values():
+        gap = f"{100 * s.difference:+.2f} ± {100 * s.interval:.2f}"
+        p = "< 0.001" if s.p < 0.001 else f"{s.p:.3f}"
+        name = f"**{s.name}**" if s.name in (REFERENCE, UNTUNED) else s.name
+        if s.name == REFERENCE:
+            gap = p = ""
+        rows.append([
+            name, f"{100 * s.test.mean():.2f}", gap, p,
+            "never" if np.isnan(s.steps) else f"{s.steps:.0f}",
+            "" if np.isnan(s.seconds) else f"{s.seconds:.2f}",
+            f"{s.ms_step:.1f}", s.lr or "0.001", s.weight_decay or "0.01",
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def page() -> str:
+    """docs/race.md with its tables written again, between the comments that mark them."""
+    text = PAGE.read_text()
+    for task in STEPS:
+        start, end = f"<!-- {task} -->\n", f"<!-- end of {task} -->"
+        if standings(task) and start in text:
+            before, _, rest = text.partition(start)
+            text = f"{before}{start}\n{table(task)}\n\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def draw_differences() -> Figure:
+    """Each optimizer's test accuracy above AdamW's with its interval, a panel for each task."""
+    tasks = [task for task in STEPS if standings(task)]
+    names = [*best(len(OPTIMIZERS)), UNTUNED][::-1]
+    figure = Figure(figsize=(10, 1.6 + 0.25 * len(names)), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), sharey=True), tasks, strict=True):
+        found = {name: s for name, s in standings(task).items() if name in names}
+        for name, s in found.items():
+            y, value, half = names.index(name), 100 * s.difference, 100 * s.interval
+            colour = SAME if s.p >= 0.05 else BETTER if value > 0 else WORSE
+            if value - half < LOWEST:
+                arrow = {"arrowstyle": "->", "color": colour}
+                text = axes.annotate(f"{value:.1f}", (LOWEST, y), (LOWEST + 0.7, y), color=colour)
+                text.set(va="center", fontsize=9)
+                axes.annotate("", (LOWEST, y), (LOWEST + 0.6, y), arrowprops=arrow)
+                continue
+            mark = {SAME: "o", BETTER: "^", WORSE: "v"}[colour]
+            fill = "white" if colour == SAME else colour
+            axes.errorbar(value, y, xerr=half, fmt=mark, color=colour, mfc=fill, capsize=2)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set(title=task, xlim=(LOWEST, None), yticks=range(len(names)), yticklabels=names)
+        axes.grid(alpha=0.3)
+    figure.supxlabel("test accuracy above tuned AdamW, points: mean of 20 seeds, 95 % interval")
+    return figure
+
+
+def draw_decay() -> Figure:
+    """The order by validation accuracy before the decay and at the end, a panel for each task."""
+    tasks = [task for task in list(STEPS)[:2] if standings(task)]
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks)), tasks, strict=True):
+        found = standings(task)
+        orders = [
+            sorted(found, key=lambda n, at=at: -found[n].curves[:, at].mean())
+            for at in (BEFORE, END)
+        ]
+        for name in found:
+            a, b = (order.index(name) for order in orders)
+            colour = SAME if abs(a - b) < 6 else BETTER if b < a else WORSE
+            wide = 2 if colour != SAME else 0.8
+            axes.plot([0, 1], [a, b], color=colour, linewidth=wide, marker="o", markersize=4)
+            for x, y, at, side in ((0, a, BEFORE, "right"), (1, b, END, "left")):
+                text = f"{name}  {100 * found[name].curves[:, at].mean():.1f}"
+                if side == "left":
+                    text = f"{100 * found[name].curves[:, at].mean():.1f}  {name}"
+                tone = "#444444" if colour == SAME else colour
+                axes.text(x + (x - 0.5) * 0.08, y, text, ha=side, va="center", color=tone,
+                          fontsize=8)  # fmt: skip
+        axes.set(title=task, xlim=(-0.9, 1.9), ylim=(len(found) - 0.4, -0.6), yticks=[])
+        axes.set_xticks([0, 1], ["before the decay", "at the end"])
+        for side in axes.spines.values():
+            side.set_visible(False)
+    figure.suptitle("Order by validation accuracy, %: mean of 20 seeds")
+    return figure
+
+
+def draw() -> None:
+    """Write tables and figures of docs/race.md again."""
+    for name, figure in (("race", draw_differences()), ("race-decay", draw_decay())):
+        figure.savefig(PAGE.parent / f"figures/{name}.png", dpi=100)
+    PAGE.write_text(page())
