@@ -14,7 +14,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = RULES["optimizers"]
 REFERENCE, UNTUNED = "AdamW", "AdamW, untuned"
 COLUMNS = ["kind", "optimizer", "seed", "lr", "weight_decay", "val_loss"]
 COLUMNS += ["test_acc", "ms_step", "curve"]
-STEPS = {"digits": 200, "fashion": 200, "photos": 210}  # of the tasks, in their order
+STEPS = {"digits": 200, "fashion": 200, "photos": 150}  # of the tasks, in their order
 POINTS = 10  # validations of a final training, evenly spread
 Line = dict[str, Any]  # of a file of results, by COLUMNS
 
