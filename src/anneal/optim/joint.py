@@ -35,12 +35,12 @@ class JointOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step of each optimizer, on the gradients of one closure."""
-        loss = None
+        loss: Any = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for optimizer in self.optimizers:
-            optimizer.step()
+            _ = optimizer.step(lambda: loss) if closure else optimizer.step()
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
