@@ -266,6 +266,7 @@ def test_muon_by_one_flag(run):
         "--model.schedule.warmup_epochs=0",
         "--trainer.max_epochs=1",
         "--trainer.limit_train_batches=2",
+        "--trainer.log_every_n_steps=1",
     )
     settings = ("--model.optimizer.lr=0.01", "--model.optimizer.weight_decay=0.05")
     run(
@@ -343,7 +344,7 @@ def test_a_resumed_run_takes_other_settings_but_no_other_groups(run, capsys):
     with pytest.raises(SystemExit):
         run(*more, f"--model.rules={[{'match': {'ndim': 2}, 'optimizer': 'SGD'}]}")
     assert "the optimizer's state doesn't fit" in capsys.readouterr().err
-    run(*more, "--model.rules.settings={lr: 0.25}")
+    run(*more, rule(match={"ndim": 1}, optimizer="SGD", settings={"lr": 0.25}))
     assert [(row["optimizer"], row["lr"]) for row in trained("a")] == [
         ("SGD", "0.25"),
         ("AdamW", "0.01"),

@@ -57,8 +57,11 @@ def check_optimizer(found: Differences) -> None:
             key.endswith(("optimizer.class_path", "decay_norm", "decay_bias", ".rules"))
             and not same
         ):
+            change = f"{stored} in the checkpoint, {now} now"
+            if key.endswith(".rules"):
+                change = "they match other parameters than in the checkpoint, or another optimizer"
             raise UserError(
-                f"{key}: {stored} in the checkpoint, {now} now: the optimizer's state doesn't "
+                f"{key}: {change}: the optimizer's state doesn't "
                 "fit, so this can't go on; start a new run for it"
             )
 
