@@ -131,6 +131,11 @@ class Schedule:
             built.warmup = warmup
             if built.branches and self.unit == "epoch":
                 raise UserError("schedule: WSD keeps its branches by the step: leave interval out")
+            if (kept := len(built.kept_steps)) < built.branches:
+                rank_zero_warn(
+                    f"schedule: only {kept} of branches={built.branches} begin to decay after the "
+                    f"warmup of {warmup} steps"
+                )
         if isinstance(built, lr_scheduler.ReduceLROnPlateau):
             self._check_plateau(built)
         elif length is not None:
