@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -57,6 +58,8 @@ class NonFiniteGuard(Callback):
         self._step = self._began = trainer.global_step
         self._clock = Clock.of(trainer)
         self._new_epoch = False
+        if self._layers and isinstance(trainer.strategy, FSDPStrategy):
+            raise UserError("health.norms=layers: not with trainer.strategy=fsdp; take fsdp2")
         known = trainer.num_val_batches  # empty if the first validation is in a later epoch
         if trainer.enable_validation and known and not sum(known):
             raise UserError(
