@@ -198,16 +198,19 @@ def test_a_step_that_is_left_out_has_no_norms(tmp_path):
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_they_are_logged_on_request_only(run, tmp_path, asked):
+def test_they_are_logged_on_request_and_also_of_a_short_window(run, tmp_path, asked):
     words = ("fit", "--config=small.yaml", "--trainer.logger=true", "--run_name=r")
-    run(*words, *["--health.norms=layers"] * asked, "--trainer.log_every_n_steps=2")
-    rows = logged(tmp_path / "runs" / "r")
-    steps = [int(row["step"]) for row in rows if any(row[k] for k in row if k[:6] == "norms/")]
-    assert steps == [1, 3, 5, 7] * asked
+    steps = ("--trainer.accumulate_grad_batches=3", "--trainer.log_every_n_steps=1")
+    run(*words, *steps, *["--health.norms=layers"] * asked, "--model.optimizer.momentum=0")
+    rows = [r for r in logged(tmp_path / "runs" / "r") if any(r[k] for k in r if k[:6] == "norms/")]
+    assert [int(row["step"]) for row in rows] == [0, 1, 2, 3] * asked
+    for row in rows:  # of three batches and of one
+        update, gradient = (float(row[f"norms/net.1/{what}"]) for what in ("update", "gradient"))
+        assert update == pytest.approx(0.1 * gradient, rel=1e-4)
 
 
 def test_weights_in_pieces_that_do_not_say_so_are_refused():
     guard = NonFiniteGuard(norms="layers")
     trainer = SimpleNamespace(strategy=FSDPStrategy(), global_step=0, callbacks=[])
-    with pytest.raises(UserError, match="not with trainer.strategy=fsdp; take fsdp2"):
+    with pytest.raises(UserError, match=r"not with trainer\.strategy=fsdp; take fsdp2"):
         guard.on_train_start(trainer, None)

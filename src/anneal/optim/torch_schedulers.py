@@ -157,9 +157,6 @@ class WSD(LRScheduler):
     lr(t) = lr (1 - sqrt(t)), t from 0 to 1 over the decay; or lr (1 - t), or half a cosine
     (Hu et al. 2024, arXiv 2404.06395; the shapes in Haegele et al. 2024, arXiv 2405.18392)
 
-    The warmup is the schedule's, as with any scheduler. Up to its decay a run is the same whatever
-    its length, so one long run can be cut short: the command `cooldown` trains only the decays.
-
     Args:
         optimizer: Given by the run.
         total_steps: Length in the schedule's interval; None: from the end of the warmup to the end
@@ -168,9 +165,6 @@ class WSD(LRScheduler):
         shape: Of the decay.
         branches: Of how many budgets, each half of the one before (the run's own length, a half, a
             quarter, ...), to keep the checkpoint at which a run of that length begins to decay.
-
-    Attributes:
-        warmup: How much of the run came before the first step; set by `Schedule.build`.
     """
 
     def __init__(
@@ -181,7 +175,8 @@ class WSD(LRScheduler):
         shape: Literal["sqrt", "linear", "cosine"] = "sqrt",
         branches: int = 0,
     ):
-        self.total_steps, self.warmup = _known(total_steps), 0
+        self.total_steps = _known(total_steps)
+        self.warmup = 0  # steps of the run before these; `Schedule.build` sets it
         self.decay, self.shape, self.branches = decay, shape, branches
         if not 0 < decay <= 1 or branches < 0:
             raise ValueError(f"decay={decay} must be in (0, 1], branches={branches} at least 0")
@@ -204,15 +199,9 @@ class WSD(LRScheduler):
 
 
 def branch_steps(total: int, decay: float, branches: int = 1) -> list[tuple[int, int]]:
-    """Return budgets of a WSD run, each half of the one before, and where each begins to decay.
+    """Return the budgets of a WSD run of `total` steps, and where a run of each begins to decay.
 
-    Args:
-        total: Optimizer steps of the whole run, the first budget.
-        decay: The scheduler's.
-        branches: How many budgets.
-
-    Returns:
-        (optimizer steps in all, optimizer steps before the first whose learning rate is lower).
+    Both are optimizer steps from the start of the run; its checkpoint is kept after the second.
     """
     budgets = [total >> halvings for halvings in range(branches)]
     return [(budget, budget - max(1, round(decay * budget))) for budget in budgets]
