@@ -15,9 +15,11 @@ from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.errors import UserError
 from anneal.loggers.csv import CSVLogger
+from anneal.optim.joint import JointOptimizer
 from anneal.testing import logged
 
 LR = 0.05
+SGD = partial(torch.optim.SGD, lr=LR)
 
 
 def network() -> nn.Module:
@@ -73,7 +75,7 @@ def parts(net: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 @pytest.mark.parametrize(("window", "every"), [(1, 3), (3, 1), (8, 1)])
 def test_norms_are_those_of_plain_torch(tmp_path, window, every):
-    module = Tiny(partial(torch.optim.SGD, lr=LR), net=network())
+    module = Tiny(SGD, net=network())
     settings = {"accumulate_grad_batches": window, "log_every_n_steps": every}
     found = norms(tmp_path, module, max_epochs=1, **settings)
     expected = by_hand(network(), parts, window)
@@ -82,7 +84,7 @@ def test_norms_are_those_of_plain_torch(tmp_path, window, every):
 
 
 def test_gradients_are_those_before_they_are_clipped_and_updates_those_after(tmp_path):
-    module = Tiny(partial(torch.optim.SGD, lr=LR), net=network())
+    module = Tiny(SGD, net=network())
     found = norms(tmp_path, module, max_steps=1, gradient_clip_val=1e-3, log_every_n_steps=1)[0]
     expected = by_hand(network(), parts, 1)[0]
     for name in ("norms/net.0/gradient", "norms/net.2/gradient"):
@@ -94,7 +96,7 @@ def test_gradients_are_those_before_they_are_clipped_and_updates_those_after(tmp
 def test_a_module_without_layers_and_a_weight_of_zero(tmp_path):
     class Point(Tiny):
         def __init__(self):
-            super().__init__(partial(torch.optim.SGD, lr=LR), net=nn.Identity())
+            super().__init__(SGD, net=nn.Identity())
             self.x = nn.Parameter(torch.zeros(2))
 
         def training_step(self, batch, batch_idx):
@@ -163,10 +165,15 @@ def test_an_update_is_that_of_the_whole_step_of_an_optimizer_that_calls_its_clos
     assert len(found) == 8
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_gradients_that_fp16_has_scaled_are_shown_as_they_are(tmp_path, fused):
+def joint(groups) -> JointOptimizer:
+    first, *rest = groups[0]["params"]
+    return JointOptimizer([torch.optim.SGD(p, LR, fused=len(p) == 1) for p in ([first], rest)])
+
+
+@pytest.mark.parametrize("optimizer", [partial(SGD, fused=False), partial(SGD, fused=True), joint])
+def test_gradients_that_fp16_has_scaled_are_shown_as_they_are(tmp_path, optimizer):
     half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
-    module = Tiny(partial(torch.optim.SGD, lr=LR, fused=fused), net=network())
+    module = Tiny(optimizer, net=network())
     found = norms(tmp_path, module, max_epochs=1, log_every_n_steps=1, plugins=[half])
     assert len(found) == 8
     for values in found.values():
@@ -183,7 +190,7 @@ def test_a_step_that_is_left_out_has_no_norms(tmp_path):
             loss = super().training_step(batch, batch_idx)
             return loss * (float("nan") if batch_idx == 3 else 1)
 
-    module = Broken(partial(torch.optim.SGD, lr=LR), net=network())
+    module = Broken(SGD, net=network())
     callbacks = [NonFiniteGuard(skip=1, norms="layers")]
     with pytest.warns(UserWarning, match="left out, 1 so far"):
         fit(

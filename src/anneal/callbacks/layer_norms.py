@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from anneal.lightning_internals import logged_step
+from anneal.lightning_internals import logged_step, unscales
 from anneal.progress import is_logged, log
 
 
@@ -28,11 +28,8 @@ class LayerNorms:
         """Keep what a step that is logged starts from; of several in a batch, the first."""
         if not is_logged(trainer, logged_step(trainer) + 1):
             return
-        groups = optimizer.param_groups
-        own = {id(p) for group in groups for p in group["params"]}
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler and not any(group.get("fused") for group in groups):
-            scaler = None  # Lightning has unscaled the gradients; a fused step does it itself
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        scaler = getattr(trainer.precision_plugin, "scaler", None) if unscales(optimizer) else None
         for name, p in module.named_parameters():
             if id(p) in own and p.grad is not None and name not in self._kept:
                 norm = _norm(p.grad)
