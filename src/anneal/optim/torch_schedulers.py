@@ -195,7 +195,7 @@ class WSD(LRScheduler):
     def kept_steps(self) -> set[int]:
         """The steps of the run at which to keep a checkpoint: where `branches` leave it."""
         budgets = branch_steps(self.warmup + self.total_steps, self.decay, self.branches)
-        return {first for _, first in budgets if first >= self.warmup}
+        return {first for _, first in budgets if first >= max(1, self.warmup)}
 
 
 def branch_steps(total: int, decay: float, branches: int = 1) -> list[tuple[int, int]]:
