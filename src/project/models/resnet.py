@@ -76,9 +76,8 @@ class ImageClassifier(Classifier):
         self.weights = weights
         self.freeze_body = freeze_body
         if body_lr_factor != 1:
-            parts = (":-1", "body", body_lr_factor), (-1, "head", 1.0)
-            own = [Rule({"depth": at}, None, {"lr_factor": f}, name) for at, name, f in parts]
-            self.rules = [*self.rules, *own]
+            for depth, name, f in ((":-1", "body", body_lr_factor), (-1, "head", 1.0)):
+                self.rules = [*self.rules, Rule({"depth": depth}, None, {"lr_factor": f}, name)]
         self.compile_net = compile
         self.flip_tta = flip_tta
         self.zoom_tta = zoom_tta
