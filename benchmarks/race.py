@@ -42,11 +42,11 @@ from race_rules import (
     trials,
 )
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms.v2.functional import resize
 from training import yours
 
 from anneal import InMemoryBatches, Schedule, decode, stratified_split
+from anneal.optim.torch_schedulers import WSD
 
 WARMUP, DECAY = 0.1, 0.3  # of the steps
 PART = 6_400  # training images of Fashion-MNIST
@@ -155,15 +155,10 @@ def train(task: str, folder: str, line: Line) -> Line:
     if line["optimizer"] != UNTUNED:
         settings = settings | {key: float(line[key]) for key in ("lr", "weight_decay")}
     optimizer = partial(getattr(import_module(module), name), **settings)
-    warmup, first = round(WARMUP * steps), round((1 - DECAY) * steps)
-
-    def factor(step: int) -> float:
-        """Factor of the learning rate so many steps after the warmup."""
-        return 1 - math.sqrt(max(0, warmup + step - first) / (steps - first))
-
-    decay = None if rules.get("constant") else partial(LambdaLR, lr_lambda=factor)
+    decay = None if rules.get("constant") else partial(WSD, total_steps=None, decay=DECAY)
+    schedule = Schedule(decay, "step", warmup_steps=round(WARMUP * steps))
     seed_everything(line["seed"], verbose=False)
-    model = net(optimizer=optimizer, schedule=Schedule(decay, "step", warmup_steps=warmup))
+    model = net(optimizer=optimizer, schedule=schedule)
     watch = Watch(data, POINTS if line["kind"] == "final" else 1)
     options: Any = {"accelerator": "cpu", "barebones": True, "limit_val_batches": 0}
     trainer = Trainer(max_steps=steps, callbacks=[watch], **options)
