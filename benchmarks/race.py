@@ -38,6 +38,7 @@ from race_rules import (
     UNTUNED,
     Line,
     finals,
+    key_of,
     read,
     trials,
 )
@@ -49,6 +50,7 @@ from anneal import InMemoryBatches, Schedule, decode, stratified_split
 from anneal.optim.torch_schedulers import WSD
 
 WARMUP, DECAY = 0.1, 0.3  # of the steps
+TURNS = 3  # in which steps are timed, one optimizer after the other
 PART = 6_400  # training images of Fashion-MNIST
 
 
@@ -185,19 +187,22 @@ def race(task: str, folder: str, names: list[str], workers: int) -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, quiet) as pool, path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+
+        def do(jobs: list[Line]) -> None:
+            done = {key_of(line) for line in read(task)}
+            jobs = [job for job in jobs if key_of(job) not in done]
+            for future in as_completed(pool.submit(train, task, folder, job) for job in jobs):
+                writer.writerow(future.result())
+                file.flush()
+                print(task, *future.result().values(), flush=True)
+
         for name in names:
-            for kind in ("trial", "final"):
-                lines = read(task)
-                jobs = trials(name) if kind == "trial" else finals(name, lines)
-                if kind == "final" and name == REFERENCE:
-                    jobs += finals(UNTUNED, lines)
-                done = [(x["kind"], x["optimizer"], x["seed"]) for x in lines]
-                jobs = [x for x in jobs if (kind, x["optimizer"], x["seed"]) not in done]
-                for future in as_completed(pool.submit(train, task, folder, x) for x in jobs):
-                    line = future.result()
-                    writer.writerow(line)
-                    file.flush()
-                    print(task, *line.values(), flush=True)
+            do(trials(name))
+            do(finals(name, read(task)))
+            if name == REFERENCE:
+                do(finals(UNTUNED, []))
+        for turn in range(TURNS):
+            do([finals(name, read(task))[turn] | {"kind": "time"} for name in names])
 
 
 def quiet() -> None:
@@ -212,7 +217,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=[*STEPS, "draw"])
     parser.add_argument("folder", nargs="?", default="", help="of the data, for fashion and photos")
-    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, help="these alone")
+    parser.add_argument(
+        "--optimizers", nargs="+", choices=OPTIMIZERS, metavar="NAME", help="these alone"
+    )
     parser.add_argument("--workers", type=int, default=2, help="trainings at once, a thread each")
     args = parser.parse_args()
     if args.task == "draw":

@@ -60,70 +60,59 @@ class Standing:
     """An optimizer in a task: what its final trainings came to.
 
     Attributes:
+        lr: As the search has found it; empty: as the class has it.
+        weight_decay: Likewise.
         test: Test accuracy of each seed.
         curves: Validation accuracies, (seeds, POINTS).
+        ms_step: Processor time of a step, the least of the turns.
         difference: Mean test accuracy above that of AdamW from the same seeds.
         interval: Half of the 95 % interval of this mean (Student's t).
         p: Of that difference, corrected for the number of optimizers.
-        steps: Median of the steps to the target; NaN if not half of the seeds get there.
-        seconds: The same in seconds of one core in training steps.
-        ms_step: Median over the seeds.
-        lr: As the search has found it; empty: as the class has it.
-        weight_decay: Likewise.
-        failed: How many trials of the search ended in NaN.
+        steps: Median of the steps to the target; infinite if half of the seeds don't get there.
     """
 
     name: str
+    lr: str
+    weight_decay: str
     test: Any
     curves: Any
     ms_step: float
-    lr: str
-    weight_decay: str
-    failed: int
     difference: float = 0.0
     interval: float = 0.0
     p: float = 1.0
-    steps: float = float("nan")
-    seconds: float = float("nan")
+    steps: float = np.inf
 
 
 @cache
 def standings(task: str) -> dict[str, Standing]:
     """All that have run a task with all seeds, by name, the best first."""
-    lines = read(task)
-    by_name: dict[str, list[Line]] = defaultdict(list)
-    failed: dict[str, int] = defaultdict(int)
-    for line in lines:
-        if line["kind"] == "final":
-            by_name[line["optimizer"]].append(line)
-        else:
-            failed[line["optimizer"]] += curve_of(line)[-1] == 0
+    kinds: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in sorted(read(task), key=lambda line: line["seed"]):
+        kinds[line["kind"], line["optimizer"]].append(line)
     found = {}
-    for name, mine in by_name.items():
-        if len(mine) < len(RULES["seeds"]):
-            continue
-        mine.sort(key=lambda x: x["seed"])
-        test = np.array([float(x["test_acc"]) for x in mine])
-        curves = np.array([curve_of(x) for x in mine])
-        ms = float(np.median([float(x["ms_step"]) for x in mine]))
-        first = mine[0]
-        found[name] = Standing(
-            name, test, curves, ms, first["lr"], first["weight_decay"], failed[name]
-        )
-    if REFERENCE not in found or UNTUNED not in found:
+    for (kind, name), lines in kinds.items():
+        if kind == "final" and len(lines) == len(RULES["seeds"]):
+            times = kinds.get(("time", REFERENCE if name == UNTUNED else name), [])
+            found[name] = Standing(
+                name,
+                lines[0]["lr"],
+                lines[0]["weight_decay"],
+                np.array([float(line["test_acc"]) for line in lines]),
+                np.array([curve_of(line) for line in lines]),
+                min((float(line["ms_step"]) for line in times), default=np.nan),
+            )
+    if not {REFERENCE, UNTUNED} <= found.keys():
         return {}
-    corrected = holm({n: p_value(s.test - found[REFERENCE].test) for n, s in found.items()
-                      if n != REFERENCE})  # fmt: skip
-    goal = target(found)
-    for name, standing in found.items():
-        each = standing.test - found[REFERENCE].test
-        standing.difference = float(each.mean())
-        if name != REFERENCE:
-            standing.p = corrected[name]
-            standing.interval = float(stats.sem(each) * stats.t.ppf(0.975, len(each) - 1))
-        steps = [STEPS[task] / POINTS * reach(curve, goal) for curve in standing.curves]
-        standing.steps = float(np.median(steps)) if np.isfinite(np.median(steps)) else np.nan
-        standing.seconds = standing.steps * standing.ms_step / 1000
+    goal, reference = target(found), found[REFERENCE].test
+    for s in found.values():
+        each = s.test - reference
+        s.difference = float(each.mean())
+        s.interval = float(stats.sem(each) * stats.t.ppf(0.975, len(each) - 1))
+        steps = [STEPS[task] / POINTS * reach(curve, goal) for curve in s.curves]
+        s.steps = STEPS[task] if s.name == UNTUNED else float(np.median(steps))
+    others = {n: p_value(s.test - reference) for n, s in found.items() if n != REFERENCE}
+    for name, p in holm(others).items():
+        found[name].p = p
     return dict(sorted(found.items(), key=lambda item: -item[1].difference))
 
 
@@ -180,21 +169,21 @@ def best(number: int = 5) -> list[str]:
 def table(task: str) -> str:
     """The table of a task, as docs/race.md has it."""
     found = standings(task)
-    goal = 100 * target(found)
     head = ["optimizer", "test accuracy, % (lowest)", "above AdamW, points", "p (Holm)"]
-    head += [f"steps to {goal:.1f} %", "seconds", "ms a step", "lr", "weight decay"]
+    head += [f"steps to {100 * target(found):.1f} %", "seconds", "ms a step", "lr", "weight decay"]
     rows = [head, ["---"] * len(head)]
-    for s in found.values():
+    for name, s in found.items():
         gap = f"{100 * s.difference:+.2f} ± {100 * s.interval:.2f}"
         p = "< 0.001" if s.p < 0.001 else f"{s.p:.3f}"
-        name = f"**{s.name}**" if s.name in (REFERENCE, UNTUNED) else s.name
-        if s.name == REFERENCE:
-            gap = p = ""
+        steps, seconds = f"{s.steps:.0f}", f"{s.steps * s.ms_step / 1000:.2f}"
         rows.append([
-            name, f"{100 * s.test.mean():.2f} ({100 * s.test.min():.1f})", gap, p,
-            "never" if np.isnan(s.steps) else f"{s.steps:.0f}",
-            "" if np.isnan(s.seconds) else f"{s.seconds:.2f}",
-            f"{s.ms_step:.1f}", s.lr or "0.001", s.weight_decay or "0.01",
+            f"**{name}**" if name in (REFERENCE, UNTUNED) else name,
+            f"{100 * s.test.mean():.2f} ({100 * s.test.min():.1f})",
+            *(["", ""] if name == REFERENCE else [gap, p]),
+            *([steps, seconds] if np.isfinite(s.steps) else ["never", ""]),
+            f"{s.ms_step:.1f}",
+            s.lr or "0.001",
+            s.weight_decay or "0.01",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

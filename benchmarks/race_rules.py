@@ -28,6 +28,11 @@ def read(task: str) -> list[Line]:
         return [row | {"seed": int(row["seed"])} for row in csv.DictReader(file)]
 
 
+def key_of(line: Line) -> tuple[str, str, int]:
+    """What tells a training from all others of its task."""
+    return line["kind"], line["optimizer"], line["seed"]
+
+
 def curve_of(line: Line) -> list[float]:
     """Validation accuracies of a training: after each tenth of a final one, else at its end."""
     return [float(word) for word in line["curve"].split()]
