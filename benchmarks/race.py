@@ -2,7 +2,7 @@
 
     python benchmarks/race.py digits                # the digits that come with the installation
     python benchmarks/race.py fashion FASHION       # a part of Fashion-MNIST
-    python benchmarks/race.py photos PHOTOS         # a small ResNet, the best six and AdamW
+    python benchmarks/race.py photos PHOTOS         # a small ResNet: the best five, Muon, AdamW
     python benchmarks/race.py draw                  # table and figures, from the stored results
 
 `race.yaml` has the optimizers and the rules. Each training is a line of race-TASK.csv as soon as it
@@ -225,7 +225,7 @@ def main() -> None:
     if args.task == "draw":
         draw()
         return
-    names = [REFERENCE, *best()] if args.task == "photos" else list(OPTIMIZERS)
+    names = [REFERENCE, *best(), "Muon"] if args.task == "photos" else list(OPTIMIZERS)
     race(args.task, args.folder, args.optimizers or names, args.workers)
 
 

@@ -156,7 +156,7 @@ def flips(task: str) -> list[tuple[str, str, float, float]]:
     return sorted(turned, key=lambda x: x[2] - x[3])
 
 
-def best(number: int = 6) -> list[str]:
+def best(number: int = 5) -> list[str]:
     """Whose test accuracy above AdamW's is highest in the mean of digits and fashion."""
     one, two = standings("digits"), standings("fashion")
     both = [name for name in one if name in two and name not in (REFERENCE, UNTUNED)]
