@@ -225,7 +225,7 @@ def main() -> None:
     if args.task == "draw":
         draw()
         return
-    names = [REFERENCE, *best(), "Muon"] if args.task == "photos" else list(OPTIMIZERS)
+    names = list(dict.fromkeys([REFERENCE, *best(), "Muon"])) if args.task == "photos" else list(OPTIMIZERS)
     race(args.task, args.folder, args.optimizers or names, args.workers)
 
 
