@@ -225,8 +225,8 @@ def main() -> None:
     if args.task == "draw":
         draw()
         return
-    names = list(dict.fromkeys([REFERENCE, *best(), "Muon"])) if args.task == "photos" else list(OPTIMIZERS)
-    race(args.task, args.folder, args.optimizers or names, args.workers)
+    chosen = [REFERENCE, *best(), "Muon"] if args.task == "photos" else OPTIMIZERS
+    race(args.task, args.folder, args.optimizers or list(dict.fromkeys(chosen)), args.workers)
 
 
 if __name__ == "__main__":

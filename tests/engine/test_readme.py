@@ -18,6 +18,7 @@ ELSEWHERE = {
     "docs/runs.md": "tests/engine/test_replay.py",
     "docs/your-own.md": "tests/engine/test_your_own.py",
     "docs/sweeps.md": "tests/engine/test_sweep.py",
+    "docs/race.md": "tests/engine/test_race.py",
 }
 TOOLS = {"report", "card", "sweep", "check", "shards", "figures", "gallery"}  # exit with a status
 ENDS_EARLY = r"--print_config|\.help="
