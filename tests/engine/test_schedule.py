@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import LinearLR, SequentialLR
 from anneal.errors import UserError
 from anneal.optim import torch_schedulers as schedulers
 from anneal.optim.run_schedule import RunSchedule
-from anneal.optim.schedule import Schedule, direction
+from anneal.optim.schedule import Schedule
 from anneal.progress import Clock
+from anneal.runs.metrics import direction
 
 COSINE = partial(schedulers.CosineAnnealingLR, T_max=None)
 ONE_CYCLE = partial(schedulers.OneCycleLR, max_lr=None, total_steps=None)
