@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from anneal.errors import UserError, command, did_you_mean, read_text
 from anneal.runs.folder import check_name, find_runs, recipe_of
 from anneal.runs.metrics import direction, read
+from anneal.system import write_csv
 from anneal.text_table import text_table
 
 COMPARED = Path("runs/compare")
@@ -43,14 +44,15 @@ def main(args: list[str] | None = None) -> int:
     about = "a configuration, in quotes with overrides of its own; or runs, as `report` takes them"
     parser.add_argument("what", nargs="+", metavar="A", help=about)
     parser.add_argument("--seeds", type=int, default=10, help="how many, from 0 on (default: 10)")
-    parser.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="trainings at a time")
+    parser.add_argument(
+        "-j", "--jobs", type=int, default=1, metavar="N", help="trainings at a time"
+    )
     parser.add_argument("--metric", help="whose last value counts (default: test/acc, if logged)")
     parser.add_argument("--mode", choices=["min", "max"], help="what is better, if no name says it")
     parser.add_argument("--name", help="of the folder in runs/compare (default: A-vs-B)")
     typed, overrides = parser.parse_known_intermixed_args(args)
     are_files = [Path(word.split(" --")[0]).suffix in (".yaml", ".yml") for word in typed.what]
-    failures: dict[str, str] = {}
-    folder = None
+    folder, failures = None, dict[str, str]()
     if any(are_files):
         if not all(are_files):
             raise UserError("name either configuration files or finished runs, not some of each")
@@ -59,11 +61,13 @@ def main(args: list[str] | None = None) -> int:
         raise UserError(f"{overrides[0]}: the runs are trained; overrides are for configurations")
     else:
         groups = finished(typed.what)
-    report(groups, typed.metric, typed.mode, folder, bool(failures))
     for name, error in failures.items():
         print(f"failed: {folder}/{name}: {error}", file=sys.stderr)
-    drawn = shlex.join([str(folder)] if folder else typed.what)
-    print(f"curves: python train.py report --bands {drawn}")
+    rows = report(groups, typed.metric, typed.mode)
+    if folder:
+        write_csv(folder / "table.csv", rows)
+        print(folder / "table.csv")
+    print(f"curves: python train.py report --bands {folder or shlex.join(typed.what)}")
     return 1 if failures else 0
 
 
@@ -126,7 +130,7 @@ def check_overrides(words: Iterable[str]) -> None:
             hint = "; --seeds=N says how many" if key == "seed_everything" else ""
             raise UserError(f"{word}: is set for each training here{hint}")
         own = ["seeds", "jobs", "metric", "mode", "name"]
-        if not word.startswith("--") or "." not in key and did_you_mean(key, own):
+        if not word.startswith("--") or ("." not in key and did_you_mean(key, own)):
             raise UserError(f"{word}: no such option{did_you_mean(key, own)}")
         if not equals:
             raise UserError(f"{word}: write --key=value")
@@ -180,7 +184,7 @@ def finished(words: Sequence[str]) -> dict[str, Seeds]:
 
 def report(groups: dict[str, Seeds], asked: str | None, mode: str | None) -> list[list[Any]]:
     """Print the tables and a verdict on each configuration but the first; return all results."""
-    from anneal.sweep.paired import holm, paired, summary
+    from anneal.sweep.paired import holm, paired, summary, verdict
 
     results, metric = results_of(groups, asked)
     better = direction(metric, mode, "--metric")
@@ -193,7 +197,9 @@ def report(groups: dict[str, Seeds], asked: str | None, mode: str | None) -> lis
         if len(both) < 2:
             raise UserError(
                 f"{first} and {label} share {len(both)} seeds with a result, and a test needs 2: "
-                + "; ".join(f"{k} has {', '.join(map(str, v)) or 'none'}" for k, v in results.items()),
+                + "; ".join(
+                    f"{k} has {', '.join(map(str, v)) or 'none'}" for k, v in results.items()
+                ),
                 status=1,
             )
         a, b = ([results[side][seed].value for seed in both] for side in (first, label))
@@ -206,8 +212,8 @@ def report(groups: dict[str, Seeds], asked: str | None, mode: str | None) -> lis
     print(f"\n{text_table(rows, 1)}\n")
     for (label, test), p in zip(tests.items(), holm([t.p for t in tests.values()]), strict=True):
         print(verdict(first, label, metric, better, test, p, len(others)))
-    rows = [[label, seed, *r] for label, found in results.items() for seed, r in found.items()]
-    return [["configuration", "seed", metric, "steps", "folder"], *rows]
+    header = ["configuration", "seed", metric, "steps", "folder"]
+    return [header, *([k, seed, *r] for k, found in results.items() for seed, r in found.items())]
 
 
 def results_of(
@@ -250,27 +256,3 @@ def notes(results: dict[str, dict[int, Result]]) -> Iterator[str]:
     keys = {key for config in configs for key in config if key.startswith("data")}
     if differ := sorted(k for k in keys if len({config.get(k) for config in configs}) > 1):
         yield f"their data differs, too: {', '.join(differ)}"
-
-
-def verdict(
-    first: str, label: str, metric: str, better: str, test: Paired, p: float, tests: int
-) -> str:
-    """Return in a sentence what a comparison of two has found."""
-    ends = (test.difference.low, test.difference.high)
-    pairs = test.pairs
-    kind = "exact" if pairs <= 16 else "random"
-    by = f"p = {p:.2g}, {kind} paired permutation test over {pairs} seeds"
-    by += f", Holm's correction for {tests} comparisons" if tests > 1 else ""
-    unit, scale = (" points", 100) if "acc" in metric else ("", 1)
-    if p < LEVEL:
-        sign = 1 if test.difference.mean > 0 else -1
-        low, high = sorted(sign * scale * end for end in ends)
-        word = "better" if (sign > 0) == (better == "max") else "worse"
-        size = f"{sign * scale * test.difference.mean:.3g}{unit}"
-        return f"{label} is {word} than {first} by {size} (95 % interval {low:.2g} to {high:.2g}, {by})"
-    seeds = f"about {test.seeds} seeds" if test.seeds else f"more than {MOST_SEEDS:,} seeds"
-    low, high = (scale * end for end in ends)
-    return (
-        f"no difference can be told: {label} - {first} is {scale * test.difference.mean:.3g}{unit} "
-        f"(95 % interval {low:.2g} to {high:.2g}, {by}); {seeds} would be needed to see one of this size"
-    )

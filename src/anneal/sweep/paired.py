@@ -25,6 +25,7 @@ class Paired(NamedTuple):
     """Differences of pairs: their summary, and what the paired permutation test makes of them."""
 
     difference: Summary
+    pairs: int
     p: float  # of two sides
     seeds: int | None  # that would show a difference of this size; None: more than MOST_SEEDS
 
@@ -55,7 +56,8 @@ def paired(first: Sequence[float], second: Sequence[float], tests: int = 1) -> P
         random_state=0,
     )
     found = summary((b - a).tolist())
-    return Paired(found, float(test.pvalue), seeds_needed(found.mean, found.std, LEVEL / tests))
+    needed = seeds_needed(found.mean, found.std, LEVEL / tests)
+    return Paired(found, len(a), float(test.pvalue), needed)
 
 
 def seeds_needed(difference: float, std: float, level: float = LEVEL) -> int | None:
@@ -76,4 +78,28 @@ def holm(p: Sequence[float]) -> list[float]:
     corrected = np.empty(len(p))
     raised = np.asarray(p)[order] * np.arange(len(p), 0, -1)
     corrected[order] = np.minimum(1, np.maximum.accumulate(raised))
-    return corrected.tolist()  # type: ignore[no-any-return]
+    return corrected.tolist()
+
+
+def verdict(
+    first: str, label: str, metric: str, better: str, test: Paired, p: float, tests: int
+) -> str:
+    """Return in a sentence what the comparison of two has found; p may be corrected."""
+    s, found = test.difference, p < LEVEL
+    scale, unit = (100, " points") if "acc" in metric else (1, "")
+    scale *= -1 if found and s.mean < 0 else 1
+    low, high = sorted((scale * s.low, scale * s.high))
+    kind = "exact" if 2**test.pairs <= EXACT else "random"
+    by = f"(95 % interval {low:.2g} to {high:.2g}, p = {p:.2g}, {kind} paired permutation "
+    by += f"test over {test.pairs} seeds" + (
+        f", Holm's correction for {tests} tests)" if tests > 1 else ")"
+    )
+    size = f"{scale * s.mean:.3g}{unit} {by}"
+    if found:
+        word = "better" if (s.mean > 0) == (better == "max") else "worse"
+        return f"{label} is {word} than {first} by {size}"
+    seeds = f"about {test.seeds}" if test.seeds else f"more than {MOST_SEEDS:,}"
+    return (
+        f"no difference can be told: {label} - {first} is {size}; {seeds} seeds would be needed to "
+        "see one of this size"
+    )

@@ -1,9 +1,11 @@
 """Trainings in processes of their own, some at a time: the others go on when one fails."""
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
@@ -135,3 +137,13 @@ class Trainings(Pool):
     def _show(self, bar: Any) -> None:
         bar.n = len(self.finished) + len(self.failures)
         bar.set_postfix_str(f"{len(self.failures)} failed" if self.failures else "")
+
+
+def mistakes(words: list[str]) -> list[str]:
+    """Return what is wrong with the options of a training, a line each, without training."""
+    with TemporaryDirectory() as scratch:
+        command = [sys.executable, str(TRAIN), "fit", *words, "--print_config"]
+        process = Process(command, Path(scratch) / "checked", "", 1, {})
+        process.end()
+        found = re.findall("(?m)^error: (.*)", process.log_path.read_text())
+        return found or [process.error()] * bool(process.status())
