@@ -10,6 +10,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from anneal.errors import UserError
+from anneal.optim.joint import with_owners
 from anneal.optim.schedule import Schedule
 
 # What torch's schedulers write into a group.
@@ -158,14 +159,14 @@ class RunSchedule(LRScheduler):
 
     def describe(self) -> str:
         """Return optimizer, groups and schedule as they are used, in a line."""
-        group = self.as_configured[0]
         shown = ("lr", "momentum", "betas", "nesterov", "weight_decay", "fused")
-        settings = [f"{k}={group[k]}" for k in shown if group.get(k)]
-        line = f"{type(self.optimizer).__name__}({', '.join(settings)})"
-        if len(self.optimizer.param_groups) > 1:
-            counts = [
-                f"{g.get('name', 'later')} {len(g['params'])}" for g in self.optimizer.param_groups
-            ]
+        names: dict[str, str] = {}
+        for row, group in zip(self.groups(), self.as_configured, strict=True):
+            settings = [f"{k}={group[k]}" for k in shown if group.get(k)]
+            names.setdefault(row["optimizer"], f"{row['optimizer']}({', '.join(settings)})")
+        line = " and ".join(names.values())
+        if len(self.as_configured) > 1:
+            counts = [f"{row['name']} {row['tensors']}" for row in self.groups()]
             line += f" on tensors: {', '.join(counts)}"
         line += f"; {type(self.inner).__name__ if self.inner else 'constant rate'}"
         if self.inner and not self.is_plateau:
@@ -175,6 +176,22 @@ class RunSchedule(LRScheduler):
         end = f"{self.total_steps} steps" if self.total_steps else "no end"
         return f"{line}; {self.steps_per_epoch} steps an epoch, {end}"
 
+    def groups(self) -> list[dict[str, Any]]:
+        """Return what is trained how: a row for each parameter group, as it is configured."""
+        return [
+            {
+                "name": configured.get("name", "later" if i >= self.groups_at_first else "all"),
+                "optimizer": type(owner).__name__,
+                "lr": configured["lr"],
+                "weight_decay": configured.get("weight_decay", 0.0),
+                "tensors": len(group["params"]),
+                "parameters": sum(p.numel() for p in group["params"]),
+            }
+            for i, ((group, owner), configured) in enumerate(
+                zip(with_owners(self.optimizer), self.as_configured, strict=True)
+            )
+        ]
+
     def _take_new_groups(self) -> bool:
         """Take in the groups that others, such as `BaseFinetuning`, have added since."""
         new = self.optimizer.param_groups[len(self.as_configured) :]
@@ -183,8 +200,9 @@ class RunSchedule(LRScheduler):
 
     def _configure_groups(self) -> None:
         """Set in every group what is configured, and leave what the optimizer itself keeps."""
-        kept = self.optimizer.defaults.keys() - _arguments(type(self.optimizer))
-        for group, configured in zip(self.optimizer.param_groups, self.as_configured, strict=True):
+        owned = zip(with_owners(self.optimizer), self.as_configured, strict=True)
+        for (group, owner), configured in owned:
+            kept = owner.defaults.keys() - _arguments(type(owner))
             for key in SET_BY_SCHEDULERS & group.keys():
                 del group[key]
             group.update({k: v for k, v in configured.items() if k not in kept or k not in group})
