@@ -1,4 +1,4 @@
-"""Learning-rate schedulers by short name: torch's own, with lengths that may follow from the run.
+"""Learning-rate schedulers by short name: torch's own, with lengths that may follow, and WSD.
 
 A parameter that is None here (`T_max`, `total_steps`, `total_iters`, `max_lr`, `mode`) is worked
 out when training starts, by `Schedule.build` in `anneal.optim.schedule`. Everything else is
@@ -6,9 +6,11 @@ torch's, formulas included. The parameters are written out, so that a configurat
 keys under every release of torch, and none that a resume would contradict (`last_epoch`).
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -147,6 +149,73 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
     ):
         rest = (threshold, threshold_mode, cooldown, min_lr, eps)
         super().__init__(optimizer, _known(mode), factor, patience, *rest)
+
+
+class WSD(LRScheduler):
+    """Warmup, stable, decay: the learning rate stays what it is and falls to 0 in the last part.
+
+    lr(t) = lr (1 - sqrt(t)), t from 0 to 1 over the decay; or lr (1 - t), or half a cosine
+    (Hu et al. 2024, arXiv 2404.06395; the shapes in Haegele et al. 2024, arXiv 2405.18392)
+
+    The warmup is the schedule's, as with any scheduler. Up to its decay a run is the same whatever
+    its length, so one long run can be cut short: the command `cooldown` trains only the decays.
+
+    Args:
+        optimizer: Given by the run.
+        total_steps: Length in the schedule's interval; None: from the end of the warmup to the end
+            of the run.
+        decay: Fraction of the run, its warmup counted too, that the decay takes, > 0, <= 1.
+        shape: Of the decay.
+        branches: Of how many budgets, each half of the one before (the run's own length, a half, a
+            quarter, ...), to keep the checkpoint at which a run of that length begins to decay.
+
+    Attributes:
+        warmup: How much of the run came before the first step; set by `Schedule.build`.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        decay: float = 0.2,
+        shape: Literal["sqrt", "linear", "cosine"] = "sqrt",
+        branches: int = 0,
+    ):
+        self.total_steps, self.warmup = _known(total_steps), 0
+        self.decay, self.shape, self.branches = decay, shape, branches
+        if not 0 < decay <= 1 or branches < 0:
+            raise ValueError(f"decay={decay} must be in (0, 1], branches={branches} at least 0")
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each group, from the number of steps alone."""
+        total = self.warmup + self.total_steps
+        first = max(self.warmup, branch_steps(total, self.decay)[0][1])
+        t = (self.warmup + self.last_epoch - first) / max(1, total - first)
+        t = min(1.0, max(0.0, t))
+        left = {"sqrt": 1 - t**0.5, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}
+        return [lr * left[self.shape] for lr in self.base_lrs]
+
+    @property
+    def kept_steps(self) -> set[int]:
+        """The steps of the run at which to keep a checkpoint: where `branches` leave it."""
+        budgets = branch_steps(self.warmup + self.total_steps, self.decay, self.branches)
+        return {first for _, first in budgets if first >= self.warmup}
+
+
+def branch_steps(total: int, decay: float, branches: int = 1) -> list[tuple[int, int]]:
+    """Return budgets of a WSD run, each half of the one before, and where each begins to decay.
+
+    Args:
+        total: Optimizer steps of the whole run, the first budget.
+        decay: The scheduler's.
+        branches: How many budgets.
+
+    Returns:
+        (optimizer steps in all, optimizer steps before the first whose learning rate is lower).
+    """
+    budgets = [total >> halvings for halvings in range(branches)]
+    return [(budget, budget - max(1, round(decay * budget))) for budget in budgets]
 
 
 def _known(value: Any) -> Any:
