@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from anneal.runs.drops import branch_steps
+
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
     """Half a cosine from the learning rate given down to `eta_min`: SGDR without restarts.
@@ -201,21 +203,6 @@ class WSD(LRScheduler):
         """The steps of the run at which to keep a checkpoint: where `branches` leave it."""
         budgets = branch_steps(self.warmup + self.total_steps, self.decay, self.branches)
         return {first for _, first in budgets if first >= self.warmup}
-
-
-def branch_steps(total: int, decay: float, branches: int = 1) -> list[tuple[int, int]]:
-    """Return budgets of a WSD run, each half of the one before, and where each begins to decay.
-
-    Args:
-        total: Optimizer steps of the whole run, the first budget.
-        decay: The scheduler's.
-        branches: How many budgets.
-
-    Returns:
-        (optimizer steps in all, optimizer steps before the first whose learning rate is lower).
-    """
-    budgets = [total >> halvings for halvings in range(branches)]
-    return [(budget, budget - max(1, round(decay * budget))) for budget in budgets]
 
 
 def _known(value: Any) -> Any:

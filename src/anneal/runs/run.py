@@ -71,6 +71,7 @@ class Run:
     name: str  # its folder's
     config: dict[str, str]  # by typed key, as text; an arrow is a change by a resume
     metrics: pd.DataFrame  # a column of numbers for each metric
+    band: "tuple[Run, Run] | None" = None  # of a mean of runs: their lowest and highest values
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
@@ -164,6 +165,19 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
             label = min(names)
         labels[label if label not in labels else members[0].name] = members
     return labels
+
+
+def mean_of(name: str, runs: Sequence[Run]) -> Run:
+    """Return the mean of runs at each step, with the lowest and the highest values as its band."""
+    if len(runs) == 1:
+        return replace(runs[0], name=name)
+    metrics = pd.concat([run.metrics for run in runs]).replace([np.inf, -np.inf], np.nan)
+    steps, config = metrics.groupby("step"), runs[0].config
+    mean, low, high = (
+        Run(f"{name} ({len(runs)} runs)", config, steps.agg(how).reset_index())
+        for how in ("mean", "min", "max")
+    )
+    return replace(mean, band=(low, high))
 
 
 def is_learning_rate(column: str) -> bool:

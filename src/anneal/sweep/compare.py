@@ -4,11 +4,10 @@ import argparse
 import math
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anneal.errors import UserError, command, did_you_mean, read_text
 from anneal.runs.folder import check_name, find_runs, recipe_of
@@ -16,9 +15,12 @@ from anneal.runs.metrics import direction, read
 from anneal.system import write_csv
 from anneal.text_table import text_table
 
+if TYPE_CHECKING:
+    from anneal.sweep.pool import Trainings
+
 COMPARED = Path("runs/compare")
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 USUAL = ("test/acc", "val/acc", "test/loss", "val/loss")  # metrics, the first that all have
+OPTIONS = ("seeds", "jobs", "metric", "mode", "name")
 SET_HERE = ("config", "seed_everything", "run_name", "run", "resume", "ckpt_path")
 Seeds = dict[int, Path]  # the folder of each seed's run
 
@@ -52,32 +54,30 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--name", help="of the folder in runs/compare (default: A-vs-B)")
     typed, overrides = parser.parse_known_intermixed_args(args)
     are_files = [Path(word.split(" --")[0]).suffix in (".yaml", ".yml") for word in typed.what]
-    folder, failures = None, dict[str, str]()
+    pool = None
     if any(are_files):
         if not all(are_files):
             raise UserError("name either configuration files or finished runs, not some of each")
-        groups, folder, failures = train(typed, overrides)
+        groups, pool = train(typed, overrides)
     elif overrides:
         raise UserError(f"{overrides[0]}: the runs are trained; overrides are for configurations")
     else:
         groups = finished(typed.what)
-    for name, error in failures.items():
-        print(f"failed: {folder}/{name}: {error}", file=sys.stderr)
     rows = report(groups, typed.metric, typed.mode)
-    if folder:
-        write_csv(folder / "table.csv", rows)
-        print(folder / "table.csv")
-    print(f"curves: python train.py report --bands {folder or shlex.join(typed.what)}")
-    return 1 if failures else 0
+    print()
+    if pool:
+        write_csv(pool.folder / "table.csv", rows)
+        print(pool.folder / "table.csv")
+    drawn = pool.folder if pool else shlex.join(typed.what)
+    print(f"curves: python train.py report --bands {drawn}")
+    return pool.report_failures() if pool else 0
 
 
 # ---- whose results
 
 
-def train(
-    typed: argparse.Namespace, overrides: list[str]
-) -> tuple[dict[str, Seeds], Path, dict[str, str]]:
-    """Train what is missing; return the runs, their folder, and what failed and why."""
+def train(typed: argparse.Namespace, overrides: list[str]) -> "tuple[dict[str, Seeds], Trainings]":
+    """Train what is missing; return the runs that are finished, and what has trained them."""
     from anneal.sweep.pool import Trainings, mistakes
 
     if typed.seeds < 2:
@@ -104,57 +104,50 @@ def train(
                 f"--name, or remove {folder}"
             )
     pool = Trainings(folder, listed, typed.jobs)
-    for number in STOPPING:
-        signal.signal(number, pool.interrupt)
     for copy, (file, own) in zip(texts, sides.values(), strict=True):
         if not copy.is_file():
             if lines := mistakes([f"--config={file}", *own, *overrides]):
                 raise UserError("\nerror: ".join(lines))
             copy.write_text(texts[copy])
     pool.run()
-    if pool.interrupted:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        sys.exit(130)
     done = {
         label: {s: path for s, path in seeds.items() if path.name in pool.finished}
         for label, seeds in groups.items()
     }
-    return done, folder, pool.failures
+    return done, pool
 
 
 def check_overrides(words: Iterable[str]) -> None:
-    """Raise UserError for an override that is no option of a training's alone."""
+    """Raise UserError for a word that is no override of a training, or of what is set here."""
     for word in words:
         key, equals, _ = word.removeprefix("--").partition("=")
         if key in SET_HERE:
             hint = "; --seeds=N says how many" if key == "seed_everything" else ""
             raise UserError(f"{word}: is set for each training here{hint}")
-        own = ["seeds", "jobs", "metric", "mode", "name"]
-        if not word.startswith("--") or ("." not in key and did_you_mean(key, own)):
-            raise UserError(f"{word}: no such option{did_you_mean(key, own)}")
+        near = "" if "." in key else did_you_mean(key, OPTIONS)
+        if near or not word.startswith("--"):
+            raise UserError(f"{word}: no such option{near}")
         if not equals:
             raise UserError(f"{word}: write --key=value")
 
 
 def sides_of(words: Sequence[str]) -> dict[str, tuple[Path, list[str]]]:
     """Return the configurations, by a name for each, with the overrides of their own."""
-    parts = [shlex.split(word) for word in words]
-    if len({(Path(p[0]).resolve(), *p[1:]) for p in parts}) < max(2, len(parts)):
+    parts = [(Path(file), own) for file, *own in map(shlex.split, words)]
+    if len({(file.resolve(), *own) for file, own in parts}) < max(2, len(parts)):
         raise UserError("compare needs two or more different configurations, or finished runs")
-    sides = {}
-    names = [recipe_of(Path(p[0])) for p in parts]
-    for (file, *own), name in zip(parts, names, strict=True):
-        if not Path(file).is_file():
-            near = did_you_mean(file, map(str, Path(file).parent.glob("*.yaml")))
+    sides: dict[str, tuple[Path, list[str]]] = {}
+    for file, own in parts:
+        if not file.is_file():
+            near = did_you_mean(str(file), map(str, file.parent.glob("*.yaml")))
             raise UserError(f"{file}: no such file{near}")
         check_overrides(own)
-        label = name
-        if names.count(name) > 1:  # the same recipe with other overrides, or in another folder
-            more = [word.lstrip("-") for word in own] or [Path(file).resolve().parent.name]
-            label = re.sub(r"[^\w.=-]+", "-", "-".join([name, *more]))
-        if label in sides:
-            raise UserError(f"{label}: two are called so; give one file another name")
-        sides[label] = Path(file), own
+        label = "-".join([recipe_of(file), *(word.lstrip("-") for word in own)])
+        label = re.sub(r"[^\w.=-]+", "-", label)
+        if label in sides:  # of another folder
+            label = f"{file.resolve().parent.name}-{label}"
+        check_name(label, "--name")
+        sides[label] = file, own
     return sides
 
 

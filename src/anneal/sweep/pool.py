@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -113,6 +114,21 @@ class Trainings(Pool):
         self.failures: dict[str, str] = {}
         if self.left:
             warm_up(training=True)
+
+    def run(self) -> None:
+        """Train what is left; after a signal, end with status 130."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.interrupt)
+        super().run()
+        if self.interrupted:
+            print("interrupted: the same command goes on", file=sys.stderr)
+            sys.exit(130)
+
+    def report_failures(self) -> int:
+        """Name the trainings that failed; return the exit status, 1 if there are any."""
+        for name, error in self.failures.items():
+            print(f"failed: {self.folder / name}: {error}", file=sys.stderr)
+        return 1 if self.failures else 0
 
     def _start(self) -> bool:
         if not self.left:
