@@ -68,15 +68,15 @@ class Drop:
 class Run:
     """A run, finished or not, as its folder holds it."""
 
-    name: str  # its folder's
+    name: str  # its folder's, or another
     config: dict[str, str]  # by typed key, as text; an arrow is a change by a resume
     metrics: pd.DataFrame  # a column of numbers for each metric
     band: "tuple[Run, Run] | None" = None  # of a mean of runs: their lowest and highest values
 
     @classmethod
-    def read(cls, folder: Path) -> "Run":
+    def read(cls, folder: Path, name: str = "") -> "Run":
         """Read a run's folder; raise UserError if it holds no metrics yet, or can't be read."""
-        return cls(folder.resolve().name, _read_config(folder), _read_metrics(folder))
+        return cls(name or folder.resolve().name, _read_config(folder), _read_metrics(folder))
 
     def curve(self, metric: str) -> Curve:
         """Return the finite values of a metric.
@@ -159,7 +159,7 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     differ = [k for k in {k: 0 for c in configs for k in c} if len({c.get(k) for c in configs}) > 1]
     labels: dict[str, list[Run]] = {}
     for members in groups.values():
-        names = {SEED_IN_NAME.sub("", run.name) for run in members}
+        names = {SEED_IN_NAME.sub("", Path(run.name).name) for run in members}
         label = ", ".join(f"{k.rpartition('.')[2]}={members[0].config.get(k)}" for k in differ)
         if len(names) == 1 or len(differ) > FEW_KEYS or not differ:
             label = min(names)

@@ -1,36 +1,26 @@
 """The command `compare`: is B better than A? Paired by seeds, with a test that has a name."""
 
 import argparse
+import hashlib
 import math
-import re
 import shlex
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from anneal.errors import UserError, command, did_you_mean, read_text
 from anneal.runs.folder import check_name, find_runs, recipe_of
 from anneal.runs.metrics import direction, read
-from anneal.system import write_csv
 from anneal.text_table import text_table
 
 if TYPE_CHECKING:
-    from anneal.sweep.pool import Trainings
+    import pandas as pd
 
 COMPARED = Path("runs/compare")
 USUAL = ("test/acc", "val/acc", "test/loss", "val/loss")  # metrics, the first that all have
-OPTIONS = ("seeds", "jobs", "metric", "mode", "name")
 SET_HERE = ("config", "seed_everything", "run_name", "run", "resume", "ckpt_path")
-Seeds = dict[int, Path]  # the folder of each seed's run
-
-
-class Result(NamedTuple):
-    """What a run has come to."""
-
-    value: float  # the metric's last
-    steps: int
-    folder: Path
+Groups = dict[str, dict[int, Path]]  # the folder of each run, by what it is compared as and seed
 
 
 @command
@@ -46,206 +36,159 @@ def main(args: list[str] | None = None) -> int:
     about = "a configuration, in quotes with overrides of its own; or runs, as `report` takes them"
     parser.add_argument("what", nargs="+", metavar="A", help=about)
     parser.add_argument("--seeds", type=int, default=10, help="how many, from 0 on (default: 10)")
-    parser.add_argument(
-        "-j", "--jobs", type=int, default=1, metavar="N", help="trainings at a time"
-    )
+    parser.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="so many at a time")
     parser.add_argument("--metric", help="whose last value counts (default: test/acc, if logged)")
     parser.add_argument("--mode", choices=["min", "max"], help="what is better, if no name says it")
-    parser.add_argument("--name", help="of the folder in runs/compare (default: A-vs-B)")
     typed, overrides = parser.parse_known_intermixed_args(args)
     are_files = [Path(word.split(" --")[0]).suffix in (".yaml", ".yml") for word in typed.what]
-    pool = None
-    if any(are_files):
-        if not all(are_files):
-            raise UserError("name either configuration files or finished runs, not some of each")
-        groups, pool = train(typed, overrides)
-    elif overrides:
-        raise UserError(f"{overrides[0]}: the runs are trained; overrides are for configurations")
+    if any(are_files) != all(are_files):
+        raise UserError("name either configuration files or finished runs, not some of each")
+    if overrides and not all(are_files):
+        raise UserError(f"{overrides[0]}: no override changes a finished run")
+    folder, failed = None, dict[str, str]()
+    if all(are_files):
+        groups, folder, failed = trained(typed.what, overrides, typed.seeds, typed.jobs)
     else:
         groups = finished(typed.what)
-    rows = report(groups, typed.metric, typed.mode)
-    print()
-    if pool:
-        write_csv(pool.folder / "table.csv", rows)
-        print(pool.folder / "table.csv")
-    drawn = pool.folder if pool else shlex.join(typed.what)
-    print(f"curves: python train.py report --bands {drawn}")
-    return pool.report_failures() if pool else 0
+    rows, metric = results(groups, typed.metric)
+    better = direction(metric, typed.mode, "--metric")
+    for line in chain(notes(rows, groups), verdicts(rows, list(groups), metric, better)):
+        print(line)
+    if folder:
+        rows.to_csv(folder / "table.csv", index=False)
+        print(f"\n{folder / 'table.csv'}")
+    print(f"curves: python train.py report --bands {folder or shlex.join(typed.what)}")
+    return 1 if failed else 0
 
 
 # ---- whose results
 
 
-def train(typed: argparse.Namespace, overrides: list[str]) -> "tuple[dict[str, Seeds], Trainings]":
-    """Train what is missing; return the runs that are finished, and what has trained them."""
-    from anneal.sweep.pool import Trainings, mistakes
+def trained(
+    what: list[str], overrides: list[str], seeds: int, jobs: int
+) -> tuple[Groups, Path, dict[str, str]]:
+    """Train what is missing; return the finished runs, their folder, and what failed and why."""
+    from anneal.sweep.trainings import train
 
-    if typed.seeds < 2:
-        raise UserError(f"--seeds={typed.seeds}: a test needs at least 2, and 6 to find something")
-    check_overrides(overrides)
-    sides = sides_of(typed.what)
-    name = typed.name or "-vs-".join(sides)
-    check_name(name, "--name")
-    folder = COMPARED / name
-    listed, groups = {}, {label: Seeds() for label in sides}
-    for seed in range(typed.seeds):  # pairs are whole early
-        for label, (_, own) in sides.items():
-            groups[label][seed] = folder / f"{label}-seed{seed}"
-            words = [f"--config={folder / label}.yaml", *own, *overrides]
-            listed[f"{label}-seed{seed}"] = [*words, f"--seed_everything={seed}"]
-    texts = {}
-    for label, (file, own) in sides.items():
-        # The trainings read a copy: a file that is edited meanwhile would spoil the comparison.
-        copy = folder / f"{label}.yaml"
-        texts[copy] = f"# overrides: {shlex.join([*own, *overrides])}\n{read_text(file)}"
-        if copy.is_file() and copy.read_text() != texts[copy]:
-            raise UserError(
-                f"{file} or its overrides are not what {folder} was begun with: take another "
-                f"--name, or remove {folder}"
-            )
-    pool = Trainings(folder, listed, typed.jobs)
-    for copy, (file, own) in zip(texts, sides.values(), strict=True):
-        if not copy.is_file():
-            if lines := mistakes([f"--config={file}", *own, *overrides]):
-                raise UserError("\nerror: ".join(lines))
-            copy.write_text(texts[copy])
-    pool.run()
-    done = {
-        label: {s: path for s, path in seeds.items() if path.name in pool.finished}
-        for label, seeds in groups.items()
-    }
-    return done, pool
-
-
-def check_overrides(words: Iterable[str]) -> None:
-    """Raise UserError for a word that is no override of a training, or of what is set here."""
-    for word in words:
-        key, equals, _ = word.removeprefix("--").partition("=")
-        if key in SET_HERE:
-            hint = "; --seeds=N says how many" if key == "seed_everything" else ""
-            raise UserError(f"{word}: is set for each training here{hint}")
-        near = "" if "." in key else did_you_mean(key, OPTIONS)
-        if near or not word.startswith("--"):
-            raise UserError(f"{word}: no such option{near}")
-        if not equals:
-            raise UserError(f"{word}: write --key=value")
-
-
-def sides_of(words: Sequence[str]) -> dict[str, tuple[Path, list[str]]]:
-    """Return the configurations, by a name for each, with the overrides of their own."""
-    parts = [(Path(file), own) for file, *own in map(shlex.split, words)]
-    if len({(file.resolve(), *own) for file, own in parts}) < max(2, len(parts)):
-        raise UserError("compare needs two or more different configurations, or finished runs")
-    sides: dict[str, tuple[Path, list[str]]] = {}
-    for file, own in parts:
-        if not file.is_file():
-            near = did_you_mean(str(file), map(str, file.parent.glob("*.yaml")))
+    if seeds < 2:
+        raise UserError(f"--seeds={seeds}: a test needs at least 2, and 6 to find something")
+    sides: dict[str, tuple[str, list[str]]] = {}
+    for file, *own in map(shlex.split, what):
+        if not Path(file).is_file():
+            near = did_you_mean(file, map(str, Path(file).parent.glob("*.yaml")))
             raise UserError(f"{file}: no such file{near}")
-        check_overrides(own)
-        label = "-".join([recipe_of(file), *(word.lstrip("-") for word in own)])
-        label = re.sub(r"[^\w.=-]+", "-", label)
+        for word in (words := [*own, *overrides]):
+            if "=" not in word or word.removeprefix("--").partition("=")[0] in SET_HERE:
+                raise UserError(f"{word}: no override, as --key=value, of what is not set here")
+        label = "-".join([recipe_of(Path(file)), *(word.removeprefix("--") for word in own)])
+        label = label.replace("/", "-")
         if label in sides:  # of another folder
-            label = f"{file.resolve().parent.name}-{label}"
-        check_name(label, "--name")
-        sides[label] = file, own
-    return sides
+            label = f"{Path(file).resolve().parent.name}-{label}"
+        check_name(label, "compare")
+        sides[label] = read_text(Path(file)), words
+    if len(set(map(repr, sides.values()))) < max(2, len(what)):
+        raise UserError("compare needs two or more different configurations, or finished runs")
+    # What is changed is another comparison; and the trainings read copies, which nobody edits.
+    key = hashlib.sha256(repr(sides).encode()).hexdigest()[:6]
+    folder = COMPARED / f"{'-vs-'.join(sides)}-{key}"
+    check_name(folder.name, "compare")
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = {}
+    for seed in range(seeds):  # pairs are whole early
+        for label, (text, words) in sides.items():
+            (folder / f"{label}.yaml").write_text(text)
+            config = [f"--config={folder / label}.yaml", *words, f"--seed_everything={seed}"]
+            listed[f"{label}-seed{seed}"] = config
+    failed = train(folder, listed, jobs)
+    names = [(k, s, f"{k}-seed{s}") for k in sides for s in range(seeds)]
+    groups: Groups = {label: {} for label in sides}
+    for label, seed, name in names:
+        if name not in failed:
+            groups[label][seed] = folder / name
+    return groups, folder, failed
 
 
-def finished(words: Sequence[str]) -> dict[str, Seeds]:
+def finished(words: list[str]) -> Groups:
     """Return finished runs, grouped by what differs beside the seed."""
     from anneal.runs.run import Run, grouped
 
     folders, wrong = find_runs(words)
     if wrong:
         raise UserError("\nerror: ".join(wrong))
-    runs = {id(run := Run.read(folder)): (run, folder) for folder in folders}
-    groups: dict[str, Seeds] = {}
-    for label, members in grouped([run for run, _ in runs.values()]).items():
-        seeds = groups.setdefault(label, {})
-        for run in members:
-            folder, seed = runs[id(run)][1], int(run.config["seed_everything"])
-            if seed in seeds:
-                raise UserError(f"{seeds[seed]} and {folder} are the same training, seed {seed}")
-            seeds[seed] = folder
+    groups: Groups = {}
+    for label, runs in grouped([Run.read(folder, str(folder)) for folder in folders]).items():
+        groups[label] = {int(run.config["seed_everything"]): Path(run.name) for run in runs}
+        if len(groups[label]) < len(runs):
+            raise UserError(f"{label}: several runs have the same seed; name one of them")
     if len(groups) < 2:
-        raise UserError(f"{len(runs)} runs of one configuration: nothing to compare it with")
+        raise UserError(f"runs of one configuration, {', '.join(groups)}: nothing to compare with")
     return groups
 
 
 # ---- what they say
 
 
-def report(groups: dict[str, Seeds], asked: str | None, mode: str | None) -> list[list[Any]]:
-    """Print the tables and a verdict on each configuration but the first; return all results."""
-    from anneal.sweep.paired import holm, paired, summary, verdict
+def results(groups: Groups, asked: str | None) -> "tuple[pd.DataFrame, str]":
+    """Return the table of results, a row a run, and the name of the metric."""
+    import pandas as pd
 
-    results, metric = results_of(groups, asked)
-    better = direction(metric, mode, "--metric")
-    for line in notes(results):
-        print(f"note: {line}", file=sys.stderr)
-    first, *others = results
-    tests = {}
-    for label in others:
-        both = sorted(results[first].keys() & results[label].keys())
-        if len(both) < 2:
-            raise UserError(
-                f"{first} and {label} share {len(both)} seeds with a result, and a test needs 2: "
-                + "; ".join(
-                    f"{k} has {', '.join(map(str, v)) or 'none'}" for k, v in results.items()
-                ),
-                status=1,
-            )
-        a, b = ([results[side][seed].value for seed in both] for side in (first, label))
-        tests[label] = paired(a, b, tests=len(others))
-    rows = [[metric, "seeds", "mean", "std", "95 % interval"]]
-    for label, found in results.items():
-        s = summary([r.value for r in found.values()])
-        interval = f"{s.low:.4f} to {s.high:.4f}"
-        rows.append([label, str(len(found)), f"{s.mean:.4f}", f"{s.std:.4f}", interval])
-    print(f"\n{text_table(rows, 1)}\n")
-    for (label, test), p in zip(tests.items(), holm([t.p for t in tests.values()]), strict=True):
-        print(verdict(first, label, metric, better, test, p, len(others)))
-    header = ["configuration", "seed", metric, "steps", "folder"]
-    return [header, *([k, seed, *r] for k, found in results.items() for seed, r in found.items())]
+    runs = [(k, seed, folder) for k, seeds in groups.items() for seed, folder in seeds.items()]
+    if not runs:
+        raise UserError("no training has finished", 1)
+    tables = [read(folder / "metrics.csv") for _, _, folder in runs]
+    logged = [{c for c in t.columns if c.startswith(("train/", "val/", "test/"))} for t in tables]
+    names = sorted(set.intersection(*logged))
+    metric = asked or next((c for c in USUAL if c in names), (names or [""])[-1])
+    if metric not in names:
+        without = [
+            str(run[-1]) for run, columns in zip(runs, logged, strict=True) if metric not in columns
+        ]
+        near = did_you_mean(metric, names) or f"; all have {', '.join(names) or 'none'}"
+        raise UserError(f"--metric={metric}: not logged by {', '.join(without[:2])}{near}")
+    ends = [([math.nan, *t.values(metric)][-1], int(max(t.values("step"))) + 1) for t in tables]
+    rows = [(k, seed, *end, folder) for (k, seed, folder), end in zip(runs, ends, strict=True)]
+    return pd.DataFrame(rows, columns=["configuration", "seed", metric, "steps", "folder"]), metric
 
 
-def results_of(
-    groups: dict[str, Seeds], asked: str | None
-) -> tuple[dict[str, dict[int, Result]], str]:
-    """Return the results by label and seed, and the name of the metric."""
-    folders = [folder for seeds in groups.values() for folder in seeds.values()]
-    tables = {folder: read(folder / "metrics.csv") for folder in folders}
-    logged = [{c for c in t.columns if "/" in c and t.values(c)} for t in tables.values()]
-    of_all = sorted(set.intersection(*logged)) if logged else []
-    metric = asked or next((name for name in USUAL if name in of_all), (of_all or [""])[-1])
-    if not any(metric in names for names in logged):
-        there = did_you_mean(metric, of_all) or f"; all have {', '.join(of_all) or 'none'}"
-        raise UserError(f"--metric={metric}: was not logged{there}", 2 if logged else 1)
-    results: dict[str, dict[int, Result]] = {label: {} for label in groups}
-    for label, seeds in groups.items():
-        for seed, folder in sorted(seeds.items()):
-            last = [math.nan, *tables[folder].values(metric)][-1]
-            if math.isfinite(last):
-                steps = int(max(tables[folder].values("step"))) + 1
-                results[label][seed] = Result(last, steps, folder)
-            else:
-                print(f"left out: {folder}: no {metric} that is a number", file=sys.stderr)
-    return results, metric
-
-
-def notes(results: dict[str, dict[int, Result]]) -> Iterator[str]:
+def notes(rows: "pd.DataFrame", groups: Groups) -> Iterator[str]:
     """Yield in what the runs differ that may be no part of the question."""
     from anneal.runs.run import Run
 
-    shared = set.intersection(*(set(found) for found in results.values()))
-    for label, found in results.items():
-        if alone := ", ".join(str(seed) for seed in found if seed not in shared):
-            yield f"seed {alone} of {label} is not there of all others"
-    steps = {label: sorted({r.steps for r in found.values()}) for label, found in results.items()}
-    if len({n for counts in steps.values() for n in counts}) > 1:
-        each = [f"{k} {' to '.join(map(str, {n[0]: 0, n[-1]: 0}))}" for k, n in steps.items() if n]
-        yield f"they trained different numbers of steps: {', '.join(each)}"
-    configs = [Run.read(next(iter(f.values())).folder).config for f in results.values() if f]
+    for seed, found in rows.groupby("seed"):
+        if without := sorted(groups.keys() - set(found["configuration"])):
+            yield f"note: seed {seed} is left out, {' and '.join(without)} has no result of it"
+    if rows["steps"].nunique() > 1:
+        counts = rows.groupby("configuration", sort=False)["steps"].unique().items()
+        each = ", ".join(f"{label} {' or '.join(map(str, steps))}" for label, steps in counts)
+        yield f"note: they trained different numbers of steps: {each}"
+    configs = [
+        Run.read(folder).config for folder in rows.groupby("configuration")["folder"].first()
+    ]
     keys = {key for config in configs for key in config if key.startswith("data")}
     if differ := sorted(k for k in keys if len({config.get(k) for config in configs}) > 1):
-        yield f"their data differs, too: {', '.join(differ)}"
+        yield f"note: their data differs: {', '.join(differ)}"
+
+
+def verdicts(rows: "pd.DataFrame", labels: list[str], metric: str, better: str) -> Iterator[str]:
+    """Yield the table of means, and a sentence on each configuration but the first."""
+    from anneal.sweep.paired import EXACT, LEVEL, holm, interval, paired, verdict
+
+    values = rows.pivot(index="seed", columns="configuration", values=metric)
+    values = values.reindex(columns=labels).dropna()
+    n = len(values)
+    if n < 2:
+        raise UserError(f"seeds with results of {' and '.join(labels)}: {n}; a test needs 2", 1)
+    lines = [[metric, "seeds", "mean", "std", "95 % interval"]]
+    for label in labels:
+        low, high = interval(values[label])
+        about = [f"{values[label].mean():.4f}", f"{values[label].std():.4f}"]
+        lines.append([label, str(n), *about, f"{low:.4f} to {high:.4f}"])
+    yield f"\n{text_table(lines, 1)}\n"
+    first, *others = labels
+    how = f"{'exact' if 2**n <= EXACT else 'random'} paired permutation test over {n} seeds"
+    if len(others) > 1:
+        how += f", Holm's correction for {len(others)} tests"
+    tests = [paired(values[first], values[other], LEVEL / len(others)) for other in others]
+    corrected = holm([test.p for test in tests])
+    for other, test, p in zip(others, tests, corrected, strict=True):
+        yield verdict((first, other), metric, better, test._replace(p=p), how)

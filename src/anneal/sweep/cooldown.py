@@ -42,10 +42,9 @@ def main(args: list[str] | None = None) -> int:
         ]
         for budget, first in budgets[1:]
     }
-    from anneal.sweep.pool import Trainings
+    from anneal.sweep.trainings import train
 
-    pool = Trainings(folder, listed, typed.jobs)
-    pool.run()
+    failed = train(folder, listed, typed.jobs)
     print(f"\n{text_table(rows_of(budgets, [run, *(folder / name for name in listed)]))}\n")
     longest, apart = budgets[0][0], sum(budget for budget, _ in budgets)
     cost = longest + sum(budget - first for budget, first in budgets[1:])
@@ -54,7 +53,7 @@ def main(args: list[str] | None = None) -> int:
         f"{apart:,}, {apart / longest:.2f} times"
     )
     print(f"curves: python train.py report {run} {folder}")
-    return pool.report_failures()
+    return 1 if failed else 0
 
 
 def branches_of(run: Path, n: int) -> tuple[list[tuple[int, int]], str]:

@@ -12,52 +12,36 @@ POWER, LEVEL = 0.8, 0.05
 MOST_SEEDS = 1000
 
 
-class Summary(NamedTuple):
-    """Some values: their mean, its 95 % interval (Student's t), their standard deviation."""
+class Paired(NamedTuple):
+    """What the differences of pairs say."""
 
     mean: float
-    std: float
-    low: float
+    low: float  # of its 95 % interval
     high: float
-
-
-class Paired(NamedTuple):
-    """Differences of pairs: their summary, and what the paired permutation test makes of them."""
-
-    difference: Summary
-    pairs: int
-    p: float  # of two sides
+    p: float  # of the paired permutation test, of two sides
     seeds: int | None  # that would show a difference of this size; None: more than MOST_SEEDS
 
 
-def summary(values: Sequence[float]) -> Summary:
-    """Return the summary of two or more values."""
-    mean, std, n = float(np.mean(values)), float(np.std(values, ddof=1)), len(values)
-    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * std / math.sqrt(n)
-    return Summary(mean, std, mean - half, mean + half)
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of two or more values, by Student's t."""
+    half = stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def paired(first: Sequence[float], second: Sequence[float], tests: int = 1) -> Paired:
-    """Compare the second of each pair with the first; `tests`: comparisons that are made at once.
+def paired(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Paired:
+    """Compare the second of each pair with the first.
 
     If both are the same, each difference may as well have had the other sign: p is the share of all
     patterns of signs with a mean as far from 0 or farther. Each pattern counts, up to 16 pairs.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
-    scale = max(np.abs([a, b]).max(), np.finfo(float).tiny)
     # Metrics are in single precision: equal differences have to be equal, for ties.
-    differences = np.round((b - a) / scale, 6)
+    differences = np.round((b - a) / max(np.abs([a, b]).max(), 1e-300), 6)
     test = stats.permutation_test(
-        (differences,),
-        np.mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=EXACT,
-        random_state=0,
+        (differences,), np.mean, permutation_type="samples", n_resamples=EXACT, random_state=0
     )
-    found = summary((b - a).tolist())
-    needed = seeds_needed(found.mean, found.std, LEVEL / tests)
-    return Paired(found, len(a), float(test.pvalue), needed)
+    needed = seeds_needed(float(np.mean(b - a)), float(np.std(b - a, ddof=1)), level)
+    return Paired(float(np.mean(b - a)), *interval(b - a), float(test.pvalue), needed)
 
 
 def seeds_needed(difference: float, std: float, level: float = LEVEL) -> int | None:
@@ -75,31 +59,24 @@ def seeds_needed(difference: float, std: float, level: float = LEVEL) -> int | N
 def holm(p: Sequence[float]) -> list[float]:
     """Return p-values for several tests at once, by Holm's step-down correction."""
     order = np.argsort(p)
-    corrected = np.empty(len(p))
     raised = np.asarray(p)[order] * np.arange(len(p), 0, -1)
-    corrected[order] = np.minimum(1, np.maximum.accumulate(raised))
-    return corrected.tolist()
+    corrected = np.minimum(1, np.maximum.accumulate(raised))
+    return [float(corrected[place]) for place in np.argsort(order)]
 
 
-def verdict(
-    first: str, label: str, metric: str, better: str, test: Paired, p: float, tests: int
-) -> str:
+def verdict(names: tuple[str, str], metric: str, better: str, test: Paired, how: str) -> str:
     """Return in a sentence what the comparison of two has found; p may be corrected."""
-    s, found = test.difference, p < LEVEL
+    found = test.p < LEVEL
     scale, unit = (100, " points") if "acc" in metric else (1, "")
-    scale *= -1 if found and s.mean < 0 else 1
-    low, high = sorted((scale * s.low, scale * s.high))
-    kind = "exact" if 2**test.pairs <= EXACT else "random"
-    by = f"(95 % interval {low:.2g} to {high:.2g}, p = {p:.2g}, {kind} paired permutation "
-    by += f"test over {test.pairs} seeds" + (
-        f", Holm's correction for {tests} tests)" if tests > 1 else ")"
-    )
-    size = f"{scale * s.mean:.3g}{unit} {by}"
+    scale *= -1 if found and test.mean < 0 else 1
+    low, high = sorted((scale * test.low, scale * test.high))
+    size = f"{scale * test.mean:.3g}{unit} (95 % interval {low:.3g} to {high:.3g}, "
+    size += f"p = {test.p:.2g}, {how})"
     if found:
-        word = "better" if (s.mean > 0) == (better == "max") else "worse"
-        return f"{label} is {word} than {first} by {size}"
+        word = "better" if (test.mean > 0) == (better == "max") else "worse"
+        return f"{names[1]} is {word} than {names[0]} by {size}"
     seeds = f"about {test.seeds}" if test.seeds else f"more than {MOST_SEEDS:,}"
     return (
-        f"no difference can be told: {label} - {first} is {size}; {seeds} seeds would be needed to "
-        "see one of this size"
+        f"no difference can be told: {names[1]} - {names[0]} is {size}; {seeds} seeds would be "
+        "needed to see one of this size"
     )

@@ -1,57 +1,93 @@
 """The trials of a sweep, run some at a time; the sweep goes on when one fails."""
 
 import math
+import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import Trial
+from tqdm import tqdm
 
 from anneal.sweep.file import Sweep
-from anneal.sweep.pool import Pool
 from anneal.sweep.process import Process, can_resume, logged, recorded
 from anneal.sweep.study import FAILED, FINISHED, STOPPED, Study
+from anneal.system import cores
+
+POLL_SECONDS = 0.1
 
 
-class Worker(Pool):
-    """Run the trials that the study asks for, until none is left, here or with another worker."""
-
-    unit = " trials"
+class Worker:
+    """Run `jobs` trials at a time, each with its share of the cores and its own folder."""
 
     def __init__(self, sweep: Sweep, study: Study, folder: Path, jobs: int) -> None:
-        super().__init__(sweep.name, sweep.total, jobs)
         self.sweep = sweep
         self.study = study
         self.folder = folder
+        self.jobs = jobs
+        self.threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs)
+        self.running: dict[int, tuple[Trial, Process]] = {}
         self.failed = 0
+        self.interrupted = False
 
-    def _heartbeat(self) -> bool:
-        return self.study.heartbeat()
+    def interrupt(self, *_: Any) -> None:
+        """End the running trials and `run` within seconds; a handler of signals."""
+        self.interrupted = True
 
-    def _start(self) -> bool:
-        if self.study.is_over():
-            return False
-        if asked := self.study.ask():
-            trial, values = asked
-            name = f"{self.sweep.name}-{trial.number:03d}"
-            folder = self.folder / name
-            if (left := self.study.previous_run_dir(trial)) and can_resume(left):
-                folder = left
-            trial.set_user_attr("folder", str(folder))
-            words = self.sweep.words(values, self.folder / f"{name}.json")
-            started = Process(words, folder, self.sweep.name, self.threads, self.sweep.env)
-            self.running[trial.number] = started
-        return True
+    def run(self) -> None:
+        """Run until no trial is left, here or with another worker that may die."""
+        total, name = self.sweep.total, self.sweep.name
+        bar = tqdm(total=total, desc=name, unit=" trials", smoothing=0, disable=None)
+        try:
+            while not self.interrupted:
+                others = self.study.heartbeat()
+                while len(self.running) < self.jobs and not self._is_over():
+                    if asked := self.study.ask():
+                        self._start(*asked)
+                self._show(bar)
+                if not self.running and not others:
+                    break
+                self._wait()
+        finally:
+            self._end_all()
+            bar.close()
 
-    def _ended(self, key: int, process: Process) -> str | None:
-        trial = self.study.mine[key]
-        if (outcome := self._outcome(trial, process)) is None:
-            return None
-        status, value, error = outcome
-        self.study.finish(trial, status, value, error=error, seconds=round(process.seconds, 1))
-        self.failed += status == FAILED
-        metric = self.sweep.metric
-        result = f"{metric.name} {value:.4g}" if metric and value is not None else ""
-        return ", ".join(filter(None, [status, error, result]))
+    def _is_over(self) -> bool:
+        return self.interrupted or self.study.is_over()
+
+    def _start(self, trial: Trial, values: dict[str, Any]) -> None:
+        name = f"{self.sweep.name}-{trial.number:03d}"
+        folder = self.folder / name
+        if (left := self.study.previous_run_dir(trial)) and can_resume(left):
+            folder = left
+        trial.set_user_attr("folder", str(folder))
+        words = self.sweep.words(values, self.folder / f"{name}.json")
+        started = Process(words, folder, self.sweep.name, self.threads, self.sweep.env)
+        self.running[trial.number] = trial, started
+
+    def _wait(self) -> None:
+        """Wait until a trial has ended; not for ever, as the study wants its heartbeat."""
+        deadline = time.monotonic() + 1.0
+        while not (self.interrupted or self._tend()) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+    def _tend(self) -> bool:
+        """Record the trials that have ended, stop those that should; return whether one has."""
+        before = len(self.running)
+        for number, (trial, run) in list(self.running.items()):
+            if (outcome := self._outcome(trial, run)) is None:
+                continue
+            status, value, error = outcome
+            seconds = round(run.seconds, 1)
+            self.study.finish(trial, status, value, error=error, seconds=seconds)
+            self.failed += status == FAILED
+            metric = self.sweep.metric
+            result = f"{metric.name} {value:.4g}" if metric and value is not None else ""
+            facts = ", ".join(filter(None, [status, error, result]))
+            tqdm.write(f"{run.folder}: {facts}", file=sys.stderr)
+            del self.running[number]
+        return len(self.running) < before
 
     def _outcome(self, trial: Trial, run: Process) -> tuple[str, float | None, str] | None:
         """Return status, last value of the metric and error of a trial; None: it is running."""
@@ -84,5 +120,10 @@ class Worker(Pool):
         facts += [f"{self.failed} failed"] if self.failed else []
         bar.set_postfix_str(", ".join(facts))
 
-    def _requeue(self, key: int) -> None:
-        self.study.requeue(key)
+    def _end_all(self) -> None:
+        """End what is running when the sweep is interrupted, and queue it again for its resume."""
+        for _, run in self.running.values():
+            run.terminate()
+        for trial, run in self.running.values():
+            run.end()
+            self.study.requeue(trial.number)
