@@ -13,6 +13,8 @@ from anneal.runs.folder import check_writable
 from anneal.sweep.process import TRAIN, Process, warm_up
 from anneal.system import cores, lock
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
 
 def train(folder: Path, listed: dict[str, list[str]], jobs: int) -> dict[str, str]:
     """Train what is not finished: by the name of its folder, with its options.
@@ -33,24 +35,43 @@ def train(folder: Path, listed: dict[str, list[str]], jobs: int) -> dict[str, st
         raise UserError(f"{folder} is in use: the same command is running already")
     record = folder / "finished.txt"
     done = record.read_text().splitlines() if record.is_file() else []
-    left = [name for name in listed if name not in done or not (folder / name).is_dir()]
+    left = {k: v for k, v in listed.items() if k not in done or not (folder / k).is_dir()}
     signals: list[int] = []
-    take_note = lambda number, _: signals.append(number)  # noqa: E731
-    before = {n: signal.signal(n, take_note) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, lambda n, _: signals.append(n)) for n in STOPPING}
+    try:
+        with (
+            locked,
+            tqdm(total=len(left), desc=folder.name, unit=" trainings", disable=None) as bar,
+        ):
+            failed = _train(folder, left, jobs, record, signals, bar) if left else {}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for name, error in failed.items():
+        print(f"failed: {folder / name}: {error}", file=sys.stderr)
+    if signals:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    return failed
+
+
+def _train(
+    folder: Path,
+    left: dict[str, list[str]],
+    jobs: int,
+    record: Path,
+    signals: list[int],
+    bar: "tqdm[None]",
+) -> dict[str, str]:
+    warm_up(training=True)
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs)
-    bar = tqdm(
-        total=len(listed), initial=len(listed) - len(left), desc=folder.name, unit=" trainings",
-        smoothing=0, disable=None,
-    )  # fmt: skip
     running: dict[str, Process] = {}
     failed: dict[str, str] = {}
-    if left:
-        warm_up(training=True)
     try:
         while (left or running) and not signals:
             while left and len(running) < jobs:
-                name = left.pop(0)
-                words = [sys.executable, str(TRAIN), "fit", "--resume=auto", *listed[name]]
+                name = next(iter(left))
+                words = [sys.executable, str(TRAIN), "fit", "--resume=auto", *left.pop(name)]
                 running[name] = Process(words, folder / name, folder.name, threads, {})
             time.sleep(0.1)
             for name, process in list(running.items()):
@@ -59,7 +80,7 @@ def train(folder: Path, listed: dict[str, list[str]], jobs: int) -> dict[str, st
                 del running[name]
                 bar.update()
                 if code == 2:
-                    raise UserError(process.error().partition("error: ")[2])
+                    raise UserError(process.error().removeprefix("exit status 2: error: "))
                 if code:
                     failed[name] = process.error()
                     bar.set_postfix_str(f"{len(failed)} failed")
@@ -71,13 +92,4 @@ def train(folder: Path, listed: dict[str, list[str]], jobs: int) -> dict[str, st
             process.terminate()
         for process in running.values():
             process.end()
-        bar.close()
-        locked.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if signals:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        sys.exit(130)
-    for name, error in failed.items():
-        print(f"failed: {folder / name}: {error}", file=sys.stderr)
     return failed
