@@ -33,7 +33,13 @@ def cooldown(run, capsys):
 
 def test_each_branch_is_the_run_that_was_planned_at_its_length(run, cooldown):
     run("fit", "--config=small.yaml", "--run_name=long", *WSD, BRANCHES)  # 40 steps
-    status, output = cooldown("--run=long", "--budgets=3", "-j2")
+    assert cooldown("--run=long", "--budgets=3", "-j2")[0] == 0
+    killed = Path("runs/cooldown/long/long-20")  # as if before its first checkpoint
+    shutil.rmtree(killed / "checkpoints")
+    lines = (killed / "metrics.csv").read_text().splitlines(True)
+    (killed / "metrics.csv").write_text("".join(lines[:3]))
+    (killed.parent / "finished.txt").write_text("long-10\n")
+    status, output = cooldown("--run=long", "--budgets=3")
     assert status == 0, output
     for budget, trained in ((20, 4), (10, 2)):
         branch, planned = Path(f"runs/cooldown/long/long-{budget}"), Path(f"runs/planned-{budget}")
