@@ -69,7 +69,7 @@ def configure_optimizers(
             f"body_lr_factor={body_lr_factor} must be at least 0, lr_batch_size={lr_batch_size} "
             "at least 1"
         )
-    optimizer, rules = with_muon(optimizer, list(rules))
+    optimizer, rules = with_muon(module, optimizer, list(rules))
     groups = parameter_groups(module, decay_norm, decay_bias, head, body_lr_factor, rules)
     built = build_optimizers(optimizer or AdamW, groups, may_fuse(module.trainer))
     factor = batch_factor(module.trainer, built, lr_batch_size) if lr_batch_size else 1.0

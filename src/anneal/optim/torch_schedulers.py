@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from anneal.optim.joint import JointOptimizer
 from anneal.runs.drops import branch_steps
 
 
@@ -46,7 +47,8 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
             end of the run.
         pct_start: Fraction of the cycle spent going up, 0 to 1.
         anneal_strategy: Shape of both ramps.
-        cycle_momentum: Whether momentum (beta1 in Adam) falls while the learning rate rises.
+        cycle_momentum: Whether momentum (beta1 in Adam) falls while the learning rate rises; not
+            that of several optimizers as one.
         base_momentum: Momentum at the peak.
         max_momentum: Momentum at both ends.
         div_factor: The first learning rate is max_lr / div_factor.
@@ -74,7 +76,7 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
             _known(total_steps),
             pct_start=pct_start,
             anneal_strategy=anneal_strategy,
-            cycle_momentum=cycle_momentum,
+            cycle_momentum=cycle_momentum and not isinstance(optimizer, JointOptimizer),
             base_momentum=base_momentum,
             max_momentum=max_momentum,
             div_factor=div_factor,
