@@ -144,7 +144,7 @@ def test_wsd_decays_over_a_share_of_the_whole_run_with_its_warmup(shape):
     inner = module.lr_schedulers().inner
     assert inner.kept_steps == {48, 24, 12}
     assert branch_steps(64, 0.25, 4) == [(64, 48), (32, 24), (16, 12), (8, 6)]
-    with pytest.warns(UserWarning, match="only 3 of branches=4 begin to decay after"):
+    with pytest.warns(UserWarning, match="only 3 of branches=4 begin to decay after it"):
         fit(Tiny(schedule=Schedule(wsd(shape, branches=4), warmup_steps=12)), max_epochs=8)
     # What would begin before the end of the warmup begins there.
     short = Schedule(wsd(shape), warmup_steps=12)

@@ -149,9 +149,10 @@ class Checkpoint(ModelCheckpoint):
         self.last_step, self.last_time = trainer.global_step, time.monotonic()
         self._due = False
         self._best_in_last = self.best_model_path
-        trainer.save_checkpoint(Path(self.dirpath) / LAST, weights_only=False)
+        # A run that is killed between the two resumes before this step, and makes it again.
         if (kept := _kept_step(trainer)) is not None:
             trainer.save_checkpoint(Path(self.dirpath) / AT_STEP.format(kept), weights_only=False)
+        trainer.save_checkpoint(Path(self.dirpath) / LAST, weights_only=False)
 
 
 def _kept_step(trainer: Trainer) -> int | None:

@@ -130,8 +130,8 @@ class Schedule:
                 raise UserError("schedule: WSD keeps its branches by the step: leave interval out")
             if (kept := len(built.kept_steps)) < built.branches:
                 rank_zero_warn(
-                    f"schedule: only {kept} of branches={built.branches} begin to decay after the "
-                    f"warmup of {warmup} steps"
+                    f"schedule: the warmup takes {warmup} steps: only {kept} of "
+                    f"branches={built.branches} begin to decay after it"
                 )
         if isinstance(built, lr_scheduler.ReduceLROnPlateau):
             self._check_plateau(built)

@@ -161,9 +161,6 @@ class WSD(LRScheduler):
     lr(t) = lr (1 - sqrt(t)), t from 0 to 1 over the decay; or lr (1 - t), or half a cosine
     (Hu et al. 2024, arXiv 2404.06395; the shapes in Haegele et al. 2024, arXiv 2405.18392)
 
-    The warmup is the schedule's, as with any scheduler. Up to its decay a run is the same whatever
-    its length, so one long run can be cut short: the command `cooldown` trains only the decays.
-
     Args:
         optimizer: Given by the run.
         total_steps: Length in the schedule's interval; None: from the end of the warmup to the end
@@ -172,9 +169,6 @@ class WSD(LRScheduler):
         shape: Of the decay.
         branches: Of how many budgets, each half of the one before (the run's own length, a half, a
             quarter, ...), to keep the checkpoint at which a run of that length begins to decay.
-
-    Attributes:
-        warmup: How much of the run came before the first step; set by `Schedule.build`.
     """
 
     def __init__(
@@ -185,7 +179,8 @@ class WSD(LRScheduler):
         shape: Literal["sqrt", "linear", "cosine"] = "sqrt",
         branches: int = 0,
     ):
-        self.total_steps, self.warmup = _known(total_steps), 0
+        self.total_steps = _known(total_steps)
+        self.warmup = 0  # steps of the run before these; `Schedule.build` sets it
         self.decay, self.shape, self.branches = decay, shape, branches
         if not 0 < decay <= 1 or branches < 0:
             raise ValueError(f"decay={decay} must be in (0, 1], branches={branches} at least 0")
@@ -204,7 +199,7 @@ class WSD(LRScheduler):
     def kept_steps(self) -> set[int]:
         """The steps of the run at which to keep a checkpoint: where `branches` leave it."""
         budgets = branch_steps(self.warmup + self.total_steps, self.decay, self.branches)
-        return {first for _, first in budgets if first >= self.warmup}
+        return {first for _, first in budgets if first >= max(1, self.warmup)}
 
 
 def _known(value: Any) -> Any:

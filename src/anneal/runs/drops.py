@@ -31,15 +31,9 @@ def drops(lr: Array, epochs: Array) -> list[int]:
 
 
 def branch_steps(total: int, decay: float, branches: int = 1) -> list[tuple[int, int]]:
-    """Return budgets of a WSD run, each half of the one before, and where each begins to decay.
+    """Return the budgets of a WSD run of `total` steps, and where a run of each begins to decay.
 
-    Args:
-        total: Optimizer steps of the whole run, the first budget.
-        decay: The scheduler's.
-        branches: How many budgets.
-
-    Returns:
-        (optimizer steps in all, optimizer steps before the first whose learning rate is lower).
+    Both are optimizer steps from the start of the run; its checkpoint is kept after the second.
     """
     budgets = [total >> halvings for halvings in range(branches)]
     return [(budget, budget - max(1, round(decay * budget))) for budget in budgets]
