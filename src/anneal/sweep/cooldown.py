@@ -73,11 +73,11 @@ def branches_of(run: Path, n: int) -> tuple[list[tuple[int, int]], str]:
     if (kept := config[f"{key}.branches"]) < n:
         raise UserError(f"{run} was trained with branches={kept}: train with {flags}")
     budgets = branch_steps(steps, config[f"{key}.decay"], n)
-    for budget, first in budgets[1:]:
+    for i, (budget, first) in enumerate(budgets[1:], 1):
         if not (path := checkpoints_of(run) / AT_STEP.format(first)).is_file():
             raise UserError(
-                f"no {path}, where a run of {budget} steps begins to decay: nothing is kept within "
-                "a warmup, so take fewer --budgets (or was it removed?)"
+                f"no {path}, where a run of {budget} steps begins to decay: within a warmup "
+                f"nothing is kept, so take --budgets={i} (or was it removed?)"
             )
         made = COOLDOWNS / run.resolve().name / f"{run.resolve().name}-{budget}" / "config.yaml"
         if made.is_file() and made.stat().st_mtime < path.stat().st_mtime:

@@ -83,10 +83,11 @@ def _train(
                     raise UserError(process.error().removeprefix("exit status 2: error: "))
                 if code:
                     failed[name] = process.error()
-                    bar.set_postfix_str(f"{len(failed)} failed")
                 else:
                     with record.open("a") as file:
                         print(name, file=file)
+                ended = f"failed: {failed[name]}" if code else "finished"
+                tqdm.write(f"{process.folder}: {ended}", file=sys.stderr)
     finally:
         for process in running.values():
             process.terminate()
