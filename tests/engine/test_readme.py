@@ -37,7 +37,7 @@ MAKE = {
 def shortened(words: list[str]) -> list[str]:
     """Return what goes to train.py: few and small steps where it starts a training."""
     if words[:1] == ["compare"] and "yaml" in words[1]:
-        return [*words, "--seeds=2", *SHORT]
+        return [*words, "--seeds=2", *SHORT, "--trainer.max_epochs=1"]
     starts = not words or words[0] == "fit" or words[0].startswith("--")
     if not starts or any("ckpt_path" in word or ".help" in word for word in words):
         return words
