@@ -4,12 +4,14 @@ import copy
 import csv
 import gc
 import itertools
+import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from pages import ROOT
 from theirs import KeepsInGroups
 from tiny import Tiny, fit, loader
 from torch import nn
@@ -376,3 +378,20 @@ def test_torchs_optimizers_come_before_those_of_packages_of_the_same_name():
 def test_an_optimizer_of_a_package_has_a_short_name_where_it_is_installed(name, path):
     pytest.importorskip(path.partition(".")[0])
     assert path_of(resolve(name, OptimizerCallable)) == path
+
+
+def test_the_example_of_the_page_makes_the_groups_it_says(run, capsys):
+    text = (ROOT / "docs/schedules.md").read_text()
+    example = next(b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "rules:" in b)
+    Path("rules.yaml").write_text(f"{example}data: MNISTDataModule\ntrainer: {{max_epochs: 1}}\n")
+    run("schedule", "--config=rules.yaml")
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if re.search(r" (AdamW|SGD) ", line)]
+    assert {(row[1], row[3]) for row in rows if row[0].startswith("norm")} == {
+        ("SGD", "0.0"),
+        ("AdamW", "0.0"),
+    }
+    assert sum(int(row[-1].replace(",", "")) for row in rows) == 72_922
+    run("schedule", "--model.optimizer=Muon", "--model.decay_norm=false")
+    (table,) = re.findall(r"```\n(name .*?)```", text, re.DOTALL)
+    assert table in capsys.readouterr().out

@@ -76,7 +76,7 @@ def configure_optimizers(
     for group in built.param_groups:
         group["lr"] *= factor * group.pop("lr_factor", 1.0)
     schedule = schedule or Schedule()
-    if lr_batch_size or (head and body_lr_factor != 1):
+    if lr_batch_size or any({"lr", "lr_factor"} & group.keys() for group in groups):
         schedule.check_follows_optimizer()
     run_schedule = RunSchedule(built, schedule)
     ScheduleCallback.attach(module.trainer, run_schedule)

@@ -19,7 +19,7 @@ class Muon(torch.optim.Muon):
     """Muon on hidden weights, as matrices; torch's class takes the step.
 
     A weight of a convolution, (out, in, height, width), is a matrix (out, in * height * width), as
-    in Jordan et al. (2024), https://kellerjordan.github.io/posts/muon.
+    in Jordan et al. (2024), "Muon: an optimizer for hidden layers in neural networks".
 
     Args:
         params: Weights of two or more dimensions, or groups of them.

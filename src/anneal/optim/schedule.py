@@ -89,7 +89,8 @@ class Schedule:
         ]:
             raise UserError(
                 f"schedule.scheduler.{own[0]}={given[own[0]]:g} takes the place of the optimizer's "
-                "lr, so that lr_batch_size and body_lr_factor have no effect: leave one of them out"
+                "lr, so that lr_batch_size, body_lr_factor and the rates of rules have no effect: "
+                "leave one of them out"
             )
 
     def build(
