@@ -75,7 +75,7 @@ def test_each_branch_is_the_run_that_was_planned_at_its_length(run, cooldown):
 def test_a_run_without_what_it_takes_is_refused_in_a_line(run, cooldown):
     run("fit", "--config=small.yaml", "--run_name=constant", "--trainer.max_epochs=1")
     run("fit", "--config=small.yaml", "--run_name=few", "--trainer.max_epochs=1", *WSD)
-    with pytest.warns(UserWarning, match="only 2 of branches=3 begin to decay after the warmup"):
+    with pytest.warns(UserWarning, match="only 2 of branches=3 begin to decay after it"):
         run(
             "fit", "--config=small.yaml", "--run_name=wsd", "--trainer.max_epochs=2", *WSD, BRANCHES
         )
