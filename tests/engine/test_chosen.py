@@ -22,7 +22,7 @@ from anneal import UserError
 from anneal import testing as photos
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.cli.ranges import LEAST, SHARES, check_range
-from anneal.optim.schedule import direction
+from anneal.runs.metrics import direction
 from anneal.testing import main
 
 FIT = ("fit", "--config=small.yaml")
