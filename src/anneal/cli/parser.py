@@ -99,7 +99,7 @@ class CommandParser:
         parser.add_argument("--seed_everything", type=int, default=0, help="Seed of the run")
         parser.add_class_arguments(Trainer, "trainer", instantiate=False)
         for name, cls in CLASSES.items() if with_classes else ():
-            parser.add_subclass_arguments(cls, name, required=True)
+            parser.add_subclass_arguments(cls, name, required=True, fail_untyped=False)
             (parser.groups or {})[name].title = f"{name}, a class chosen by name"
         for name, (of, help) in self.about.items():
             parser.add_argument(f"--{name}", type=of.hint, default=of.default, help=help)

@@ -18,9 +18,10 @@ from torch.optim import AdamW, Optimizer
 
 from anneal.errors import UserError
 from anneal.optim.callback import ScheduleCallback
-from anneal.optim.run_schedule import RunSchedule
+from anneal.optim.kinds import adapt
+from anneal.optim.run_schedule import RunSchedule, arguments
 from anneal.optim.schedule import Schedule as Schedule  # modules take both from here
-from anneal.optim.schedule import name_of
+from anneal.optim.schedule import class_of, name_of
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 
@@ -78,6 +79,7 @@ def configure_optimizers(
         schedule.check_follows_optimizer()
     run_schedule = RunSchedule(built, schedule)
     ScheduleCallback.attach(module.trainer, run_schedule)
+    adapt(module, built)
     return {
         "optimizer": built,
         "lr_scheduler": {"scheduler": run_schedule, "interval": "step", "name": "lr"},
@@ -150,6 +152,8 @@ def build_optimizer(
     given = getattr(optimizer, "keywords", {})
     free = given.get("fused") is None and not (given.get("foreach") or given.get("differentiable"))
     real = all(p.is_floating_point() for g in groups for p in g["params"])
+    cls = class_of(optimizer)
+    free = free and (cls is None or "fused" in arguments(cls))  # not only by **kwargs
     try:
         built = None
         if fuse and free and real:

@@ -183,7 +183,7 @@ class RunSchedule(LRScheduler):
 
     def _configure_groups(self) -> None:
         """Set in every group what is configured, and leave what the optimizer itself keeps."""
-        kept = self.optimizer.defaults.keys() - _arguments(type(self.optimizer))
+        kept = self.optimizer.defaults.keys() - arguments(type(self.optimizer))
         for group, configured in zip(self.optimizer.param_groups, self.as_configured, strict=True):
             for key in SET_BY_SCHEDULERS & group.keys():
                 del group[key]
@@ -242,6 +242,6 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in group.items() if k != "params" and k not in SET_BY_SCHEDULERS}
 
 
-def _arguments(optimizer: type[Optimizer]) -> set[str]:
+def arguments(optimizer: type[Optimizer]) -> set[str]:
     """Return what a class of optimizers is configured with."""
     return {name for c in optimizer.__mro__[:-1] for name in signature(c.__init__).parameters}  # type: ignore[misc]

@@ -1,0 +1,123 @@
+"""What an optimizer keeps where torch's `state_dict` does not look, or not closely enough."""
+
+from collections import deque
+from copy import deepcopy
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+KEPT = "kept_attributes"  # stands in the first group of each optimizer in a checkpoint
+DEQUE = "deque of length"  # begins a list that stands for one there
+# What torch notes on an optimizer while it is used.
+TORCHS = {"_opt_called", "_need_device_dtype_check_for_fused", "_numel_cache", "optimizers"}
+
+
+def parts(optimizer: Optimizer) -> list[Optimizer]:
+    """Return the optimizers that act as one, or the one there is."""
+    return getattr(optimizer, "optimizers", None) or [optimizer]
+
+
+def keep_exactly(optimizer: Optimizer) -> None:
+    """Have an optimizer that is loaded be the one that was saved, bit for bit.
+
+    torch's own `state_dict` has `state` and `param_groups`, and what it loads takes the type of the
+    parameter. Here attributes that changed since the optimizer was built, such as a counter, are
+    saved too if they are plain values, deques can be saved, and all of `state` keeps its type.
+    """
+    built = [_attributes(part) for part in parts(optimizer)]
+
+    def save(_: Optimizer, saved: dict[str, Any]) -> None:
+        saved["state"] = _encoded(saved["state"])
+        groups = iter(saved["param_groups"])
+        for part, before in zip(parts(optimizer), built, strict=True):
+            own = [next(groups) for _ in part.param_groups]
+            now = _attributes(part).items()
+            if changed := {k: v for k, v in now if not _same(v, before.get(k, v is None))}:
+                own[0][KEPT] = changed
+
+    optimizer.register_state_dict_post_hook(save)
+    for part in parts(optimizer):
+        _load_exactly(part)
+
+
+def _load_exactly(optimizer: Optimizer) -> None:
+    stored: dict[str, Any] = {}
+
+    def take(_: Optimizer, saved: dict[str, Any]) -> None:
+        saved["state"].update(_decoded(saved["state"]))  # whoever calls torch reads it after that
+        stored.update(saved)
+        groups = saved["param_groups"]
+        saved["param_groups"] = [{k: v for k, v in g.items() if k != KEPT} for g in groups]
+
+    def restore(_: Optimizer) -> None:
+        groups, state = stored["param_groups"], optimizer.state
+        vars(optimizer).update(deepcopy(groups[0].get(KEPT, {})))
+        ids = [i for group in groups for i in group["params"]]
+        ps = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, p in zip(ids, ps, strict=True):
+            if i in stored["state"]:
+                state[p] = _typed(state[p], stored["state"][i])
+        stored.clear()
+
+    optimizer.register_load_state_dict_pre_hook(take)
+    optimizer.register_load_state_dict_post_hook(restore)
+
+
+def _attributes(optimizer: Optimizer) -> dict[str, Any]:
+    """Return copies of an optimizer's own attributes that are plain values."""
+    if type(optimizer).__module__.startswith("torch."):
+        return {}
+    torchs = TORCHS | vars(Optimizer([Tensor()], {})).keys()
+    return {k: deepcopy(v) for k, v in vars(optimizer).items() if k not in torchs and _is_plain(v)}
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is dict:
+        return all(isinstance(k, str | int) and _is_plain(v) for k, v in value.items())
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, Tensor):
+        return not value.requires_grad  # else it is one that is trained
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, deque):
+        return [DEQUE, value.maxlen, *map(_encoded, value)]
+    if type(value) is dict:
+        return {k: _encoded(v) for k, v in value.items()}
+    return list(map(_encoded, value)) if type(value) is list else value
+
+
+def _decoded(value: Any) -> Any:
+    if type(value) is dict:
+        return {k: _decoded(v) for k, v in value.items()}
+    if type(value) is not list:
+        return value
+    if value and value[0] is not None and type(value[0]) is str and value[0] == DEQUE:
+        return deque(map(_decoded, value[2:]), value[1])
+    return list(map(_decoded, value))
+
+
+def _typed(loaded: Any, saved: Any) -> Any:
+    """Return what torch has loaded, with the types that were saved."""
+    if isinstance(saved, Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
+    if isinstance(saved, dict):
+        return {k: _typed(loaded[k], v) for k, v in saved.items()}
+    if isinstance(saved, deque):
+        return deque(map(_typed, loaded, saved), saved.maxlen)
+    return type(saved)(map(_typed, loaded, saved)) if isinstance(saved, list | tuple) else saved
