@@ -14,9 +14,10 @@ from .data.seeding import global_seed as global_seed
 from .data.seeding import make_generator as make_generator
 from .errors import UserError as UserError
 from .errors import command as command
-from .optim.configure import OptimizerCallable as OptimizerCallable
 from .optim.configure import configure_optimizers as configure_optimizers
-from .optim.configure import parameter_groups as parameter_groups
+from .optim.groups import OptimizerCallable as OptimizerCallable
+from .optim.groups import Rule as Rule
+from .optim.groups import parameter_groups as parameter_groups
 from .optim.run_schedule import RunSchedule as RunSchedule
 from .optim.schedule import Schedule as Schedule
 from .progress import log_image as log_image

@@ -250,7 +250,7 @@ def test_values_are_read_in_their_order_and_gaps_left_out(tmp_path):
 
 def of(lrs: list[float], warmup: int = 0, momentum: list[float] | None = None) -> Preview:
     rates = np.array(lrs)[:, None]
-    return Preview(rates, np.array(momentum or [0.9] * len(lrs)), [""], 4, warmup, "", [])
+    return Preview(rates, np.array(momentum or [0.9] * len(lrs)), [""], [], 4, warmup, "", [])
 
 
 @pytest.mark.parametrize(

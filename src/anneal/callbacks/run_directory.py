@@ -13,11 +13,12 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from anneal.errors import UserError
 from anneal.lightning_internals import metrics_to_log, validation_is_due
+from anneal.optim.callback import ScheduleCallback
 from anneal.progress import in_training, loggers_with
 from anneal.runs.ended import stop_of, was_stopped
 from anneal.runs.folder import configs_of, next_free_path
 from anneal.runs.lock import hold
-from anneal.system import atomic_write, code_version
+from anneal.system import atomic_write, code_version, write_csv
 
 
 @dataclass(eq=False)
@@ -60,6 +61,11 @@ class RunDirectory(Callback):
             # What the configuration leaves to the device.
             fused = trainer.optimizers[0].param_groups[0].get("fused")
             logger.add_config({"fused": bool(fused)})
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        schedule = next((c.schedule for c in callbacks if isinstance(c, ScheduleCallback)), None)
+        if schedule and self.path.is_dir() and trainer.is_global_zero:
+            rows = schedule.groups()
+            write_csv(self.path / "groups.csv", [rows[0], *(row.values() for row in rows)])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the lines of a validation that is made only because the run is about to end."""

@@ -21,6 +21,7 @@ from anneal.cli.schema import (
     default_of,
     fields_of,
     members,
+    only_class,
     option_names,
     path_of,
     resolve,
@@ -217,7 +218,8 @@ class Config:
         """Return a class with its arguments; another class than before starts afresh."""
         given = value if isinstance(value, dict) else {"class_path": value}
         is_default = isinstance(of.default, type) and old is None
-        before = of.default if is_default else resolve(old["class_path"], of.hint) if old else None
+        before = of.default if is_default else only_class(of.hint)
+        before = resolve(old["class_path"], of.hint) if old else before
         cls = resolve(given["class_path"], of.hint) if "class_path" in given else before
         args = given.get("init_args", {})
         if not isinstance(args, dict):

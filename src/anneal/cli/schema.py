@@ -162,6 +162,12 @@ def short_names(hint: Any) -> dict[str, list[type]]:
     return found
 
 
+def only_class(hint: Any) -> type | None:
+    """Return the class of a list that takes one class only, which needs no name: a rule."""
+    classes = [c for found in short_names(hint).values() for c in found]
+    return classes[0] if len(classes) == 1 and takes_list(hint) else None
+
+
 def resolve(name: Any, hint: Any) -> Any:
     """Return the class of a name or path; raise UserError if `hint` takes none of that name."""
     bases = list(dict.fromkeys(base_classes(hint)))

@@ -32,6 +32,7 @@ class Preview:
     lrs: NDArray[np.float64]  # of each optimizer step and parameter group, (steps, groups)
     momentum: NDArray[np.float64]  # of the first group (beta1 in Adam), (steps,)
     groups: list[str]  # their names; a single one has none
+    trained: list[dict[str, Any]]  # what is trained how: a row for each group
     steps_per_epoch: int
     warmup: int  # steps
     length: str  # a sentence with the lengths of epoch and run, and their source
@@ -94,6 +95,7 @@ def preview(
         lrs,
         momentum,
         [group.get("name", "") for group in schedule.optimizer.param_groups],
+        schedule.groups(),
         schedule.steps_per_epoch,
         schedule.warmup,
         f"{schedule.steps_per_epoch:,} steps an epoch ({origin}), {schedule.total_steps:,} steps",

@@ -86,6 +86,14 @@ def table(preview: Preview) -> str:
     return text_table(lines, left=1)
 
 
+def trained(preview: Preview) -> str:
+    """Return a line for each parameter group: what is trained how."""
+    rows = [
+        [f"{v:,}" if isinstance(v, int) else str(v) for v in r.values()] for r in preview.trained
+    ]
+    return text_table([[name.replace("_", " ") for name in preview.trained[0]], *rows], left=2)
+
+
 def terminal(previews: Mapping[str, Preview]) -> str:
     """Draw learning rates over epochs in characters, several with letters and colours."""
     is_log, (low, high) = scale(previews)
@@ -186,7 +194,8 @@ def _curves(
 def show(previews: Mapping[str, Preview], output: Path) -> None:
     """Print notes, changes and the plot, and write the figure."""
     for name, preview in previews.items():
-        print("\n".join(["", f"{name}: {preview.length}", *preview.notes, table(preview), ""]))
+        lines = ["", f"{name}: {preview.length}", *preview.notes, trained(preview), ""]
+        print("\n".join([*lines, table(preview), ""]))
     print(terminal(previews))
     save_figure(picture(previews), output)
     print(output)

@@ -4,7 +4,7 @@ A LightningModule takes `optimizer` and `schedule`, and whatever else it likes o
 `configure_optimizers` below, and hands them over. Nothing else builds an optimizer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,16 +18,15 @@ from torch.optim import AdamW, Optimizer
 
 from anneal.errors import UserError
 from anneal.optim.callback import ScheduleCallback
+from anneal.optim.groups import NORMS as NORMS
+from anneal.optim.groups import OptimizerCallable, Rule
+from anneal.optim.groups import parameter_groups as parameter_groups
+from anneal.optim.joint import joined
 from anneal.optim.kinds import adapt
+from anneal.optim.muon import with_muon
 from anneal.optim.run_schedule import RunSchedule, arguments
 from anneal.optim.schedule import Schedule as Schedule  # modules take both from here
 from anneal.optim.schedule import class_of, name_of
-
-OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
-
-# The base of all batch and instance norms, those of other libraries too; its name is private.
-BATCH_NORMS = set(nn.BatchNorm1d.__mro__) & set(nn.InstanceNorm1d.__mro__) - set(nn.Module.__mro__)
-NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def configure_optimizers(
@@ -39,6 +38,7 @@ def configure_optimizers(
     lr_batch_size: int | None = None,
     head: nn.Module | None = None,
     body_lr_factor: float = 1.0,
+    rules: Sequence[Rule] = (),
 ) -> OptimizerLRSchedulerConfig:
     """Build the return value of a LightningModule's `configure_optimizers`.
 
@@ -60,6 +60,7 @@ def configure_optimizers(
             grows or shrinks in proportion (Goyal et al., section 2.1). None: `lr` as it is.
         head: The part of the module that has the full learning rate if the rest has not.
         body_lr_factor: Factor of the learning rate of everything but the `head`.
+        rules: What applies to some of the parameters only: settings, or another optimizer.
 
     Raises:
         UserError: The optimizer or the scheduler refuses its arguments, or one has no effect.
@@ -69,8 +70,9 @@ def configure_optimizers(
             f"body_lr_factor={body_lr_factor} must be at least 0, lr_batch_size={lr_batch_size} "
             "at least 1"
         )
-    groups = parameter_groups(module, decay_norm, decay_bias, head, body_lr_factor)
-    built = build_optimizer(optimizer or AdamW, groups, may_fuse(module.trainer))
+    optimizer, rules = with_muon(optimizer, list(rules))
+    groups = parameter_groups(module, decay_norm, decay_bias, head, body_lr_factor, rules)
+    built = build_optimizers(optimizer or AdamW, groups, may_fuse(module.trainer))
     factor = batch_factor(module.trainer, built, lr_batch_size) if lr_batch_size else 1.0
     for group in built.param_groups:
         group["lr"] *= factor * group.pop("lr_factor", 1.0)
@@ -84,46 +86,6 @@ def configure_optimizers(
         "optimizer": built,
         "lr_scheduler": {"scheduler": run_schedule, "interval": "step", "name": "lr"},
     }
-
-
-def parameter_groups(
-    module: nn.Module,
-    decay_norm: bool = True,
-    decay_bias: bool = True,
-    head: nn.Module | None = None,
-    body_lr_factor: float = 1.0,
-) -> list[dict[str, Any]]:
-    """Return the trainable parameters in one group, or split by what applies to them.
-
-    Every parameter stands in exactly one group; an empty group is left out. The groups are named
-    `decay` and `no_decay` if some parameters are exempt from weight decay, `body` and `head` if
-    these have other learning rates, and `body_decay` and so on if both.
-    """
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    if not trainable:
-        raise UserError(f"{type(module).__name__} has no parameter to train")
-    exempt = {
-        id(p)
-        for m in module.modules()
-        for name, p in m.named_parameters(recurse=False)
-        if not (decay_norm if isinstance(m, NORMS) else decay_bias or not name.endswith("bias"))
-    }
-    in_head = {id(p) for p in head.parameters()} if head and body_lr_factor != 1 else set()
-    groups: dict[str, dict[str, Any]] = {}
-    for p in trainable:
-        settings: dict[str, Any] = {}
-        words = []
-        if in_head:
-            words.append("head" if id(p) in in_head else "body")
-            settings["lr_factor"] = 1.0 if id(p) in in_head else body_lr_factor
-        if not (decay_norm and decay_bias):
-            words.append("no_decay" if id(p) in exempt else "decay")
-            if id(p) in exempt:
-                settings["weight_decay"] = 0.0
-        name = "_".join(words)
-        named = {"name": name} if name else {}
-        groups.setdefault(name, {**named, "params": [], **settings})["params"].append(p)
-    return [groups[name] for name in sorted(groups)]
 
 
 def batch_factor(trainer: Trainer, optimizer: Optimizer, lr_batch_size: int) -> float:
@@ -140,6 +102,17 @@ def batch_factor(trainer: Trainer, optimizer: Optimizer, lr_batch_size: int) -> 
         f"{samples} samples a step; lr {lr:g} is for {lr_batch_size}: lr {lr * factor:g}"
     )
     return factor
+
+
+def build_optimizers(
+    optimizer: OptimizerCallable, groups: list[dict[str, Any]], fuse: bool = True
+) -> Optimizer:
+    """Build the optimizer of each group, by default `optimizer`; several act as one."""
+    own: dict[int, tuple[OptimizerCallable, list[dict[str, Any]]]] = {}
+    for group in groups:
+        make = group.pop("optimizer", optimizer)
+        own.setdefault(id(make), (make, []))[1].append(group)
+    return joined([build_optimizer(make, theirs, fuse) for make, theirs in own.values()])
 
 
 def build_optimizer(
@@ -163,6 +136,10 @@ def build_optimizer(
         built = built or optimizer(_copies(groups))
     except (TypeError, ValueError, RuntimeError) as e:
         raise UserError(f"optimizer: {name_of(optimizer)}: {e}") from e
+    own = {key for group in groups for key in group} - {"params", "name", "lr_factor"}
+    if (unknown := own - built.defaults.keys()) and type(built).__module__.startswith("torch."):
+        known = ", ".join(built.defaults)
+        raise UserError(f"rules: {name_of(optimizer)} has no setting {min(unknown)}: {known}")
     for group in built.param_groups:
         half = any(p.dtype == torch.float16 for p in group["params"])
         if half and torch.tensor(group.get("eps", 1.0), dtype=torch.float16) == 0:

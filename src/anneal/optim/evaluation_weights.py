@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from anneal.optim.exact_state import parts
+from anneal.optim.joint import parts
 
 TRAINED = "training_weights"  # in the groups of a checkpoint's optimizer
 

@@ -7,15 +7,12 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from anneal.optim.joint import parts
+
 KEPT = "kept_attributes"  # stands in the first group of each optimizer in a checkpoint
 DEQUE = "deque of length"  # begins a list that stands for one there
 # What torch notes on an optimizer while it is used.
 TORCHS = {"_opt_called", "_need_device_dtype_check_for_fused", "_numel_cache", "optimizers"}
-
-
-def parts(optimizer: Optimizer) -> list[Optimizer]:
-    """Return the optimizers that act as one, or the one there is."""
-    return getattr(optimizer, "optimizers", None) or [optimizer]
 
 
 def keep_exactly(optimizer: Optimizer) -> None:
@@ -33,7 +30,7 @@ def keep_exactly(optimizer: Optimizer) -> None:
         for part, before in zip(parts(optimizer), built, strict=True):
             own = [next(groups) for _ in part.param_groups]
             now = _attributes(part).items()
-            if changed := {k: v for k, v in now if not _same(v, before.get(k, v is None))}:
+            if changed := {k: v for k, v in now if not is_same(v, before.get(k, v is None))}:
                 own[0][KEPT] = changed
 
     optimizer.register_state_dict_post_hook(save)
@@ -82,15 +79,16 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _same(a: Any, b: Any) -> bool:
+def is_same(a: Any, b: Any) -> bool:
+    """Return whether two plain values are equal, of the same type."""
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
         return a.shape == b.shape and bool((a == b).all())
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(is_same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(is_same, a, b))
     return bool(a == b)
 
 

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from anneal.errors import UserError
 from anneal.optim.evaluation_weights import EvaluationWeights
-from anneal.optim.exact_state import keep_exactly, parts
+from anneal.optim.exact_state import keep_exactly
+from anneal.optim.joint import parts
 
 # Attribute to names: `backward` is called with create_graph=True, for second derivatives; the
 # closure is called once before each step, which only calls it for further gradients.

@@ -10,6 +10,8 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from anneal.errors import UserError
+from anneal.optim.exact_state import is_same
+from anneal.optim.joint import with_owners
 from anneal.optim.schedule import Schedule
 
 # What torch's schedulers write into a group.
@@ -21,6 +23,7 @@ SET_BY_SCHEDULERS = {
     "base_momentum",
     "max_momentum",
 }
+DRIVEN = {"lr", "momentum", "betas"}  # and what they change
 
 
 class RunSchedule(LRScheduler):
@@ -48,7 +51,8 @@ class RunSchedule(LRScheduler):
         self.period = 1  # optimizer steps to a tick of the inner scheduler
         self.first_lrs = [g["lr"] for g in optimizer.param_groups]
         self.plateau: dict[str, Any] = {}
-        self.as_configured = [_settings(g) for g in optimizer.param_groups]
+        self.as_configured = [_settings(*both) for both in with_owners(optimizer)]
+        self.configured_before: list[dict[str, Any]] = []  # in the checkpoint
         self.groups_at_first = len(self.as_configured)
 
     def setup(
@@ -132,6 +136,7 @@ class RunSchedule(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the position in plain values."""
         state: dict[str, Any] = {"steps": self.steps, "steps_per_epoch": self.steps_per_epoch}
+        state["configured"] = self.as_configured
         if later := self.as_configured[self.groups_at_first :]:
             state["later_groups"] = later
         if self.is_plateau:
@@ -154,18 +159,19 @@ class RunSchedule(LRScheduler):
         self.steps = state_dict["steps"]
         self.steps_per_epoch = state_dict["steps_per_epoch"]
         self.plateau = state_dict.get("plateau", {})
+        self.configured_before = state_dict.get("configured", [])
         self.as_configured[self.groups_at_first :] = state_dict.get("later_groups", [])
 
     def describe(self) -> str:
         """Return optimizer, groups and schedule as they are used, in a line."""
-        group = self.as_configured[0]
         shown = ("lr", "momentum", "betas", "nesterov", "weight_decay", "fused")
-        settings = [f"{k}={group[k]}" for k in shown if group.get(k)]
-        line = f"{type(self.optimizer).__name__}({', '.join(settings)})"
-        if len(self.optimizer.param_groups) > 1:
-            counts = [
-                f"{g.get('name', 'later')} {len(g['params'])}" for g in self.optimizer.param_groups
-            ]
+        names: dict[str, str] = {}
+        for row, group in zip(self.groups(), self.as_configured, strict=True):
+            settings = [f"{k}={group[k]}" for k in shown if group.get(k)]
+            names.setdefault(row["optimizer"], f"{row['optimizer']}({', '.join(settings)})")
+        line = " and ".join(names.values())
+        if len(self.as_configured) > 1:
+            counts = [f"{row['name']} {row['tensors']}" for row in self.groups()]
             line += f" on tensors: {', '.join(counts)}"
         line += f"; {type(self.inner).__name__ if self.inner else 'constant rate'}"
         if self.inner and not self.is_plateau:
@@ -175,19 +181,45 @@ class RunSchedule(LRScheduler):
         end = f"{self.total_steps} steps" if self.total_steps else "no end"
         return f"{line}; {self.steps_per_epoch} steps an epoch, {end}"
 
+    def groups(self) -> list[dict[str, Any]]:
+        """Return what is trained how: a row for each parameter group, as it is configured."""
+        return [
+            {
+                "name": configured.get("name", "later" if i >= self.groups_at_first else "all"),
+                "optimizer": type(owner).__name__,
+                "lr": configured["lr"],
+                "weight_decay": configured.get("weight_decay", 0.0),
+                "tensors": len(group["params"]),
+                "parameters": sum(p.numel() for p in group["params"]),
+            }
+            for i, ((group, owner), configured) in enumerate(
+                zip(with_owners(self.optimizer), self.as_configured, strict=True)
+            )
+        ]
+
     def _take_new_groups(self) -> bool:
         """Take in the groups that others, such as `BaseFinetuning`, have added since."""
-        new = self.optimizer.param_groups[len(self.as_configured) :]
-        self.as_configured += [_settings(group) for group in new]
+        new = list(with_owners(self.optimizer))[len(self.as_configured) :]
+        self.as_configured += [_settings(group, owner) for group, owner in new]
         return bool(new)
 
     def _configure_groups(self) -> None:
-        """Set in every group what is configured, and leave what the optimizer itself keeps."""
-        kept = self.optimizer.defaults.keys() - arguments(type(self.optimizer))
-        for group, configured in zip(self.optimizer.param_groups, self.as_configured, strict=True):
-            for key in SET_BY_SCHEDULERS & group.keys():
+        """Set in every group what is configured anew, and leave what the optimizer itself keeps.
+
+        That is what it takes no argument for, and an argument that it changes by itself, unless a
+        scheduler does.
+        """
+        driven = DRIVEN if self.schedule.scheduler or self.warmup else set()
+        for i, (group, owner) in enumerate(with_owners(self.optimizer)):
+            for key in SET_BY_SCHEDULERS & group.keys() - owner.defaults.keys():
                 del group[key]
-            group.update({k: v for k, v in configured.items() if k not in kept or k not in group})
+            own = owner.defaults.keys() - arguments(type(owner)) & group.keys()
+            before = self.configured_before[i] if i < len(self.configured_before) else {}
+            for key, value in self.as_configured[i].items():
+                same = key in group.keys() & before.keys() and is_same(before[key], value)
+                if key not in own and not (same and key not in driven):
+                    group[key] = value
+        self.configured_before = list(self.as_configured)
 
     def _sync(self) -> None:
         """Bring the inner scheduler to where the steps are; past the end it stays where it is."""
@@ -238,8 +270,9 @@ class RunSchedule(LRScheduler):
         vars(inner).update(saved)
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in group.items() if k != "params" and k not in SET_BY_SCHEDULERS}
+def _settings(group: dict[str, Any], owner: Optimizer) -> dict[str, Any]:
+    left_out = {"params", *SET_BY_SCHEDULERS} - owner.defaults.keys()
+    return {k: v for k, v in group.items() if k not in left_out}
 
 
 def arguments(optimizer: type[Optimizer]) -> set[str]:

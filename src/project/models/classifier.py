@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from anneal import (
     ClassificationModule,
     OptimizerCallable,
+    Rule,
     Schedule,
     UserError,
     configure_optimizers,
@@ -39,6 +40,7 @@ class Classifier(ClassificationModule):
         lr_batch_size: Number of samples in a step that the optimizer's lr is meant for, 256 in most
             recipes; lr is scaled to the actual number (processes x batch_size x accumulation).
             None: lr is not scaled.
+        rules: What applies to some of the parameters only: settings or an optimizer.
         top_k: Number of classes of the third metric: `acc_top3` counts a prediction as right if
             the class is among the 3 most likely.
     """
@@ -59,6 +61,7 @@ class Classifier(ClassificationModule):
         decay_norm: bool = True,
         decay_bias: bool = True,
         lr_batch_size: int | None = None,
+        rules: Sequence[Rule] = (),
         top_k: int = 3,
     ) -> None:
         super().__init__(num_classes)
@@ -76,6 +79,7 @@ class Classifier(ClassificationModule):
         self.decay_norm = decay_norm
         self.decay_bias = decay_bias
         self.lr_batch_size = lr_batch_size
+        self.rules = rules
         for name, values in (("mean", mean), ("std", std)):
             # In units of pixels. Not part of the state: the hyperparameters hold them.
             self.register_buffer(name, 255 * torch.tensor(values).view(-1, 1, 1), persistent=False)
@@ -121,4 +125,5 @@ class Classifier(ClassificationModule):
             decay_norm=self.decay_norm,
             decay_bias=self.decay_bias,
             lr_batch_size=self.lr_batch_size,
+            rules=self.rules,
         )

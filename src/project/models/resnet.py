@@ -179,6 +179,7 @@ class ImageClassifier(Classifier):
             decay_norm=self.decay_norm,
             decay_bias=self.decay_bias,
             lr_batch_size=self.lr_batch_size,
+            rules=self.rules,
             head=self.head,
             body_lr_factor=self.body_lr_factor,
         )

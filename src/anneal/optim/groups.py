@@ -1,0 +1,230 @@
+"""Parameter groups: which rules apply to each parameter, and the groups that follow from them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.optim import Optimizer
+
+from anneal.errors import UserError, did_you_mean
+
+OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
+
+# The base of all batch and instance norms, those of other libraries too; its name is private.
+BATCH_NORMS = set(nn.BatchNorm1d.__mro__) & set(nn.InstanceNorm1d.__mro__) - set(nn.Module.__mro__)
+NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+CONVS = set(nn.Conv1d.__mro__) & set(nn.ConvTranspose1d.__mro__) - set(nn.Module.__mro__)
+KINDS: dict[Any, tuple[Any, ...]] = {
+    "norm": NORMS,
+    "conv": tuple(CONVS),
+    "linear": (nn.Linear,),
+    "embedding": EMBEDDINGS,
+}
+
+
+class Place(NamedTuple):
+    """Where a parameter stands in a network; one that is shared stands in several."""
+
+    name: str
+    layer: nn.Module
+    depth: int  # of the layer: 0 is the first
+    last: int  # the depth of the last
+
+
+class Rule:
+    """What applies to some of the parameters.
+
+    A parameter takes from every rule that matches it; where two rules set the same, the first one
+    counts.
+
+    Args:
+        match: Which parameters; they fit all that is given, and of a list one of its values.
+            `name`: a pattern such as `net.layer4.*`. `layer`: `norm`, `conv`, `linear`,
+            `embedding`, or the name of a class. `ndim`: number of dimensions. `depth`: number of
+            the layer, 0 is the first, -1 the last, ':-1' all but the last; a norm belongs to the
+            layer before it. `hidden`: whether it is a weight of two or more dimensions of a layer
+            between the first and the last, embeddings aside.
+        optimizer: The optimizer of these parameters; None: that of all others.
+        settings: What their group has of its own: any argument of the optimizer, such as
+            `weight_decay` or `lr`; `lr_factor`, which scales the learning rate; `lr_decay`, which
+            scales it once for each layer that follows (layer-wise decay).
+        name: Name of the group, as in `lr/NAME`. None: what is matched.
+    """
+
+    def __init__(
+        self,
+        match: dict[str, Any],
+        optimizer: OptimizerCallable | None = None,
+        settings: dict[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        tests = {"name": _name, "layer": _layer, "ndim": _ndim, "depth": _depth, "hidden": _hidden}
+        for key in match:
+            if key not in tests:
+                raise UserError(
+                    f"rules: match: no such key '{key}'{did_you_mean(key, tests)}; there are "
+                    f"{', '.join(tests)}"
+                )
+        if not match or (optimizer is None and not settings):
+            raise UserError(f"rules: match={match} needs a key, and an optimizer or settings")
+        self.match = match
+        self.optimizer = optimizer
+        self.settings = dict(settings or {})
+        words = (str(v) if key in ("name", "layer") else f"{key}{v}" for key, v in match.items())
+        self.name = name or "_".join(words)
+        self._tests = [(tests[key], v if isinstance(v, list) else [v]) for key, v in match.items()]
+
+    def matches(self, p: nn.Parameter, place: Place) -> bool:
+        """Return whether a parameter fits."""
+        return all(any(test(p, place, v) for v in values) for test, values in self._tests)
+
+
+def _name(p: nn.Parameter, place: Place, pattern: Any) -> bool:
+    return fnmatchcase(place.name, str(pattern))
+
+
+def _layer(p: nn.Parameter, place: Place, kind: Any) -> bool:
+    if kind in KINDS:
+        return isinstance(place.layer, KINDS[kind])
+    return str(kind) in {cls.__name__ for cls in type(place.layer).__mro__}
+
+
+def _ndim(p: nn.Parameter, place: Place, ndim: Any) -> bool:
+    return bool(p.ndim == ndim)
+
+
+def _depth(p: nn.Parameter, place: Place, wanted: Any) -> bool:
+    depths = range(place.last + 1)
+    try:
+        if isinstance(wanted, str) and ":" in wanted:
+            return place.depth in depths[slice(*(int(n) if n else None for n in wanted.split(":")))]
+        return place.depth == depths[int(wanted)]
+    except IndexError:
+        return False
+    except (TypeError, ValueError) as e:
+        raise UserError(
+            f"rules: match: depth={wanted}: expected a number, or two as in ':-1'"
+        ) from e
+
+
+def _hidden(p: nn.Parameter, place: Place, wanted: Any) -> bool:
+    between = 0 < place.depth < place.last and not isinstance(place.layer, (*EMBEDDINGS, *NORMS))
+    return (between and _is_weight(place.name, p)) is bool(wanted)
+
+
+def _is_weight(name: str, p: nn.Parameter) -> bool:
+    return p.ndim > 1 and "weight" in name.rpartition(".")[2]
+
+
+def places(module: nn.Module) -> Iterator[tuple[nn.Parameter, Place]]:
+    """Yield each trained parameter with each of its places, in the order of the layers."""
+    found, depth = [], -1
+    for prefix, layer in module.named_modules():
+        own = list(layer.named_parameters(recurse=False))
+        depth += any(_is_weight(name, p) for name, p in own) and not isinstance(layer, NORMS)
+        names = ((f"{prefix}.{name}" if prefix else name, p) for name, p in own)
+        found += [(p, name, layer, max(0, depth)) for name, p in names]
+    for p, name, layer, at in found:
+        if p.requires_grad:
+            yield p, Place(name, layer, at, max(0, depth))
+
+
+class _Short:
+    """A rule that an argument stands for: it names the parameters that it leaves out, too."""
+
+    optimizer: OptimizerCallable | None = None
+
+    def __init__(
+        self, matches: Callable[[nn.Parameter, Place], bool], settings: dict[str, Any], *names: str
+    ) -> None:
+        self.matches, self.settings = matches, settings
+        self.name, self.otherwise = names
+
+
+def parameter_groups(
+    module: nn.Module,
+    decay_norm: bool = True,
+    decay_bias: bool = True,
+    head: nn.Module | None = None,
+    body_lr_factor: float = 1.0,
+    rules: Sequence[Rule] = (),
+) -> list[dict[str, Any]]:
+    """Return the trainable parameters in one group, or split by what applies to them.
+
+    Every parameter stands in exactly one group; an empty group is left out. The groups are named
+    by their rules, `rest` if none matches; `decay` and `no_decay` if some parameters are exempt
+    from weight decay; `body` and `head` if these have other learning rates. Those of a rule's
+    optimizer come first, and hold it under `optimizer`.
+
+    Raises:
+        UserError: Nothing is trained, or a rule matches nothing.
+    """
+    spots: dict[nn.Parameter, list[Place]] = {}
+    for p, place in places(module):
+        spots.setdefault(p, []).append(place)
+    if not spots:
+        raise UserError(f"{type(module).__name__} has no parameter to train")
+    in_head = set(head.parameters()) if head and body_lr_factor != 1 else set()
+    shorts: list[_Short] = []
+    if in_head:
+        body = {"lr_factor": body_lr_factor}
+        shorts += [_Short(lambda p, _: p not in in_head, body, "body", "head")]
+    if not (decay_norm and decay_bias):
+        exempt = _exempt(decay_norm, decay_bias)
+        shorts += [_Short(exempt, {"weight_decay": 0.0}, "no_decay", "decay")]
+    groups: dict[tuple[int, str], dict[str, Any]] = {}
+    matched = set()
+    applied: list[Rule | _Short] = [*rules, *shorts]
+    for p, at in spots.items():
+        settings: dict[str, Any] = {}
+        words, which = [], len(rules)
+        for i, rule in enumerate(applied):
+            if not any(rule.matches(p, place) for place in at):
+                words += [rule.otherwise] if isinstance(rule, _Short) else []
+                continue
+            matched.add(i)
+            words.append(rule.name)
+            settings = {**rule.settings, **settings}
+            which = i if rule.optimizer and which == len(rules) else which
+        if (decay := settings.pop("lr_decay", None)) is not None:
+            follow = at[0].last - at[0].depth
+            settings["lr_factor"] = settings.get("lr_factor", 1.0) * float(decay) ** follow
+            words.append(f"{at[0].depth}")
+        name = "_".join(words)
+        group = groups.setdefault((which, name), {"name": name, "params": [], **settings})
+        group["params"].append(p)
+        if which < len(rules):
+            group["optimizer"] = rules[which].optimizer
+    for i, rule in enumerate(rules):
+        if i not in matched:
+            raise UserError(
+                f"rules: {rule.match} matches no parameter that is trained; {_there(module)}"
+            )
+    return [_named(groups[key], len(groups)) for key in sorted(groups)]
+
+
+def _exempt(decay_norm: bool, decay_bias: bool) -> Callable[[nn.Parameter, Place], bool]:
+    def exempt(p: nn.Parameter, place: Place) -> bool:
+        if isinstance(place.layer, NORMS):
+            return not decay_norm
+        return not decay_bias and place.name.endswith("bias")
+
+    return exempt
+
+
+def _named(group: dict[str, Any], groups: int) -> dict[str, Any]:
+    """Return a group with a name; a single one needs none."""
+    group["name"] = group["name"] or ("rest" if groups > 1 else "")
+    if not group["name"]:
+        del group["name"]
+    return group
+
+
+def _there(module: nn.Module) -> str:
+    """Say what a rule may match."""
+    found = list(places(module))
+    layers = ", ".join(sorted({type(place.layer).__name__ for _, place in found}))
+    names = list(dict.fromkeys(place.name for _, place in found))
+    return f"names are {names[0]} to {names[-1]}, layers {layers}, depths 0 to {found[0][1].last}"
