@@ -234,7 +234,7 @@ def unlike(a: Any, b: Any, where: str) -> str:
         return f"{where}: {type(a).__name__}, then {type(b).__name__}"
     if isinstance(a, Tensor):
         same = a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
-        return "" if same or (a.isnan() == b.isnan()).all() and a.isnan().any() else where
+        return "" if same or ((a.isnan() == b.isnan()).all() and a.isnan().any()) else where
     if isinstance(a, dict):
         if a.keys() != b.keys():
             return f"{where}: {sorted(map(str, a.keys() ^ b.keys()))[:3]}"

@@ -291,7 +291,7 @@ def test_a_group_that_comes_later_takes_part_in_the_warmup_and_is_remembered():
     schedule.step()
     assert schedule.get_last_lr() == [0.5, 0.25]
     state = schedule.state_dict()
-    assert [group["lr"] for group in state.pop("later_groups")] == [0.5]
+    assert [group["lr"] for group in state.pop("configured")] == [1.0, 0.5]
     assert state == {"steps": 2, "steps_per_epoch": 4}
 
 

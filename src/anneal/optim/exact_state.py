@@ -2,15 +2,18 @@
 
 from collections import deque
 from copy import deepcopy
+from importlib import import_module
 from typing import Any
 
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.optim import Optimizer
 
 from anneal.optim.joint import parts
 
 KEPT = "kept_attributes"  # stands in the first group of each optimizer in a checkpoint
-DEQUE = "deque of length"  # begins a list that stands for one there
+DEQUE, OBJECT = "deque of length", "object of class"  # begin a list that stands for one there
 # What torch notes on an optimizer while it is used.
 TORCHS = {"_opt_called", "_need_device_dtype_check_for_fused", "_numel_cache", "optimizers"}
 
@@ -20,12 +23,14 @@ def keep_exactly(optimizer: Optimizer) -> None:
 
     torch's own `state_dict` has `state` and `param_groups`, and what it loads takes the type of the
     parameter. Here attributes that changed since the optimizer was built, such as a counter, are
-    saved too if they are plain values, deques can be saved, and all of `state` keeps its type.
+    saved too if they are plain values, and all of `state` keeps its type, also a deque and an
+    object of the optimizer's own package.
     """
     built = [_attributes(part) for part in parts(optimizer)]
+    packages = {_package(type(part)) for part in parts(optimizer)}
 
     def save(_: Optimizer, saved: dict[str, Any]) -> None:
-        saved["state"] = _encoded(saved["state"])
+        saved["state"] = _encoded(saved["state"], packages)
         groups = iter(saved["param_groups"])
         for part, before in zip(parts(optimizer), built, strict=True):
             own = [next(groups) for _ in part.param_groups]
@@ -35,14 +40,15 @@ def keep_exactly(optimizer: Optimizer) -> None:
 
     optimizer.register_state_dict_post_hook(save)
     for part in parts(optimizer):
-        _load_exactly(part)
+        _load_exactly(part, packages)
 
 
-def _load_exactly(optimizer: Optimizer) -> None:
+def _load_exactly(optimizer: Optimizer, packages: set[str]) -> None:
     stored: dict[str, Any] = {}
 
     def take(_: Optimizer, saved: dict[str, Any]) -> None:
-        saved["state"].update(_decoded(saved["state"]))  # whoever calls torch reads it after that
+        read = _decoded(saved["state"], packages)
+        saved["state"].update(read)  # whoever calls torch reads it after that
         stored.update(saved)
         groups = saved["param_groups"]
         saved["param_groups"] = [{k: v for k, v in g.items() if k != KEPT} for g in groups]
@@ -54,7 +60,7 @@ def _load_exactly(optimizer: Optimizer) -> None:
         ps = [p for group in optimizer.param_groups for p in group["params"]]
         for i, p in zip(ids, ps, strict=True):
             if i in stored["state"]:
-                state[p] = _typed(state[p], stored["state"][i])
+                state[p] = _typed(state[p], stored["state"][i], p.device)
         stored.clear()
 
     optimizer.register_load_state_dict_pre_hook(take)
@@ -92,30 +98,47 @@ def is_same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _encoded(value: Any) -> Any:
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
+
+
+def _encoded(value: Any, packages: set[str]) -> Any:
     if isinstance(value, deque):
-        return [DEQUE, value.maxlen, *map(_encoded, value)]
+        return [DEQUE, value.maxlen, *(_encoded(v, packages) for v in value)]
     if type(value) is dict:
-        return {k: _encoded(v) for k, v in value.items()}
-    return list(map(_encoded, value)) if type(value) is list else value
+        return {k: _encoded(v, packages) for k, v in value.items()}
+    if type(value) is list:
+        return [_encoded(v, packages) for v in value]
+    cls = type(value)
+    if _package(cls) in packages - {"torch"} and _is_plain(vars(value)):
+        return [OBJECT, f"{cls.__module__}.{cls.__qualname__}", vars(value)]
+    return value
 
 
-def _decoded(value: Any) -> Any:
+def _decoded(value: Any, packages: set[str]) -> Any:
     if type(value) is dict:
-        return {k: _decoded(v) for k, v in value.items()}
+        return {k: _decoded(v, packages) for k, v in value.items()}
     if type(value) is not list:
         return value
-    if value and value[0] is not None and type(value[0]) is str and value[0] == DEQUE:
-        return deque(map(_decoded, value[2:]), value[1])
-    return list(map(_decoded, value))
+    kind = value[0] if value and isinstance(value[0], str) else ""
+    if kind == OBJECT and value[1].partition(".")[0] in packages:
+        module, _, name = value[1].rpartition(".")
+        made = object.__new__(getattr(import_module(module), name))
+        vars(made).update(value[2])
+        return made
+    values = [_decoded(v, packages) for v in value]
+    return deque(values[2:], values[1]) if kind == DEQUE else values
 
 
-def _typed(loaded: Any, saved: Any) -> Any:
+def _typed(loaded: Any, saved: Any, device: torch.device) -> Any:
     """Return what torch has loaded, with the types that were saved."""
     if isinstance(saved, Tensor):
-        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
+        return loaded if loaded.dtype == saved.dtype else saved.to(device)
     if isinstance(saved, dict):
-        return {k: _typed(loaded[k], v) for k, v in saved.items()}
-    if isinstance(saved, deque):
-        return deque(map(_typed, loaded, saved), saved.maxlen)
-    return type(saved)(map(_typed, loaded, saved)) if isinstance(saved, list | tuple) else saved
+        return {k: _typed(loaded[k], v, device) for k, v in saved.items()}
+    if isinstance(saved, list | tuple | deque):
+        values = [_typed(*both, device) for both in zip(loaded, saved, strict=True)]
+        return deque(values, saved.maxlen) if isinstance(saved, deque) else type(saved)(values)
+    if hasattr(saved, "__dict__"):
+        vars(saved).update(apply_to_collection(vars(saved), Tensor, lambda t: t.to(device)))
+    return saved

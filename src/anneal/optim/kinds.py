@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from anneal.errors import UserError
 from anneal.optim.evaluation_weights import EvaluationWeights
@@ -36,6 +36,8 @@ def adapt(module: LightningModule, optimizer: Optimizer) -> None:
     keep_exactly(optimizer)
     EvaluationWeights.attach(trainer, optimizer)
     optimizer.register_step_pre_hook(partial(_closure, trainer))
+    for part in parts(optimizer):
+        _flatten(part)
     vars(module).pop("backward", None)
     if any(needs(part, "needs_graph") for part in parts(optimizer)):
         if trainer.world_size > 1:
@@ -44,6 +46,18 @@ def adapt(module: LightningModule, optimizer: Optimizer) -> None:
                 "process only: --trainer.devices=1"
             )
         module.backward = partial(_backward, type(module).backward, module)  # type: ignore[method-assign]
+
+
+def _flatten(optimizer: Optimizer) -> None:
+    """Have weights, and so their gradients, in a layout of which `view` makes a vector or matrix.
+
+    Many optimizers do that; those of torch but LBFGS don't, and take channels last as well.
+    """
+    own = type(optimizer).__module__.startswith(("torch.", "anneal."))
+    for group in optimizer.param_groups if not own or isinstance(optimizer, LBFGS) else ():
+        for p in group["params"]:
+            if not p.is_contiguous():
+                p.data = p.data.contiguous()
 
 
 def _backward(

@@ -90,3 +90,12 @@ def _ours(make: OptimizerCallable | None) -> OptimizerCallable | None:
     given = dict(getattr(make, "keywords", {}))
     given["adjust_lr_fn"] = given.get("adjust_lr_fn") or "match_rms_adamw"
     return partial(Muon, **given)
+
+
+def flag_rules(optimizer: OptimizerCallable | None) -> list[Rule]:
+    """Return the rules of pytorch_optimizer's Muons, which take AdamW's part by a flag."""
+    cls = class_of(optimizer) or object
+    if not cls.__module__.startswith("pytorch_optimizer.optimizer.muon"):
+        return []
+    hidden = {True: "hidden", False: "rest"}
+    return [Rule({"hidden": h}, None, {"use_muon": h}, name) for h, name in hidden.items()]

@@ -52,7 +52,7 @@ class RunSchedule(LRScheduler):
         self.first_lrs = [g["lr"] for g in optimizer.param_groups]
         self.plateau: dict[str, Any] = {}
         self.as_configured = [_settings(*both) for both in with_owners(optimizer)]
-        self.configured_before: list[dict[str, Any]] = []  # in the checkpoint
+        self.configured_before: list[dict[str, Any]] = []
         self.groups_at_first = len(self.as_configured)
 
     def setup(
@@ -137,8 +137,6 @@ class RunSchedule(LRScheduler):
         """Return the position in plain values."""
         state: dict[str, Any] = {"steps": self.steps, "steps_per_epoch": self.steps_per_epoch}
         state["configured"] = self.as_configured
-        if later := self.as_configured[self.groups_at_first :]:
-            state["later_groups"] = later
         if self.is_plateau:
             inner: Any = self.inner
             state["plateau"] = {
@@ -159,8 +157,9 @@ class RunSchedule(LRScheduler):
         self.steps = state_dict["steps"]
         self.steps_per_epoch = state_dict["steps_per_epoch"]
         self.plateau = state_dict.get("plateau", {})
-        self.configured_before = state_dict.get("configured", [])
-        self.as_configured[self.groups_at_first :] = state_dict.get("later_groups", [])
+        self.configured_before = before = state_dict.get("configured", [])
+        later = before[self.groups_at_first :] or state_dict.get("later_groups", [])
+        self.as_configured[self.groups_at_first :] = later
 
     def describe(self) -> str:
         """Return optimizer, groups and schedule as they are used, in a line."""
