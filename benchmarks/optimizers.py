@@ -29,6 +29,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -88,13 +89,34 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return [(images[i], labels[i]) for i in order.split(64)[:STEPS]]
 
 
+def flagged(model: nn.Module) -> list[dict[str, Any]]:
+    """Groups as Muon's own page makes them: the hidden matrix, and the rest."""
+    hidden = [model.get_parameter("4.weight")]
+    rest = [p for p in model.parameters() if p is not hidden[0]]
+    return [{"params": hidden, "use_muon": True}, {"params": rest, "use_muon": False}]
+
+
+def muon_and_adamw(groups: list[dict[str, Any]]) -> Any:
+    """torch's Muon and its AdamW, at Muon's learning rate and weight decay."""
+    hidden, rest = (group["params"] for group in groups)
+    muon = torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.1)
+    return SimpleNamespace(
+        zero_grad=lambda: (muon.zero_grad(), adamw.zero_grad()),
+        step=lambda: (muon.step(), adamw.step()),
+    )
+
+
 def plain_loop(path: str, entry: Entry) -> nn.Module:
     """A network trained as the package's README says."""
     model, kind, args = network(), entry.get("kind", ""), spec(path, entry)["init_args"]
     params: Any = list(model.parameters())
-    if entry.get("groups"):
+    make = load(entry.get("class", path))
+    if kind == "flags":
         params = flagged(model)
-    optimizer = load(entry.get("class", path))(params, **args)
+    if kind == "torch's Muon and AdamW":
+        make, params = muon_and_adamw, flagged(model)
+    optimizer = make(params, **args)
     for i, (images, labels) in enumerate(batches()):
         torch.manual_seed(i)
         if kind == "modes":
@@ -259,10 +281,6 @@ def accuracy(path: str, entry: Entry) -> float:
 
 
 # ---- all of them
-
-
-def flagged(model: nn.Module) -> list[dict[str, Any]]:
-    return []
 
 
 def checked(path: str, entry: Entry, checks: list[str]) -> tuple[str, Entry]:

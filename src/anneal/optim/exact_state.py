@@ -1,6 +1,5 @@
 """What an optimizer keeps where torch's `state_dict` does not look, or not closely enough."""
 
-from collections import deque
 from copy import deepcopy
 from importlib import import_module
 from typing import Any
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 from anneal.optim.joint import parts
 
 KEPT = "kept_attributes"  # stands in the first group of each optimizer in a checkpoint
-DEQUE, OBJECT = "deque of length", "object of class"  # begin a list that stands for one there
+OBJECT = "object of class"  # begins a list that stands for one there
 # What torch notes on an optimizer while it is used.
 TORCHS = {"_opt_called", "_need_device_dtype_check_for_fused", "_numel_cache", "optimizers"}
 
@@ -23,8 +22,8 @@ def keep_exactly(optimizer: Optimizer) -> None:
 
     torch's own `state_dict` has `state` and `param_groups`, and what it loads takes the type of the
     parameter. Here attributes that changed since the optimizer was built, such as a counter, are
-    saved too if they are plain values, and all of `state` keeps its type, also a deque and an
-    object of the optimizer's own package.
+    saved too if they are plain values, and all of `state` keeps its type; it may hold plain objects
+    of the optimizer's own package.
     """
     built = [_attributes(part) for part in parts(optimizer)]
     packages = {_package(type(part)) for part in parts(optimizer)}
@@ -103,8 +102,6 @@ def _package(cls: type) -> str:
 
 
 def _encoded(value: Any, packages: set[str]) -> Any:
-    if isinstance(value, deque):
-        return [DEQUE, value.maxlen, *(_encoded(v, packages) for v in value)]
     if type(value) is dict:
         return {k: _encoded(v, packages) for k, v in value.items()}
     if type(value) is list:
@@ -120,14 +117,13 @@ def _decoded(value: Any, packages: set[str]) -> Any:
         return {k: _decoded(v, packages) for k, v in value.items()}
     if type(value) is not list:
         return value
-    kind = value[0] if value and isinstance(value[0], str) else ""
-    if kind == OBJECT and value[1].partition(".")[0] in packages:
+    head = value[0] if value and isinstance(value[0], str) else ""
+    if head == OBJECT and value[1].partition(".")[0] in packages:
         module, _, name = value[1].rpartition(".")
         made = object.__new__(getattr(import_module(module), name))
         vars(made).update(value[2])
         return made
-    values = [_decoded(v, packages) for v in value]
-    return deque(values[2:], values[1]) if kind == DEQUE else values
+    return [_decoded(v, packages) for v in value]
 
 
 def _typed(loaded: Any, saved: Any, device: torch.device) -> Any:
@@ -136,9 +132,8 @@ def _typed(loaded: Any, saved: Any, device: torch.device) -> Any:
         return loaded if loaded.dtype == saved.dtype else saved.to(device)
     if isinstance(saved, dict):
         return {k: _typed(loaded[k], v, device) for k, v in saved.items()}
-    if isinstance(saved, list | tuple | deque):
-        values = [_typed(*both, device) for both in zip(loaded, saved, strict=True)]
-        return deque(values, saved.maxlen) if isinstance(saved, deque) else type(saved)(values)
+    if isinstance(saved, list | tuple):
+        return type(saved)(_typed(*both, device) for both in zip(loaded, saved, strict=True))
     if hasattr(saved, "__dict__"):
         vars(saved).update(apply_to_collection(vars(saved), Tensor, lambda t: t.to(device)))
     return saved

@@ -20,7 +20,7 @@ from anneal.optim.joint import parts
 # closure is called once before each step, which only calls it for further gradients.
 NAMES = {
     "needs_graph": {"AdaHessian", "Adahessian", "SophiaH"},
-    "needs_gradient": {"SAM", "LookSAM", "FriendlySAM"},
+    "needs_gradient": {"SAM", "LookSAM", "FriendlySAM", "BSAM"},
 }
 
 
