@@ -203,7 +203,8 @@ def test_the_commands_use_the_weights_of_eval(run, path, tmp_path):
     assert not all(same(shown["state_dict"][name], trained) for name, trained in pairs)
     run("export", "--run=a", "--ckpt_path=last", "--format=torch_export", "--output=a.pt2")
     exported = torch.export.load("a.pt2").state_dict
-    assert all(same(exported[name].data, shown["state_dict"][name]) for name in names)
+    weight = {name: t.data for key, t in exported.items() for name in names if key.endswith(name)}
+    assert same(weight, {name: shown["state_dict"][name] for name in names})
     run("lr_find", *words)
 
 
@@ -231,7 +232,7 @@ def test_second_derivatives_accumulate_and_need_one_process():
     fit(Net(make("odd_optimizers.Curved")), max_epochs=1, accumulate_grad_batches=2)
     module = Net(make("odd_optimizers.Curved"))
     module.trainer = SimpleNamespace(world_size=2, callbacks=[])
-    with pytest.raises(UserError, match="Curved needs second derivatives, .* --trainer.devices=1"):
+    with pytest.raises(UserError, match=r"Curved needs second derivatives, .*devices=1"):
         adapt(module, odd_optimizers.Curved(module.parameters()))
 
 
