@@ -18,6 +18,7 @@ from .optim.configure import configure_optimizers as configure_optimizers
 from .optim.groups import OptimizerCallable as OptimizerCallable
 from .optim.groups import Rule as Rule
 from .optim.groups import parameter_groups as parameter_groups
+from .optim.muon import Muon as Muon
 from .optim.run_schedule import RunSchedule as RunSchedule
 from .optim.schedule import Schedule as Schedule
 from .progress import log_image as log_image

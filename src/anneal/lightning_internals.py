@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _process_dataloader
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.data import sized_len
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
@@ -25,6 +27,11 @@ def validation_is_due(trainer: Trainer) -> bool:
     due = trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
     trainer.should_stop = stop
     return due
+
+
+def unscales(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer's step takes the gradients that fp16 has scaled."""
+    return _optimizer_handles_unscaling(optimizer)
 
 
 def is_between_steps(trainer: Trainer) -> bool:

@@ -136,7 +136,7 @@ def leg(folder: Path, *words: str, alone: bool = False, **env: str) -> tuple[int
         **env: Environment variables.
     """
     if alone:
-        return Training(folder, *words, **env).end()
+        return Training(folder, *words, **{"COURSE_LEG": "1", **env}).end()
     printed = io.StringIO()
     names = ("COURSE_END", "COURSE_LEG")
     os.environ |= {name: env.get(name, default) for name, default in zip(names, " 1", strict=True)}

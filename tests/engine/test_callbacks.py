@@ -26,6 +26,7 @@ from anneal.callbacks.test_report import draw_confusion, draw_top_losses
 from anneal.data.in_memory import InMemoryBatches
 from anneal.errors import UserError
 from anneal.loggers.csv import CSVLogger
+from anneal.optim.schedule import Schedule
 from anneal.progress import Clock, position_in, resume_position
 from anneal.testing import logged
 
@@ -441,8 +442,6 @@ class Rows(pl.loggers.logger.DummyLogger):
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 def test_the_csv_has_every_rate_and_other_loggers_what_draws_the_same_curve(tmp_path):
-    from anneal.optim.schedule import Schedule
-
     cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=200)
     curves = []
     for folder, *ends in (("whole", 200), ("early", 20, 200), ("late", 140, 200)):
@@ -472,6 +471,61 @@ def test_the_csv_has_every_rate_and_other_loggers_what_draws_the_same_curve(tmp_
     for step, lr in written.items():
         last = sent.get(step, last)
         assert lr == pytest.approx(last, rel=0.02)
+
+
+def effective(tmp_path, optimizer, schedule=None, **settings) -> dict[str, list[float]]:
+    """Train and return what is logged of the rates in effect, by group."""
+    module = Tiny(optimizer, schedule, **settings)
+    logger = CSVLogger(tmp_path)
+    fit(module, max_epochs=2, callbacks=[LearningRateMonitor()], logger=logger, log_every_n_steps=1)
+    rows = [row for row in logged(tmp_path) if row["lr" if settings == {} else "lr/decay"]]
+    names = [name for name in rows[0] if name.startswith("lr/effective")]
+    return {name: [float(row[name]) for row in rows] for name in names}
+
+
+def test_the_rate_in_effect_of_an_optimizer_that_finds_its_own_is_logged(tmp_path):
+    from theirs import KeepsInGroups
+
+    halved = Schedule(partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5))
+    found = effective(tmp_path / "one", partial(KeepsInGroups, lr=0.2), halved)
+    expected = [0.2 * 0.5 ** (s // 8) * 1e-3 * 1.1**s for s in range(16)]
+    assert found == {"lr/effective": pytest.approx(expected)}
+    groups = effective(tmp_path / "two", partial(KeepsInGroups, lr=0.2), halved, decay_bias=False)
+    assert groups == {
+        f"lr/effective/{name}": pytest.approx(expected) for name in ("decay", "no_decay")
+    }
+    assert effective(tmp_path / "none", sgd(0.1)) == {}
+
+    class Wide(torch.optim.SGD):  # whose d is another thing
+        def __init__(self, params):
+            super().__init__([{"params": list(params), "d": 64}], lr=0.1)
+
+    assert effective(tmp_path / "other", lambda groups: Wide(groups[0]["params"])) == {}
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("prodigyopt", "Prodigy"),
+        *(("pytorch_optimizer", n) for n in ("Prodigy", "DAdaptAdam", "DAdaptAdan", "DAdaptSGD")),
+        ("schedulefree", "SGDScheduleFree"),
+    ],
+)
+def test_the_rate_in_effect_is_what_the_packages_of_such_optimizers_keep(tmp_path, package, name):
+    kind = getattr(pytest.importorskip(package), name)
+    kept = []
+
+    class Watched(kind):
+        def step(self, closure=None):
+            group = self.param_groups[0]
+            kept.append(float(group["d"] * group["lr"] if "d" in group else group["scheduled_lr"]))
+            self.train() if package == "schedulefree" else None
+            return super().step(closure)
+
+    settings = {"warmup_steps": 4} if package == "schedulefree" else {}
+    found = effective(tmp_path, partial(Watched, lr=0.5, **settings))["lr/effective"]
+    assert found == pytest.approx(kept, rel=1e-6)
+    assert 0 < found[0] <= found[-1] or package == "schedulefree"
 
 
 def test_pictures_show_something(tmp_path):

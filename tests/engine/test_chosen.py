@@ -202,7 +202,7 @@ def test_what_is_added_goes_to_the_default_of_a_list(run, capsys, flag, message)
         (["--model.optimizer.lr=-1"], "optimizer: SGD: Invalid learning rate: -1.0"),
         ([f"{SCHEDULER}=ReduceLROnPlateau", f"{SCHEDULER}.factor=3"],
          "schedule.scheduler: ReduceLROnPlateau: Factor should be < 1.0"),
-        (["--model.optimizer=Muon"], "optimizer: Muon: Muon only supports 2D parameters"),
+        (["--model.optimizer=Muon", "--model=SoftmaxRegression"], "optimizer: Muon is for weights between"),
         ([f"{SCHEDULER}=OneCycleLR", f"{SCHEDULER}.max_lr=0.1", "--model.lr_batch_size=8"],
          "schedule.scheduler.max_lr=0.1 takes the place of the optimizer's lr"),
         (["--model.lr_batch_size=-5"], ".*lr_batch_size=-5 at least 1"),

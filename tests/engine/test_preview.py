@@ -212,6 +212,14 @@ def test_a_metric_that_is_not_there_is_refused(tmp_path, content, message):
 # ---- plateau
 
 
+def test_a_schedule_that_keeps_checkpoints_says_at_which_steps(run, capsys):
+    run("schedule", SMALL, *set_scheduler("WSD", branches=2), "--steps_per_epoch=50")
+    shown = capsys.readouterr().out
+    total = int(re.search(r"(\d+) steps$", shown, re.MULTILINE)[1])
+    assert re.search(rf"decay begins +{total * 8 // 10} ", shown)
+    assert f"of the steps {total * 4 // 10}, {total * 8 // 10}\n" in shown
+
+
 def test_a_plateau_without_a_metric_is_drawn_flat_and_says_so(run, capsys):
     preview = run("schedule", SMALL, *PLATEAU).preview
     assert set(preview.lrs[1:, 0]) == {0.1}
@@ -264,6 +272,7 @@ def of(lrs: list[float], warmup: int = 0, momentum: list[float] | None = None) -
         (of([1, 1, 0.5, 0.5, 1, 1]), ["first 0", "drop 2", "rise 4", "last 5"]),
         (of([0.5, 0.5 + 1e-15, 0.5, 0.5]), ["first 0", "last 3"]),
         (of([0.0, 0.0]), ["first 0", "last 1"]),
+        (of([1, 1, 1, 0.6, 0.2]), ["first 0", "decay begins 2", "last 4"]),
     ],
 )
 def test_changes_are_named(shown, expected):

@@ -93,6 +93,9 @@ THEIRS = {
     "two optimizers": "--model=theirs.Two",
     "state in groups": "--model=theirs.Adaptive",
     "later groups": "--model=theirs.Frozen --trainer.callbacks+=theirs.Unfreeze",
+    "several optimizers": """--model=MNISTConvNet --model.optimizer=Muon
+        --model.rules+={"match":{"layer":"norm"},"optimizer":"theirs.KeepsInGroups"}
+        --model.rules+={"match":{"name":"*"},"settings":{"lr_decay":0.9}}""",
     "DataLoader": "--data=theirs.Loaders",
     "double precision": "--trainer.precision=64-true",
     "average": "--trainer.callbacks+=EMA",

@@ -76,7 +76,8 @@ def refused(run, capsys, *args: str) -> str:
 
 # ---- the same step, however its samples are split
 
-FIT = ("fit", "--config=small.yaml", "--run_name=r", *PLAIN, "--trainer.logger=true")
+NORMS = "--health.norms=layers"
+FIT = ("fit", "--config=small.yaml", "--run_name=r", *PLAIN, "--trainer.logger=true", NORMS)
 DDP = ("--trainer.devices=2", "--trainer.strategy=ddp")
 FSDP = ("--trainer.devices=2", "--trainer.strategy=fsdp2")
 ONE = ("--trainer.devices=1", "--trainer.strategy=auto")
@@ -84,12 +85,15 @@ ONE = ("--trainer.devices=1", "--trainer.strategy=auto")
 
 def assert_steps_of_64_samples(run, folder: Path) -> None:
     """The run in `folder` is, to the rounding, that of one process with 64 samples in a batch."""
-    run(*FIT[:2], *PLAIN, "--run_name=whole", "--data.batch_size=64")
+    run(*FIT[:2], *FIT[3:], "--run_name=whole", "--data.batch_size=64")
     found, whole = weights(folder), weights(folder.parent / "whole")
     assert found.keys() == whole.keys()
     for name, value in whole.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
     assert max(column(folder, "samples").values()) == 8 * 64
+    for name in ("weight", "gradient", "update", "ratio"):  # of a layer, at steps that are logged
+        found, whole = (column(r, f"norms/net.1/{name}") for r in (folder, folder.parent / "whole"))
+        assert found == {step: pytest.approx(whole[step], rel=1e-3) for step in (1, 3, 5, 7)}
 
 
 def test_accumulation_takes_the_steps_of_larger_batches(run, tmp_path):

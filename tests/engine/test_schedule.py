@@ -39,7 +39,26 @@ def one_cycle(step: int, total: int, pct: float = 0.3) -> float:
     return b + (a - b) * (1 + math.cos(math.pi * t)) / 2
 
 
+def wsd(shape: str, **settings):
+    return partial(schedulers.WSD, total_steps=None, decay=0.25, shape=shape, **settings)
+
+
+def stable(step: int, total: int, fall) -> float:
+    """1, and `fall` over the last quarter."""
+    first = total - round(0.25 * total)
+    return 1.0 if step < first else fall((step - first) / (total - first))
+
+
+FALLS = {
+    "sqrt": lambda t: 1 - math.sqrt(t),
+    "linear": lambda t: 1 - t,
+    "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
+}
 CLOSED_FORMS = {
+    **{
+        f"wsd {shape}": (wsd(shape), lambda s, per_epoch, total, fall=f: stable(s, total, fall))
+        for shape, f in FALLS.items()
+    },
     "step": (STEP, lambda s, per_epoch, total: 0.1 ** (s // per_epoch // 2)),
     "cosine": (COSINE, lambda s, per_epoch, total: (1 + math.cos(math.pi * s / total)) / 2),
     "one_cycle": (ONE_CYCLE, lambda s, per_epoch, total: one_cycle(s, total)),
@@ -113,6 +132,34 @@ def test_warmup_in_front_is_what_sequential_lr_does(name, warmup):
     assert lrs == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("shape", FALLS)
+def test_wsd_decays_over_a_share_of_the_whole_run_with_its_warmup(shape):
+    schedule = Schedule(wsd(shape, branches=3), warmup_steps=12)
+    module = Tiny(schedule=schedule)
+    lrs = fit(module, max_epochs=8)
+    rising = [0.01 + 0.99 * s / 12 for s in range(12)]
+    assert lrs == pytest.approx(rising + [stable(s, 64, FALLS[shape]) for s in range(12, 64)])
+    inner = module.lr_schedulers().inner
+    assert inner.kept_steps == {48, 24, 12}
+    assert schedulers.branch_steps(64, 0.25, 4) == [(64, 48), (32, 24), (16, 12), (8, 6)]
+    with pytest.warns(UserWarning, match="only 3 of branches=4 begin to decay after it"):
+        fit(Tiny(schedule=Schedule(wsd(shape, branches=4), warmup_steps=12)), max_epochs=8)
+    # What would begin before the end of the warmup begins there.
+    short = Schedule(wsd(shape), warmup_steps=12)
+    assert fit(Tiny(schedule=short), max_epochs=-1, max_steps=14) == pytest.approx(
+        [*rising, 1.0, FALLS[shape](0.5)]
+    )
+
+
+def test_wsd_keeps_branches_by_the_step_only():
+    with pytest.raises(UserError, match="keeps its branches by the step: leave interval out"):
+        fit(Tiny(schedule=Schedule(wsd("sqrt", branches=2), interval="epoch")), max_epochs=4)
+    stairs = fit(Tiny(schedule=Schedule(wsd("linear"), interval="epoch")), max_epochs=8)
+    assert stairs == [1.0] * 56 + [0.5] * 8
+    with pytest.raises(UserError, match=r"WSD: decay=1.5 must be in \(0, 1\]"):
+        fit(Tiny(schedule=Schedule(partial(schedulers.WSD, total_steps=4, decay=1.5))), max_steps=4)
+
+
 def test_cosine_ends_within_one_percent_of_its_end_also_with_few_epochs():
     lrs = fit(Tiny(schedule=Schedule(COSINE, warmup_epochs=1)), batches=20, max_epochs=10)
     assert max(lrs) == 1.0
@@ -130,7 +177,7 @@ def test_max_steps_is_the_end_that_schedules_follow():
     assert lrs == pytest.approx([(1 + math.cos(math.pi * s / 10)) / 2 for s in range(10)])
 
 
-@pytest.mark.parametrize("make", [COSINE, ONE_CYCLE, POLYNOMIAL])
+@pytest.mark.parametrize("make", [COSINE, ONE_CYCLE, POLYNOMIAL, wsd("sqrt")])
 def test_schedule_that_needs_an_end_refuses_an_endless_run(make):
     module = Tiny(schedule=Schedule(make))
     with pytest.raises(UserError, match="this run has no end"):

@@ -1,4 +1,4 @@
-"""Checkpoints: `last.ckpt` after every epoch, whatever the metric did, and the best ones."""
+"""Checkpoints: `last.ckpt` after every epoch, the best ones, and those its schedule asks for."""
 
 import time
 from datetime import timedelta
@@ -12,13 +12,16 @@ from torch import Tensor
 
 from anneal.errors import UserError
 from anneal.lightning_internals import is_between_steps, steps_after_this_batch, validation_is_due
+from anneal.optim.callback import ScheduleCallback
 from anneal.optim.schedule import direction
 from anneal.progress import in_training
-from anneal.runs.folder import LAST
+from anneal.runs.folder import AT_STEP, LAST
 
 
 class Checkpoint(ModelCheckpoint):
     """Save `last.ckpt` before every validation and after every epoch, and the best by a metric.
+
+    A schedule with `kept_steps`, such as WSD's, has `step=N.ckpt` kept at each of them too.
 
     Args:
         monitor: The metric that decides what is best, one that validation logs.
@@ -73,6 +76,7 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         step = trainer.global_step
         due = bool(self.last_every) and step % self.last_every == 0  # type: ignore[operator]
+        due = due or _kept_step(trainer) is not None
         if self.last_interval is not None:
             late = time.monotonic() - self.last_time >= self.last_interval.total_seconds()
             due = due or trainer.strategy.broadcast(late)
@@ -89,7 +93,9 @@ class Checkpoint(ModelCheckpoint):
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
+        # A resumed run that ends before it validates has no metric, which is no mistake.
+        if trainer.is_last_batch or self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
         if trainer.is_last_batch:
             self._save_last(trainer)
 
@@ -143,4 +149,15 @@ class Checkpoint(ModelCheckpoint):
         self.last_step, self.last_time = trainer.global_step, time.monotonic()
         self._due = False
         self._best_in_last = self.best_model_path
+        # A run that is killed between the two resumes before this step, and makes it again.
+        if (kept := _kept_step(trainer)) is not None:
+            trainer.save_checkpoint(Path(self.dirpath) / AT_STEP.format(kept), weights_only=False)
         trainer.save_checkpoint(Path(self.dirpath) / LAST, weights_only=False)
+
+
+def _kept_step(trainer: Trainer) -> int | None:
+    """Return the step of its schedule at which a run is if a checkpoint is to be kept of it."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    schedule = next((c.schedule for c in callbacks if isinstance(c, ScheduleCallback)), None)
+    kept: set[int] = getattr(schedule and schedule.inner, "kept_steps", set())
+    return schedule.steps if schedule and schedule.steps in kept else None

@@ -1,16 +1,18 @@
 """The end of a training whose loss or gradient is no longer a number."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from anneal.callbacks.layer_norms import LayerNorms
 from anneal.callbacks.learning_hints import LearningHints, largest_lr
 from anneal.errors import UserError
 from anneal.progress import Clock, is_logged, log
@@ -31,13 +33,16 @@ class NonFiniteGuard(Callback):
     Args:
         skip: How many steps with such a gradient may be left out before the training ends; more
             than 0 makes the host wait for a GPU at every step.
+        norms: `layers`: log how long the weights, gradients and updates of each layer are, and the
+            ratio of update to weight, every `log_every_n_steps`.
     """
 
-    def __init__(self, skip: int = 0) -> None:
+    def __init__(self, skip: int = 0, norms: Literal["layers"] | None = None) -> None:
         if skip < 0:
             raise UserError(f"health.skip={skip}: must be at least 0")
         self.skip = skip
         self.skipped = 0
+        self._layers = LayerNorms() if norms else None
         self.norm: Tensor | None = None
         self._first_bad: Tensor | None = None  # an index into:
         self._places: list[str] = []  # what was looked at since the last check
@@ -53,6 +58,8 @@ class NonFiniteGuard(Callback):
         self._step = self._began = trainer.global_step
         self._clock = Clock.of(trainer)
         self._new_epoch = False
+        if self._layers and isinstance(trainer.strategy, FSDPStrategy):
+            raise UserError("health.norms=layers: not with trainer.strategy=fsdp; take fsdp2")
         known = trainer.num_val_batches  # empty if the first validation is in a later epoch
         if trainer.enable_validation and known and not sum(known):
             raise UserError(
@@ -84,18 +91,21 @@ class NonFiniteGuard(Callback):
         if not parameters:
             return
         self._updates += 1
-        if trainer.precision == "16-mixed":
-            return
-        norm = get_total_norm([p.grad.detach() for p in parameters])  # it may have a graph
-        self.norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not self.skip:
-            self._look(self.norm)
-        elif not torch.isfinite(self.norm):
-            self._leave_out(pl_module, parameters)
+        if trainer.precision != "16-mixed":
+            norm = get_total_norm([p.grad.detach() for p in parameters])
+            self.norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            if not self.skip:
+                self._look(self.norm)
+            elif not torch.isfinite(self.norm):
+                self._leave_out(pl_module, parameters)
+        if self._layers:
+            self._layers.before_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._layers:
+            self._layers.log(trainer)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor):
             return

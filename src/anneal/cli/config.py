@@ -204,7 +204,10 @@ class Config:
         elif isinstance(value, list) and takes_list(of.hint):
             into[name] = [*(olds if adds else []), *(self._spec(None, v, of, key) for v in value)]
         elif adds:
-            into[name] = [*olds, self._spec(None, value, of, key)]
+            new = self._spec(None, value, of, key)
+            match = new.get("init_args", {}).get("match")  # of a rule, typed again in a resume
+            olds = [old for old in olds if not match or old["init_args"].get("match") != match]
+            into[name] = [*olds, new]
         elif isinstance(old, list):
             names_one = isinstance(value, str) or "class_path" in (value or {})
             if names_one or not old:

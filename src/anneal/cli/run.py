@@ -208,7 +208,6 @@ class Run:
         put_in_place([*named.values(), *chosen], self.folder / "checkpoints")
         others: list[Any] = [
             RunDirectory(self.folder, self.text, self.checkpoint if self.resumes else None),
-            RescaleLastAccumulation(),
             SeedEveryEpoch(),
             EpochMetrics(),
             TestReport(self.folder),
@@ -219,7 +218,8 @@ class Run:
         others += map(GracefulShutdown, checkpoints)
         last = [*checkpoints, self.folder / "checkpoints"][0]
         others.append(FailureRecorder(self.folder, last, self.text))
-        every = [*first, *chosen, *named.values(), *others]
+        # What looks at gradients sees those of the step.
+        every = [*first, RescaleLastAccumulation(), *chosen, *named.values(), *others]
         return list(dict.fromkeys(every))
 
     def _loggers(self, asked: Any) -> Any:

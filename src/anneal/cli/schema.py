@@ -4,6 +4,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import cache
@@ -17,6 +18,8 @@ from anneal.errors import UserError, did_you_mean, first_line
 REQUIRED = inspect.Parameter.empty
 PLAIN = (int, float, str, tuple)  # a type that has one of these beside a class takes plain values
 STANDARD = sys.stdlib_module_names  # whose classes are values: paths, dates, decimals
+# Packages whose classes have short names too; torch's of the same name come first.
+PACKAGES = {"Optimizer": ("prodigyopt", "schedulefree", "lion_pytorch", "pytorch_optimizer")}
 IMPORT_PATH = " (or give an import path such as my_package.MyClass)"
 
 
@@ -178,10 +181,9 @@ def resolve(name: Any, hint: Any) -> Any:
     names = short_names(hint)
     module, _, last = name.rpartition(".")
     if not module:
-        classes = names.get(name, [])
+        classes = names.get(name, []) or list(_of_packages(name, bases))
         classes = [c for c in classes if not any(issubclass(d, c) for d in classes if d is not c)]
-        own = [c for c in classes if c.__module__.partition(".")[0] not in ("lightning", "torch")]
-        classes = own or classes
+        classes = [c for c in classes if _rank(c) == min(map(_rank, classes))]
         if len(classes) == 1:
             return classes[0]
         if classes:
@@ -198,6 +200,23 @@ def resolve(name: Any, hint: Any) -> Any:
     ):
         raise UserError(f"'{name}' is no {kind}{did_you_mean(last, names)}")
     return found
+
+
+def _of_packages(name: str, bases: Iterable[type]) -> Iterator[type]:
+    """Yield the class of that name of a package that is installed."""
+    for base in bases:
+        for package in PACKAGES.get(base.__name__, ()) if name.isidentifier() else ():
+            with suppress(ImportError):
+                found = getattr(import_module(package), name, None)
+                if isinstance(found, type) and issubclass(found, base):
+                    yield found
+
+
+def _rank(cls: type) -> int:
+    """Return the place of a class among those of the same name: one's own, torch's, packages'."""
+    packages = [p for of_base in PACKAGES.values() for p in of_base]
+    order = {name: i for i, name in enumerate(["torch", *packages], 1)} | {"lightning": 1}
+    return order.get(cls.__module__.partition(".")[0], 0)
 
 
 def _load(module: str, name: str) -> Any:

@@ -56,7 +56,7 @@ def repeat(trainer: Trainer, model: LightningModule, data: LightningDataModule, 
         raise UserError(f"{start}, to start from, is gone or from after step {failure['step']}")
     watch = Watch(failure)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks[:] = [Clock(), *callbacks, RescaleLastAccumulation(), SeedEveryEpoch(), watch]
+    callbacks[:] = [Clock(), RescaleLastAccumulation(), *callbacks, SeedEveryEpoch(), watch]
     os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # the error of a kernel is raised where it starts
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     try:

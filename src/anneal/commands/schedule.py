@@ -99,7 +99,7 @@ def preview(
         schedule.steps_per_epoch,
         schedule.warmup,
         f"{schedule.steps_per_epoch:,} steps an epoch ({origin}), {schedule.total_steps:,} steps",
-        _about_plateau(schedule, metric_from, len(values), len(validated)),
+        _about_plateau(schedule, metric_from, len(values), len(validated)) + _about_kept(schedule),
     )
 
 
@@ -181,6 +181,11 @@ def read_metric(path: Path, metric: str) -> list[float]:
             f"{', '.join(table.columns) or 'missing'}"
         )
     return values
+
+
+def _about_kept(schedule: RunSchedule) -> list[str]:
+    kept = sorted(getattr(schedule.inner, "kept_steps", ()))
+    return [f"checkpoints are kept of the steps {', '.join(f'{n:,}' for n in kept)}"] * bool(kept)
 
 
 def _about_plateau(

@@ -25,14 +25,15 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 class Change(NamedTuple):
     """A named place in a schedule."""
 
-    name: str  # first, warmup ends, peak, low, drop, rise or last
+    name: str  # first, warmup ends, decay begins, peak, low, drop, rise or last
     step: int  # how many are taken before it
 
 
 def changes(preview: Preview) -> list[Change]:
     """Return where the first group's learning rate jumps or turns, in the order of the steps.
 
-    A drop or a rise lies between two constant stretches; at a peak or a low a slope turns.
+    A drop or a rise lies between two constant stretches; at a peak or a low a slope turns. A decay
+    begins where a constant stretch ends in a slope.
     """
     lr = relative_lr(preview)
     starts = np.concatenate([[0], np.flatnonzero(np.diff(lr)) + 1])
@@ -43,6 +44,8 @@ def changes(preview: Preview) -> list[Change]:
         found[preview.warmup] = "warmup ends"
     for i in np.flatnonzero(held[:-1] & held[1:]):
         found.setdefault(int(starts[i + 1]), "drop" if slopes[i] < 0 else "rise")
+    for i in np.flatnonzero(held[:-2] & ~held[1:-1] & (slopes[:-1] < 0)):
+        found.setdefault(int(starts[i + 1]) - 1, "decay begins")
     for i in np.flatnonzero(slopes[1:] != slopes[:-1]):
         found.setdefault(int(starts[i + 1]), "low" if slopes[i] < 0 else "peak")
     found.setdefault(len(lr) - 1, "last")

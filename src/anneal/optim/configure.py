@@ -70,7 +70,7 @@ def configure_optimizers(
             f"body_lr_factor={body_lr_factor} must be at least 0, lr_batch_size={lr_batch_size} "
             "at least 1"
         )
-    optimizer, rules = with_muon(optimizer, [*rules, *flag_rules(optimizer)])
+    optimizer, rules = with_muon(module, optimizer, [*rules, *flag_rules(optimizer)])
     groups = parameter_groups(module, decay_norm, decay_bias, head, body_lr_factor, rules)
     built = build_optimizers(optimizer or AdamW, groups, may_fuse(module.trainer))
     factor = batch_factor(module.trainer, built, lr_batch_size) if lr_batch_size else 1.0
@@ -80,7 +80,7 @@ def configure_optimizers(
             rank_zero_warn(f"{type(built).__name__} has no lr: the schedule has no effect")
         group.setdefault("lr", 1.0)
         group["lr"] *= factor * group.pop("lr_factor", 1.0)
-    if lr_batch_size or (head and body_lr_factor != 1):
+    if lr_batch_size or any({"lr", "lr_factor"} & group.keys() for group in groups):
         schedule.check_follows_optimizer()
     run_schedule = RunSchedule(built, schedule)
     ScheduleCallback.attach(module.trainer, run_schedule)

@@ -69,10 +69,14 @@ class Rule:
                 )
         if not match or (optimizer is None and not settings):
             raise UserError(f"rules: match={match} needs a key, and an optimizer or settings")
+        for key, value in (settings or {}).items():
+            if isinstance(value, int | float) and value < 0:
+                raise UserError(f"rules: settings: {key}={value} must be at least 0")
         self.match = match
         self.optimizer = optimizer
         self.settings = dict(settings or {})
-        words = (str(v) if key in ("name", "layer") else f"{key}{v}" for key, v in match.items())
+        short = {"name": "", "layer": "", "hidden": "hidden_"}
+        words = (f"{short.get(key, key)}{v}".replace("_True", "") for key, v in match.items())
         self.name = name or "_".join(words)
         self._tests = [(tests[key], v if isinstance(v, list) else [v]) for key, v in match.items()]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from anneal.errors import UserError
@@ -34,12 +35,12 @@ class JointOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step of each optimizer, on the gradients of one closure."""
-        loss = None
+        loss: Any = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for optimizer in self.optimizers:
-            optimizer.step()
+            _ = optimizer.step(lambda: loss) if closure else optimizer.step()
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -83,11 +84,16 @@ def joined(optimizers: Sequence[Optimizer]) -> Optimizer:
     """Return the optimizer there is, or several as one.
 
     Raises:
-        UserError: One of several wants to compute the loss by itself, as LBFGS does.
+        UserError: One of several wants to compute the loss by itself, as LBFGS does, or the
+            weights are in pieces.
     """
     if len(optimizers) == 1:
         return optimizers[0]
     for optimizer in optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UserError("rules: LBFGS computes the loss several times a step: it goes alone")
+        if any(isinstance(p, DTensor) for g in optimizer.param_groups for p in g["params"]):
+            raise UserError(
+                "rules: several optimizers need whole weights: set trainer.strategy=ddp"
+            )
     return JointOptimizer(optimizers)

@@ -6,25 +6,47 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
-from anneal.optim.groups import OptimizerCallable, Rule
+from anneal.errors import UserError
+from anneal.optim.groups import OptimizerCallable, Rule, places
 from anneal.optim.schedule import class_of
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon, on weights of two or more dimensions.
+    """Muon on hidden weights, as matrices; torch's class takes the step.
 
     A weight of a convolution, (out, in, height, width), is a matrix (out, in * height * width), as
-    in Jordan's own (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+    in Jordan et al. (2024), "Muon: an optimizer for hidden layers in neural networks".
+
+    Args:
+        params: Weights of two or more dimensions, or groups of them.
+        lr: Learning rate.
+        weight_decay: Decoupled from the gradient, as in AdamW.
+        momentum: Of the moving average of gradients.
+        adjust_lr_fn: How a step is scaled by a weight's shape. `match_rms_adamw`: as large as
+            AdamW's, so that one learning rate does for both (Liu et al. 2025, arXiv 2502.16982,
+            eq. 4). `original`: as Jordan does, with learning rates of about 0.02.
+        **kwargs: Further arguments of torch's.
     """
 
-    def __init__(self, params: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        adjust_lr_fn: str | None = "match_rms_adamw",
+        **kwargs: Any,
+    ) -> None:
         params = list(params)
         groups = params if isinstance(params[0], dict) else [{"params": params}]
         with _as_matrices(groups):
-            super().__init__(groups, **kwargs)
+            super().__init__(
+                groups, lr, weight_decay, momentum, adjust_lr_fn=adjust_lr_fn, **kwargs
+            )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step; a closure's network has the shapes it always has."""
@@ -40,7 +62,10 @@ class Muon(torch.optim.Muon):
 @contextmanager
 def _as_matrices(groups: list[dict[str, Any]]) -> Iterator[None]:
     """Show parameters and their gradients as matrices, in the same memory."""
-    whole = [(p, p.data, p.grad) for g in groups for p in g["params"] if p.ndim > 2]
+    parameters = [p for g in groups for p in g["params"]]
+    if any(isinstance(p, DTensor) for p in parameters):
+        raise UserError("optimizer: Muon needs whole weights: set trainer.strategy=ddp")
+    whole = [(p, p.data, p.grad) for p in parameters if p.ndim > 2]
     for p, data, grad in whole:
         p.grad = None  # it has to have the shape of its parameter
         p.data = _matrix(data, data)
@@ -62,12 +87,15 @@ def _matrix(t: Tensor, like: Tensor) -> Tensor:
 
 
 def with_muon(
-    optimizer: OptimizerCallable | None, rules: list[Rule]
+    module: nn.Module, optimizer: OptimizerCallable | None, rules: list[Rule]
 ) -> tuple[OptimizerCallable | None, list[Rule]]:
-    """Return optimizer and rules, in which torch's Muon takes hidden weights and AdamW the rest.
+    """Return optimizer and rules, in which Muon takes hidden weights and AdamW the rest.
 
-    Learning rate and weight decay are the same for both: unless `adjust_lr_fn` says otherwise,
-    Muon's step is scaled to be as large as AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+    Both have Muon's learning rate and weight decay. Torch's own class gets a default that makes
+    this right, and takes weights of any number of dimensions.
+
+    Raises:
+        UserError: The network has no hidden weights.
     """
     for rule in rules:
         rule.optimizer = _ours(rule.optimizer)
@@ -76,6 +104,11 @@ def with_muon(
     given = getattr(optimizer, "keywords", {})
     both = {"lr": given.get("lr", 1e-3), "weight_decay": given.get("weight_decay", 0.1)}
     hidden = Rule({"hidden": True}, _ours(optimizer), name="hidden")
+    if not any(hidden.matches(p, place) for p, place in places(module)):
+        raise UserError(
+            "optimizer: Muon is for weights between the first layer and the last, and "
+            f"{type(module).__name__} trains none: choose AdamW"
+        )
     return partial(AdamW, **both), [*rules, hidden]
 
 
@@ -84,12 +117,11 @@ def _is_muon(make: Any) -> bool:
 
 
 def _ours(make: OptimizerCallable | None) -> OptimizerCallable | None:
-    """Return a Muon for weights of any number of dimensions in the place of torch's."""
+    """Return our Muon in the place of torch's."""
     if not _is_muon(make):
         return make
-    given = dict(getattr(make, "keywords", {}))
-    given["adjust_lr_fn"] = given.get("adjust_lr_fn") or "match_rms_adamw"
-    return partial(Muon, **given)
+    given = getattr(make, "keywords", {})
+    return partial(Muon, **{k: v for k, v in given.items() if v is not None})
 
 
 def flag_rules(optimizer: OptimizerCallable | None) -> list[Rule]:

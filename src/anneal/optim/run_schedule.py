@@ -92,7 +92,8 @@ class RunSchedule(LRScheduler):
     def _build(self) -> None:
         """Build the inner scheduler over the groups as they are configured, and bring it here."""
         left = None if self.total_steps is None else max(1, self.total_steps - self.warmup)
-        self.inner = self.schedule.build(self.optimizer, left and math.ceil(left / self.period))
+        length, before = left and math.ceil(left / self.period), round(self.warmup / self.period)
+        self.inner = self.schedule.build(self.optimizer, length, before)
         self.first_lrs = [g["lr"] for g in self.optimizer.param_groups]
         with warnings.catch_warnings():
             # torch warns of a scheduler's step without an optimizer's, which is what a resume is.

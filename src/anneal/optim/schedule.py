@@ -10,7 +10,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from anneal.errors import UserError
-from anneal.optim.torch_schedulers import Scheduler
+from anneal.optim.torch_schedulers import WSD, Scheduler
 
 SchedulerCallable = Callable[[Optimizer], Scheduler]
 
@@ -21,6 +21,7 @@ PER_STEP = (
     lr_scheduler.LinearLR,
     lr_scheduler.OneCycleLR,
     lr_scheduler.PolynomialLR,
+    WSD,
 )
 LOWER = {"loss", "error", "err", "nll", "mse", "rmse", "mae", "perplexity", "ece", "wer", "cer"}
 HIGHER = {"acc", "accuracy", "f", "auroc", "auc", "precision", "recall", "iou", "dice", "map"}
@@ -36,8 +37,9 @@ class Schedule:
         scheduler: Any torch scheduler by class (`StepLR`, `CosineAnnealingLR`, `OneCycleLR`,
             `ReduceLROnPlateau`, ...) or import path. None: constant, after the warmup.
         interval: What the scheduler counts: `epoch` or optimizer `step`. None: steps for
-            CosineAnnealingLR, CyclicLR, LinearLR, OneCycleLR and PolynomialLR, epochs for all
-            others. Lengths such as `T_max` are in this unit, and follow from the run if not given.
+            CosineAnnealingLR, CyclicLR, LinearLR, OneCycleLR, PolynomialLR and WSD, epochs for
+            all others. Lengths such as `T_max` are in this unit, and follow from the run if not
+            given.
         warmup_epochs: Length of a linear warmup in front of the scheduler, which starts when the
             warmup ends, as in torch's SequentialLR.
         warmup_steps: The same in optimizer steps. Give one of the two.
@@ -90,16 +92,20 @@ class Schedule:
         ]:
             raise UserError(
                 f"schedule.scheduler.{own[0]}={given[own[0]]:g} takes the place of the optimizer's "
-                "lr, so that lr_batch_size and body_lr_factor have no effect: leave one of them out"
+                "lr, so that lr_batch_size, body_lr_factor and the rates of rules have no effect: "
+                "leave one of them out"
             )
 
-    def build(self, optimizer: Optimizer, length: int | None) -> LRScheduler | None:
+    def build(
+        self, optimizer: Optimizer, length: int | None, warmup: int = 0
+    ) -> LRScheduler | None:
         """Build the torch scheduler at its start; None: the learning rate is constant.
 
         Args:
             optimizer: With the learning rates it was configured with.
             length: From the end of the warmup to the end of the run, in the scheduler's unit, >= 1;
                 None: endless.
+            warmup: What comes before that, in the same unit.
 
         Raises:
             UserError: It needs an end and there is none, or its arguments don't fit.
@@ -122,6 +128,15 @@ class Schedule:
             built = cast(LRScheduler, self.scheduler(optimizer, **follow))
         except (ArithmeticError, RuntimeError, TypeError, ValueError) as e:
             raise UserError(f"schedule.scheduler: {name_of(self.scheduler)}: {e}") from e
+        if isinstance(built, WSD):
+            built.warmup = warmup
+            if built.branches and self.unit == "epoch":
+                raise UserError("schedule: WSD keeps its branches by the step: leave interval out")
+            if (kept := len(built.kept_steps)) < built.branches:
+                rank_zero_warn(
+                    f"schedule: the warmup takes {warmup} steps: only {kept} of "
+                    f"branches={built.branches} begin to decay after it"
+                )
         if isinstance(built, lr_scheduler.ReduceLROnPlateau):
             self._check_plateau(built)
         elif length is not None:

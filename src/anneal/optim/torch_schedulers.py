@@ -1,4 +1,4 @@
-"""Learning-rate schedulers by short name: torch's own, with lengths that may follow from the run.
+"""Learning-rate schedulers by short name: torch's own, with lengths that may follow, and WSD.
 
 A parameter that is None here (`T_max`, `total_steps`, `total_iters`, `max_lr`, `mode`) is worked
 out when training starts, by `Schedule.build` in `anneal.optim.schedule`. Everything else is
@@ -6,11 +6,15 @@ torch's, formulas included. The parameters are written out, so that a configurat
 keys under every release of torch, and none that a resume would contradict (`last_epoch`).
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
+
+from anneal.optim.joint import JointOptimizer
 
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
@@ -42,7 +46,8 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
             end of the run.
         pct_start: Fraction of the cycle spent going up, 0 to 1.
         anneal_strategy: Shape of both ramps.
-        cycle_momentum: Whether momentum (beta1 in Adam) falls while the learning rate rises.
+        cycle_momentum: Whether momentum (beta1 in Adam) falls while the learning rate rises; not
+            that of several optimizers as one.
         base_momentum: Momentum at the peak.
         max_momentum: Momentum at both ends.
         div_factor: The first learning rate is max_lr / div_factor.
@@ -70,7 +75,7 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
             _known(total_steps),
             pct_start=pct_start,
             anneal_strategy=anneal_strategy,
-            cycle_momentum=cycle_momentum,
+            cycle_momentum=cycle_momentum and not isinstance(optimizer, JointOptimizer),
             base_momentum=base_momentum,
             max_momentum=max_momentum,
             div_factor=div_factor,
@@ -147,6 +152,62 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
     ):
         rest = (threshold, threshold_mode, cooldown, min_lr, eps)
         super().__init__(optimizer, _known(mode), factor, patience, *rest)
+
+
+class WSD(LRScheduler):
+    """Warmup, stable, decay: the learning rate stays what it is and falls to 0 in the last part.
+
+    lr(t) = lr (1 - sqrt(t)), t from 0 to 1 over the decay; or lr (1 - t), or half a cosine
+    (Hu et al. 2024, arXiv 2404.06395; the shapes in Haegele et al. 2024, arXiv 2405.18392)
+
+    Args:
+        optimizer: Given by the run.
+        total_steps: Length in the schedule's interval; None: from the end of the warmup to the end
+            of the run.
+        decay: Fraction of the run, its warmup counted too, that the decay takes, > 0, <= 1.
+        shape: Of the decay.
+        branches: Of how many budgets, each half of the one before (the run's own length, a half, a
+            quarter, ...), to keep the checkpoint at which a run of that length begins to decay.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        decay: float = 0.2,
+        shape: Literal["sqrt", "linear", "cosine"] = "sqrt",
+        branches: int = 0,
+    ):
+        self.total_steps = _known(total_steps)
+        self.warmup = 0  # steps of the run before these; `Schedule.build` sets it
+        self.decay, self.shape, self.branches = decay, shape, branches
+        if not 0 < decay <= 1 or branches < 0:
+            raise ValueError(f"decay={decay} must be in (0, 1], branches={branches} at least 0")
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each group, from the number of steps alone."""
+        total = self.warmup + self.total_steps
+        first = max(self.warmup, branch_steps(total, self.decay)[0][1])
+        t = (self.warmup + self.last_epoch - first) / max(1, total - first)
+        t = min(1.0, max(0.0, t))
+        left = {"sqrt": 1 - t**0.5, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}
+        return [lr * left[self.shape] for lr in self.base_lrs]
+
+    @property
+    def kept_steps(self) -> set[int]:
+        """The steps of the run at which to keep a checkpoint: where `branches` leave it."""
+        budgets = branch_steps(self.warmup + self.total_steps, self.decay, self.branches)
+        return {first for _, first in budgets if first >= max(1, self.warmup)}
+
+
+def branch_steps(total: int, decay: float, branches: int = 1) -> list[tuple[int, int]]:
+    """Return the budgets of a WSD run of `total` steps, and where a run of each begins to decay.
+
+    Both are optimizer steps from the start of the run; its checkpoint is kept after the second.
+    """
+    budgets = [total >> halvings for halvings in range(branches)]
+    return [(budget, budget - max(1, round(decay * budget))) for budget in budgets]
 
 
 def _known(value: Any) -> Any:

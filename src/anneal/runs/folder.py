@@ -21,6 +21,7 @@ from anneal.runs.config import check_format, parse
 
 RUNS = Path("runs")  # where a run is looked for by its name
 LAST = "last.ckpt"
+AT_STEP = "step={}.ckpt"  # kept at a step of its schedule, whatever comes later
 OWNER = "lock"  # in a folder of checkpoints outside of their run's: says which run that is
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 STAMP = re.compile(r"-\d{8}-\d{6}-[0-9a-f]{6}$")

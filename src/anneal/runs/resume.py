@@ -51,11 +51,27 @@ def check_optimizer(found: Differences) -> None:
     """Raise UserError if the optimizer's stored state doesn't fit the optimizer asked for."""
     for key, stored, now in found:
         same = stored in ADAMW and now in ADAMW
-        if key.endswith(("optimizer.class_path", "decay_norm", "decay_bias")) and not same:
+        if key.endswith(".rules"):
+            same = _groups_of(stored) == _groups_of(now)
+        if (
+            key.endswith(("optimizer.class_path", "decay_norm", "decay_bias", ".rules"))
+            and not same
+        ):
+            change = f"{stored} in the checkpoint, {now} now"
+            if key.endswith(".rules"):
+                change = "they match other parameters than in the checkpoint, or another optimizer"
             raise UserError(
-                f"{key}: {stored} in the checkpoint, {now} now: the optimizer's state doesn't "
+                f"{key}: {change}: the optimizer's state doesn't "
                 "fit, so this can't go on; start a new run for it"
             )
+
+
+def _groups_of(rules: Any) -> list[Any]:
+    """Return what of some rules decides which parameters are in a group, and its optimizer."""
+    found = [rule.get("init_args", rule) for rule in rules or ()]
+    decays = ["lr_decay" in (rule.get("settings") or {}) for rule in found]
+    optimizers = [(rule.get("optimizer") or {}).get("class_path") for rule in found]
+    return [*zip((rule["match"] for rule in found), optimizers, decays, strict=True)]
 
 
 def state_dict_mismatch(path: str, message: str, found: Differences) -> str:

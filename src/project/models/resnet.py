@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms.v2.functional import center_crop
 
-from anneal import UserError, configure_optimizers, read_checkpoint
+from anneal import Rule, UserError, read_checkpoint
 from project.models.classifier import Classifier
 
 BLUR = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
@@ -76,7 +75,9 @@ class ImageClassifier(Classifier):
         self.blurpool = blurpool
         self.weights = weights
         self.freeze_body = freeze_body
-        self.body_lr_factor = body_lr_factor
+        if body_lr_factor != 1:
+            for depth, name, f in ((":-1", "body", body_lr_factor), (-1, "head", 1.0)):
+                self.rules = [*self.rules, Rule({"depth": depth}, None, {"lr_factor": f}, name)]
         self.compile_net = compile
         self.flip_tta = flip_tta
         self.zoom_tta = zoom_tta
@@ -169,20 +170,6 @@ class ImageClassifier(Classifier):
                 f"{self.arch}, such as {misfits[0]}"
             )
         self.net.load_state_dict({k: state[k] for k in own if k not in fresh}, strict=False)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build optimizer and schedule as configured, with the body's learning rate scaled."""
-        return configure_optimizers(
-            self,
-            self.optimizer,
-            self.schedule,
-            decay_norm=self.decay_norm,
-            decay_bias=self.decay_bias,
-            lr_batch_size=self.lr_batch_size,
-            rules=self.rules,
-            head=self.head,
-            body_lr_factor=self.body_lr_factor,
-        )
 
     def predict_logits(self, images: Tensor) -> Tensor:
         """Return logits for validation, test and prediction, averaged over the augmented views."""
