@@ -23,7 +23,6 @@ class EvaluationWeights(Callback):
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.trained: list[Tensor] = []  # while the others are shown
-        self.loaded: list[Tensor] = []  # until the training begins
         optimizer.register_state_dict_post_hook(self._save)
         for part in parts(optimizer):
             part.register_load_state_dict_pre_hook(self._load)
@@ -33,13 +32,11 @@ class EvaluationWeights(Callback):
         """Put one of these before a trainer's callbacks if the optimizer needs it."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [c for c in callbacks if not isinstance(c, cls)]
-        if any(_modes(part) for part in parts(optimizer)):
+        if any(map(_has_modes, parts(optimizer))):
             callbacks.insert(0, cls(optimizer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.trained, self.loaded = self.loaded, []
-        self._switch("train")
-        self._put_back()
+        self._hide()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
@@ -55,33 +52,27 @@ class EvaluationWeights(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self.trained:
-            return
-        self._show()
-        shown = trainer.strategy.lightning_module_state_dict()
-        checkpoint["state_dict"] = {name: t.clone() for name, t in shown.items()}
-        self._hide()
+        if not self.trained:
+            self._show()
+            shown = trainer.strategy.lightning_module_state_dict()
+            checkpoint["state_dict"] = {name: t.clone() for name, t in shown.items()}
+            self._hide()
 
     def _show(self) -> None:
         if self.optimizer.state:  # else there were no steps, and it may not know how
             self.trained = [p.detach().clone() for p in self._parameters()]
             self._switch("eval")
 
+    @torch.no_grad()
     def _hide(self) -> None:
-        if self.trained:
-            self._switch("train")
-            self._put_back()
+        self._switch("train")
+        for p, trained in zip(self._parameters(), self.trained, strict=False):
+            p.copy_(trained)
+        self.trained = []
 
     def _switch(self, mode: str) -> None:
-        for part in filter(_modes, parts(self.optimizer)):
+        for part in filter(_has_modes, parts(self.optimizer)):
             getattr(part, mode)()
-
-    @torch.no_grad()
-    def _put_back(self) -> None:
-        if self.trained:
-            for p, trained in zip(self._parameters(), self.trained, strict=True):
-                p.copy_(trained)
-        self.trained = []
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -93,11 +84,9 @@ class EvaluationWeights(Callback):
 
     def _load(self, _: Optimizer, saved: dict[str, Any]) -> None:
         groups = saved["param_groups"]
-        self.loaded += [weight for group in groups for weight in group.get(TRAINED, [])]
+        self.trained += [weight for group in groups for weight in group.get(TRAINED, [])]
         saved["param_groups"] = [{k: v for k, v in g.items() if k != TRAINED} for g in groups]
 
 
-def _modes(optimizer: Optimizer) -> bool:
-    return callable(getattr(optimizer, "train", None)) and callable(
-        getattr(optimizer, "eval", None)
-    )
+def _has_modes(optimizer: Optimizer) -> bool:
+    return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))

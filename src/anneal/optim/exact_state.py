@@ -14,7 +14,7 @@ from anneal.optim.joint import parts
 KEPT = "kept_attributes"  # stands in the first group of each optimizer in a checkpoint
 OBJECT = "object of class"  # begins a list that stands for one there
 # What torch notes on an optimizer while it is used.
-TORCHS = {"_opt_called", "_need_device_dtype_check_for_fused", "_numel_cache", "optimizers"}
+TORCHS = {"_opt_called", "_need_device_dtype_check_for_fused", "optimizers"}
 
 
 def keep_exactly(optimizer: Optimizer) -> None:
@@ -22,20 +22,20 @@ def keep_exactly(optimizer: Optimizer) -> None:
 
     torch's own `state_dict` has `state` and `param_groups`, and what it loads takes the type of the
     parameter. Here attributes that changed since the optimizer was built, such as a counter, are
-    saved too if they are plain values, and all of `state` keeps its type; it may hold plain objects
-    of the optimizer's own package.
+    saved too if they are plain values, and all of `state` keeps its type; it may hold objects of
+    the optimizer's own package.
     """
     built = [_attributes(part) for part in parts(optimizer)]
-    packages = {_package(type(part)) for part in parts(optimizer)}
+    packages = {type(part).__module__.partition(".")[0] for part in parts(optimizer)} - {"torch"}
 
     def save(_: Optimizer, saved: dict[str, Any]) -> None:
         saved["state"] = _encoded(saved["state"], packages)
         groups = iter(saved["param_groups"])
         for part, before in zip(parts(optimizer), built, strict=True):
-            own = [next(groups) for _ in part.param_groups]
+            first, *_rest = [next(groups) for _ in part.param_groups]
             now = _attributes(part).items()
-            if changed := {k: v for k, v in now if not is_same(v, before.get(k, v is None))}:
-                own[0][KEPT] = changed
+            if changed := {k: v for k, v in now if not is_same(v, before.get(k, KEPT))}:
+                first[KEPT] = changed
 
     optimizer.register_state_dict_post_hook(save)
     for part in parts(optimizer):
@@ -46,8 +46,9 @@ def _load_exactly(optimizer: Optimizer, packages: set[str]) -> None:
     stored: dict[str, Any] = {}
 
     def take(_: Optimizer, saved: dict[str, Any]) -> None:
-        read = _decoded(saved["state"], packages)
-        saved["state"].update(read)  # whoever calls torch reads it after that
+        device = optimizer.param_groups[0]["params"][0].device
+        read = _decoded(saved["state"], packages, device)
+        saved["state"].update(read)  # in place: whoever has called torch reads it, too
         stored.update(saved)
         groups = saved["param_groups"]
         saved["param_groups"] = [{k: v for k, v in g.items() if k != KEPT} for g in groups]
@@ -59,7 +60,7 @@ def _load_exactly(optimizer: Optimizer, packages: set[str]) -> None:
         ps = [p for group in optimizer.param_groups for p in group["params"]]
         for i, p in zip(ids, ps, strict=True):
             if i in stored["state"]:
-                state[p] = _typed(state[p], stored["state"][i], p.device)
+                state[p] = _typed(state[p], stored["state"][i])
         stored.clear()
 
     optimizer.register_load_state_dict_pre_hook(take)
@@ -89,7 +90,7 @@ def is_same(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
-        return a.shape == b.shape and bool((a == b).all())
+        return torch.equal(a, b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(is_same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
@@ -97,43 +98,40 @@ def is_same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _package(cls: type) -> str:
-    return cls.__module__.partition(".")[0]
-
-
 def _encoded(value: Any, packages: set[str]) -> Any:
+    """Return a state in which lists stand for objects, which no checkpoint may hold."""
     if type(value) is dict:
         return {k: _encoded(v, packages) for k, v in value.items()}
-    if type(value) is list:
-        return [_encoded(v, packages) for v in value]
+    if type(value) in (list, tuple):
+        return type(value)(_encoded(v, packages) for v in value)
     cls = type(value)
-    if _package(cls) in packages - {"torch"} and _is_plain(vars(value)):
-        return [OBJECT, f"{cls.__module__}.{cls.__qualname__}", vars(value)]
+    if cls.__module__.partition(".")[0] in packages:
+        return [OBJECT, f"{cls.__module__}.{cls.__qualname__}", _encoded(vars(value), packages)]
     return value
 
 
-def _decoded(value: Any, packages: set[str]) -> Any:
+def _decoded(value: Any, packages: set[str], device: torch.device) -> Any:
     if type(value) is dict:
-        return {k: _decoded(v, packages) for k, v in value.items()}
-    if type(value) is not list:
+        return {k: _decoded(v, packages, device) for k, v in value.items()}
+    if type(value) not in (list, tuple):
         return value
-    head = value[0] if value and isinstance(value[0], str) else ""
-    if head == OBJECT and value[1].partition(".")[0] in packages:
-        module, _, name = value[1].rpartition(".")
-        made = object.__new__(getattr(import_module(module), name))
-        vars(made).update(value[2])
-        return made
-    return [_decoded(v, packages) for v in value]
+    values = type(value)(_decoded(v, packages, device) for v in value)
+    if not (values and isinstance(values[0], str) and values[0] == OBJECT):
+        return values
+    module, _, name = values[1].rpartition(".")
+    if module.partition(".")[0] not in packages:
+        return values
+    made = object.__new__(getattr(import_module(module), name))
+    vars(made).update(apply_to_collection(values[2], Tensor, lambda t: t.to(device)))
+    return made
 
 
-def _typed(loaded: Any, saved: Any, device: torch.device) -> Any:
+def _typed(loaded: Any, saved: Any) -> Any:
     """Return what torch has loaded, with the types that were saved."""
     if isinstance(saved, Tensor):
-        return loaded if loaded.dtype == saved.dtype else saved.to(device)
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
     if isinstance(saved, dict):
-        return {k: _typed(loaded[k], v, device) for k, v in saved.items()}
+        return {k: _typed(loaded[k], v) for k, v in saved.items()}
     if isinstance(saved, list | tuple):
-        return type(saved)(_typed(*both, device) for both in zip(loaded, saved, strict=True))
-    if hasattr(saved, "__dict__"):
-        vars(saved).update(apply_to_collection(vars(saved), Tensor, lambda t: t.to(device)))
+        return type(saved)(map(_typed, loaded, saved))
     return saved

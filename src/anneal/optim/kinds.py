@@ -7,7 +7,7 @@ import warnings
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
@@ -16,10 +16,10 @@ from anneal.optim.evaluation_weights import EvaluationWeights
 from anneal.optim.exact_state import keep_exactly
 from anneal.optim.joint import parts
 
-# Attribute to names: `backward` is called with create_graph=True, for second derivatives; the
-# closure is called once before each step, which only calls it for further gradients.
 NAMES = {
+    # `backward` with create_graph=True, for second derivatives
     "needs_graph": {"AdaHessian", "Adahessian", "SophiaH"},
+    # a gradient before each step, which calls its closure for further ones only
     "needs_gradient": {"SAM", "LookSAM", "FriendlySAM", "BSAM"},
 }
 
@@ -32,20 +32,21 @@ def needs(optimizer: Optimizer, attribute: str) -> bool:
 
 def adapt(module: LightningModule, optimizer: Optimizer) -> None:
     """Have a training give an optimizer what it needs, and keep all of its state."""
-    trainer = module.trainer
     keep_exactly(optimizer)
-    EvaluationWeights.attach(trainer, optimizer)
-    optimizer.register_step_pre_hook(partial(_closure, trainer))
-    for part in parts(optimizer):
-        _flatten(part)
+    EvaluationWeights.attach(module.trainer, optimizer)
+    own = parts(optimizer)
     vars(module).pop("backward", None)
-    if any(needs(part, "needs_graph") for part in parts(optimizer)):
-        if trainer.world_size > 1:
-            raise UserError(
-                f"{type(optimizer).__name__} needs second derivatives, which torch has in one "
-                "process only: --trainer.devices=1"
-            )
-        module.backward = partial(_backward, type(module).backward, module)  # type: ignore[method-assign]
+    for part in own:
+        _flatten(part)
+        part.register_step_pre_hook(partial(_closure, module.trainer, len(own) > 1))
+        if needs(part, "needs_graph"):
+            if module.trainer.world_size > 1:
+                raise UserError(
+                    f"{type(part).__name__} needs second derivatives, which torch has in one "
+                    "process only: --trainer.devices=1"
+                )
+            with_graph: Any = partial(_backward, type(module).backward, module)
+            module.backward = with_graph  # type: ignore[method-assign]
 
 
 def _flatten(optimizer: Optimizer) -> None:
@@ -60,37 +61,32 @@ def _flatten(optimizer: Optimizer) -> None:
                 p.data = p.data.contiguous()
 
 
-def _backward(
-    backward: Any, module: LightningModule, loss: Tensor, *args: Any, **kwargs: Any
-) -> None:
+def _backward(backward: Any, module: LightningModule, loss: Tensor, *args: Any) -> None:
     with warnings.catch_warnings():
         # The gradients' graph lives until they are set to None before the next step.
         warnings.filterwarnings("ignore", ".*create_graph=True", UserWarning)
-        backward(module, loss, *args, **{"create_graph": True, **kwargs})
+        backward(module, loss, *args, create_graph=True)
 
 
 def _closure(
-    trainer: Trainer, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Count how often a step calls its closure, and call it before if the gradient is needed."""
-    closure, name = kwargs.get("closure"), type(optimizer).__name__
-    calls = 0
+    trainer: Any, is_part: bool, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Call a step's closure before it if it needs a gradient; refuse two calls where wrong."""
+    closure = kwargs.get("closure") or args[1:] and args[1]
+    first, called = needs(optimizer, "needs_gradient"), False
+    reason = f"{type(optimizer).__name__} computes the loss several times a step"
+    if first and not closure:
+        raise UserError(f"{reason}: not with --trainer.precision={trainer.precision}")
 
-    def counted() -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > 1 and trainer.accumulate_grad_batches > 1:
-            raise UserError(
-                f"{name} computes the loss several times a step, which can't be done for batches "
-                "that are accumulated: leave out --trainer.accumulate_grad_batches"
+    def once_or_alone() -> Any:
+        nonlocal called
+        if called and (is_part or trainer.accumulate_grad_batches > 1):
+            where = (
+                "beside others in rules" if is_part else "over --trainer.accumulate_grad_batches"
             )
-        return closure()  # type: ignore[misc]
+            raise UserError(f"{reason}: not {where}")
+        called = True
+        return closure()
 
-    if needs(optimizer, "needs_gradient"):
-        if closure is None:
-            raise UserError(
-                f"{name} computes the loss several times a step, which Lightning can't do with "
-                f"--trainer.precision={trainer.precision}: use bf16-mixed or 32-true"
-            )
-        counted()
-    return args, {**kwargs, "closure": counted} if closure else kwargs
+    _ = once_or_alone() if first else None
+    return args[:1], {**kwargs, "closure": once_or_alone} if closure else kwargs
