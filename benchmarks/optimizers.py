@@ -27,8 +27,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
 from functools import partial
 from importlib import import_module
+from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +39,8 @@ from typing import Any
 HERE = Path(__file__).parent
 LIST, RESULTS, PAGE = HERE / "optimizers.yaml", HERE / "optimizers.json", "docs/any-optimizer.md"
 EPOCHS, STEPS = 6, 50
+LEAST, ATOL = 0.95, 1e-6  # of the accuracy, and of the difference to the plain loop
+MARK = "<!-- written by `python benchmarks/optimizers.py` -->"
 Entry = dict[str, Any]
 
 os.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
@@ -58,7 +63,7 @@ def entries() -> dict[str, Entry]:
 
 def spec(path: str, entry: Entry) -> dict[str, Any]:
     """An optimizer as a configuration names it."""
-    args = {k: v for k, v in entry.items() if k not in ("rate", "kind", "class", "groups")}
+    args = {k: v for k, v in entry.items() if k not in ("rate", "kind", "class", "note")}
     return {"class_path": entry.get("class", path), "init_args": args}
 
 
@@ -303,10 +308,66 @@ def checked(path: str, entry: Entry, checks: list[str]) -> tuple[str, Entry]:
             if os.environ.get("TRACE"):
                 traceback.print_exc()
         found[f"{name}_s"] = round(time.perf_counter() - start, 1)
+    named = spec(path, entry)
+    parameter = signature(load(named["class_path"])).parameters.get("lr")
+    if parameter and isinstance(parameter.default, float | int):
+        found["lr"] = parameter.default
     return path, found
 
 
 CHECKS = {"loop": "difference", "resume": "resumes", "accuracy": "accuracy"}
+
+
+def is_met(result: Entry) -> bool:
+    """Whether an optimizer does all that the list asks for."""
+    numbers = [result.get(name) for name in ("loop", "accuracy")]
+    if not all(isinstance(n, float) for n in numbers) or result.get("resume") != "":
+        return False
+    loop, reached = numbers
+    return bool(loop <= ATOL and reached > LEAST)
+
+
+def draw() -> None:
+    """Write the table into the page."""
+    listed, results = entries(), json.loads(RESULTS.read_text())
+    rows = []
+    for name, entry in listed.items():
+        found = results.get(name, {})
+        lr = "lr", entry["lr"] if "lr" in entry else found.get("lr")
+        loop, resume, reached = (found.get(check, "") for check in CHECKS)
+        cells = [
+            f"`{name}`",
+            entry.get("kind", "").replace("gradient and closure", "closure"),
+            "" if lr[1] is None else f"{lr[1]:g}, {entry.get('rate', 'default')}",
+            f"{reached:.3f}" if isinstance(reached, float) else "no",
+            "yes" if resume == "" else "no",
+            f"{loop:.0e}".replace("0e+00", "0") if isinstance(loop, float) else "no",
+            f"{found.get('accuracy_s', 0):.0f} s",
+            entry.get("note", ""),
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    met = sum(is_met(results.get(name, {})) for name in listed)
+    head = ("optimizer", "kind", "learning rate", "test/acc", "exact resume", "difference", "time")
+    text = "\n".join(
+        [
+            f"{met} of {len(listed)} do all three: a test accuracy above {LEAST:.0%} after "
+            f"{EPOCHS} epochs, a resume within an epoch that is exact to the bit, and the weights "
+            f"of the package's own loop after {STEPS} steps to {ATOL:g}. {results['machine']}.",
+            "",
+            f"| {' | '.join(head)} | |",
+            "|---" * (len(head) + 1) + "|",
+            *rows,
+        ]
+    )
+    page = HERE.parent / PAGE
+    start, rest = page.read_text().split(MARK + "\n")
+    page.write_text(f"{start}{MARK}\n\n{text}\n\n<!-- end -->" + rest.split("<!-- end -->")[1])
+
+
+def machine() -> str:
+    """Date, and versions of what was run."""
+    packages = ("torch", "pytorch_optimizer", "schedulefree", "prodigyopt", "lion-pytorch")
+    return f"{date.today()}: " + ", ".join(f"{name} {version(name)}" for name in packages)
 
 
 def main() -> None:
@@ -315,10 +376,12 @@ def main() -> None:
     parser.add_argument("-j", type=int, default=1, help="processes")
     parser.add_argument("--steps", action="store_true", help="only the short checks")
     parser.add_argument("--again", action="store_true", help="also what has a result")
+    parser.add_argument("--draw", action="store_true", help="only write the page")
     args = parser.parse_args()
     listed = entries()
-    results: dict[str, Entry] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    names = [n for n in listed if not args.names or {n, n.rpartition(".")[2]} & {*args.names}]
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    chosen = {name for name in listed if {name, name.rpartition(".")[2]} & {*args.names}}
+    names = [] if args.draw else [name for name in listed if not args.names or name in chosen]
     checks = [name for name in CHECKS if not args.steps or name != "accuracy"]
     context = multiprocessing.get_context("forkserver")
     # Each Lightning run leaves something behind, so a process makes a few of them only.
@@ -330,9 +393,10 @@ def main() -> None:
                 jobs.append(pool.submit(checked, name, listed[name], missing))
         for job in as_completed(jobs):
             name, found = job.result()
-            results[name] = {**results.get(name, {}), **found}
+            results |= {name: {**results.get(name, {}), **found}, "machine": machine()}
             print(name, found, flush=True)
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    draw()
 
 
 if __name__ == "__main__":

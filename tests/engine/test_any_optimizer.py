@@ -224,7 +224,7 @@ def test_gradients_are_clipped_and_looked_at_before_they_are_used(path):
     "path", ["odd_optimizers.Twice", "odd_optimizers.Ascent", "torch.optim.LBFGS"]
 )
 def test_a_loss_that_is_computed_again_can_not_be_accumulated(path):
-    with pytest.raises(UserError, match="several times a step: not over --trainer.accumulate"):
+    with pytest.raises(UserError, match=r"several times a step: not over --trainer.accumulate"):
         fit(Net(make(path)), max_epochs=1, accumulate_grad_batches=2)
 
 

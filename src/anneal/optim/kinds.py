@@ -72,7 +72,7 @@ def _closure(
     trainer: Any, is_part: bool, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """Call a step's closure before it if it needs a gradient; refuse two calls where wrong."""
-    closure = kwargs.get("closure") or args[1:] and args[1]
+    closure = kwargs.get("closure") or (args[1:] and args[1])
     first, called = needs(optimizer, "needs_gradient"), False
     reason = f"{type(optimizer).__name__} computes the loss several times a step"
     if first and not closure:
