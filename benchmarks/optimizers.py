@@ -19,12 +19,13 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
-import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
@@ -210,8 +211,8 @@ class Crash(pl.Callback):
             raise OSError("crash")
 
 
-def fit(config: dict[str, Any], *words: str) -> str:
-    """A run of the command line in this process; returns what it has printed."""
+def fit(command: str, config: dict[str, Any], *words: str) -> str:
+    """A command of the command line in this process; returns what it has printed."""
     import train
     from anneal.cli.entry import main
 
@@ -220,7 +221,7 @@ def fit(config: dict[str, Any], *words: str) -> str:
     quiet = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            main(train.fit, train.PACKAGES, ["fit", "--config=config.yaml", *words, *quiet])
+            main(train.fit, train.PACKAGES, [command, "--config=config.yaml", *words, *quiet])
         except SystemExit as e:
             lines = [line for line in said.getvalue().splitlines() if line.startswith("error")]
             raise RuntimeError("; ".join(lines)) from e
@@ -245,11 +246,11 @@ def resumes(path: str, entry: Entry) -> str:
     }
     config["trainer"] |= {"val_check_interval": 7, "limit_test_batches": 0, "accelerator": "cpu"}
     with folder():
-        fit(config, "--run_name=whole")
+        fit("fit", config, "--run_name=whole")
         with contextlib.suppress(OSError):
             crash = "--trainer.callbacks+=optimizers.Crash"
-            fit(config, "--run_name=half", crash, "--trainer.callbacks.step=17")
-        fit(config, "--run_name=half", "--resume=auto")
+            fit("fit", config, "--run_name=half", crash, "--trainer.callbacks.step=17")
+        fit("fit", config, "--run_name=half", "--resume=auto")
         saved = [Path("runs", name, "checkpoints/last.ckpt") for name in ("whole", "half")]
         whole, half = (torch.load(file, weights_only=True) for file in saved)
     keys = ("global_step", "state_dict", "optimizer_states")
@@ -275,44 +276,56 @@ def unlike(a: Any, b: Any, where: str) -> str:
     return "" if a == b or a != a else f"{where}: {a}, then {b}"
 
 
-def accuracy(path: str, entry: Entry) -> float:
-    """Test accuracy of the short recipe."""
-    config = yaml.safe_load((HERE.parent / "configs/mnist.yaml").read_text())
+def short_recipe(path: str, entry: Entry) -> dict[str, Any]:
+    """A short form of the default recipe, with an optimizer."""
+    config: dict[str, Any] = yaml.safe_load((HERE.parent / "configs/mnist.yaml").read_text())
     config["model"]["init_args"] |= {"optimizer": spec(path, entry), "depth": 1}
     config["trainer"] |= {"max_epochs": EPOCHS, "accelerator": "cpu"}
+    return config
+
+
+def accuracy(path: str, entry: Entry) -> float:
+    """Test accuracy of the short recipe."""
     with folder():
-        said = fit(config, "--checkpoint.save_top_k=0")
+        said = fit("fit", short_recipe(path, entry), "--checkpoint.save_top_k=0")
     (line,) = [line for line in said.splitlines() if line.startswith("test/acc")]
     return float(line.split()[1])
+
+
+def found_lr(path: str, entry: Entry) -> float:
+    """The learning rate that `lr_find` suggests for the short recipe."""
+    with folder():
+        said = fit("lr_find", short_recipe(path, entry))
+    (line,) = [line for line in said.splitlines() if line.startswith("--model.optimizer.lr=")]
+    return float(line.partition("=")[2])
 
 
 # ---- all of them
 
 
 def checked(path: str, entry: Entry, checks: list[str]) -> tuple[str, Entry]:
-    """The results of some checks of an optimizer, each with its seconds."""
-    import logging
-    import warnings
+    """The results of some checks of an optimizer, each with its seconds.
 
+    If it does not train at its package's learning rate it is trained at that of `lr_find`.
+    """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     found: Entry = {}
+    parameter = signature(load(spec(path, entry)["class_path"])).parameters.get("lr")
+    lr = entry.get("lr", parameter and parameter.default)
     for name in checks:
         start = time.perf_counter()
         check: Callable[[str, Entry], Any] = globals()[CHECKS[name]]
         try:
             found[name] = check(path, entry)
+            if name == "accuracy" and found[name] <= LEAST and lr and "lr" not in entry:
+                lr = found_lr(path, entry)
+                found |= {"accuracy": check(path, {**entry, "lr": lr}), "rate": "lr_find"}
         except Exception as e:
             found[name] = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
-            if os.environ.get("TRACE"):
-                traceback.print_exc()
         found[f"{name}_s"] = round(time.perf_counter() - start, 1)
-    named = spec(path, entry)
-    parameter = signature(load(named["class_path"])).parameters.get("lr")
-    if parameter and isinstance(parameter.default, float | int):
-        found["lr"] = parameter.default
-    return path, found
+    return path, {**found, "lr": lr if isinstance(lr, float | int) else None}
 
 
 CHECKS = {"loop": "difference", "resume": "resumes", "accuracy": "accuracy"}
@@ -333,12 +346,12 @@ def draw() -> None:
     rows = []
     for name, entry in listed.items():
         found = results.get(name, {})
-        lr = "lr", entry["lr"] if "lr" in entry else found.get("lr")
+        lr, rate = found.get("lr"), found.get("rate", entry.get("rate", "default"))
         loop, resume, reached = (found.get(check, "") for check in CHECKS)
         cells = [
             f"`{name}`",
             entry.get("kind", "").replace("gradient and closure", "closure"),
-            "" if lr[1] is None else f"{lr[1]:g}, {entry.get('rate', 'default')}",
+            "" if lr is None else f"{lr:g}, {rate}",
             f"{reached:.3f}" if isinstance(reached, float) else "no",
             "yes" if resume == "" else "no",
             f"{loop:.0e}".replace("0e+00", "0") if isinstance(loop, float) else "no",
