@@ -107,7 +107,7 @@ def muon_and_adamw(groups: list[dict[str, Any]]) -> Any:
     """torch's Muon and its AdamW, at Muon's learning rate and weight decay."""
     hidden, rest = (group["params"] for group in groups)
     muon = torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.1)
+    adamw = torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.1, fused=True)  # as here
     return SimpleNamespace(
         zero_grad=lambda: (muon.zero_grad(), adamw.zero_grad()),
         step=lambda: (muon.step(), adamw.step()),

@@ -80,8 +80,9 @@ class TwoModes(Optimizer):
     def _go(self, mode, weight):
         if self.mode != mode:
             self.mode = mode
-            for p, state in self.state.items():
-                p.lerp_(state["z"], weight)
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.lerp_(self.state[p]["z"], weight)
 
     @torch.no_grad()
     def step(self, closure=None):

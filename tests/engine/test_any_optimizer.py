@@ -9,6 +9,7 @@ import odd_optimizers
 import pytest
 import torch
 from course import Numbers
+from lightning.pytorch.strategies import ModelParallelStrategy
 from tiny import Tiny, fit, loader
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
@@ -16,7 +17,9 @@ from torch.nn.utils import clip_grad_norm_
 from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.errors import UserError
-from anneal.optim.configure import Schedule
+from anneal.optim.configure import Schedule, configure_optimizers
+from anneal.optim.evaluation_weights import EvaluationWeights
+from anneal.optim.groups import Rule
 from anneal.optim.kinds import adapt
 from anneal.progress import Clock
 from anneal.testing import main
@@ -231,9 +234,44 @@ def test_a_loss_that_is_computed_again_can_not_be_accumulated(path):
 def test_second_derivatives_accumulate_and_need_one_process():
     fit(Net(make("odd_optimizers.Curved")), max_epochs=1, accumulate_grad_batches=2)
     module = Net(make("odd_optimizers.Curved"))
-    module.trainer = SimpleNamespace(world_size=2, callbacks=[])
-    with pytest.raises(UserError, match=r"Curved needs second derivatives, .*devices=1"):
-        adapt(module, odd_optimizers.Curved(module.parameters()))
+    for world_size, precision in ((2, "32-true"), (1, "16-mixed")):
+        trainer = SimpleNamespace(world_size=world_size, precision=precision, callbacks=[])
+        module.trainer = trainer
+        with pytest.raises(UserError, match=r"Curved needs second derivatives, .*devices=1"):
+            adapt(module, odd_optimizers.Curved(module.parameters()))
+
+
+def test_two_sets_of_weights_are_not_kept_in_pieces():
+    trainer = SimpleNamespace(strategy=ModelParallelStrategy(), callbacks=[])
+    optimizer = odd_optimizers.TwoModes([nn.Parameter(torch.zeros(1))])
+    with pytest.raises(UserError, match="TwoModes sets whole weights aside"):
+        EvaluationWeights.attach(trainer, optimizer)
+
+
+@pytest.mark.parametrize("path", ["odd_optimizers.Twice", "odd_optimizers.Ascent"])
+def test_a_loss_that_is_computed_again_is_not_for_one_of_several(path):
+    class Two(Net):
+        def configure_optimizers(self):
+            rules = [Rule({"depth": 0}, make(path))]
+            return configure_optimizers(self, partial(torch.optim.SGD, lr=0.1), rules=rules)
+
+    with pytest.raises(UserError, match="several times a step: not beside others"):
+        fit(Two(None), max_epochs=1)
+
+
+def test_one_of_several_has_two_sets_of_weights_and_keeps_its_state(tmp_path, monkeypatch):
+    class Two(Net):
+        def configure_optimizers(self):
+            modes = Rule({"depth": 0}, make("odd_optimizers.TwoModes"))
+            return configure_optimizers(self, make("odd_optimizers.Keeps"), rules=[modes])
+
+    saved = [tmp_path / f"{name}.ckpt" for name in ("whole", "half", "again")]
+    for file, more in zip(saved, ({}, {"max_epochs": 1}, {"ckpt_path": saved[1]}), strict=True):
+        fit(Two(None), callbacks=[Clock()], save=file, **{"max_epochs": 2, **more})
+    whole, half, again = (torch.load(file, weights_only=True) for file in saved)
+    for key in ("state_dict", "optimizer_states"):
+        assert same(whole[key], again[key])
+    assert not same(whole["state_dict"], half["state_dict"])
 
 
 def test_a_module_whose_next_optimizer_needs_no_graph_has_none():

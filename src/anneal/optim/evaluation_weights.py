@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from anneal.errors import UserError
 from anneal.optim.joint import parts
 
 TRAINED = "training_weights"  # in the groups of a checkpoint's optimizer
@@ -33,6 +35,11 @@ class EvaluationWeights(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [c for c in callbacks if not isinstance(c, cls)]
         if any(map(_has_modes, parts(optimizer))):
+            if isinstance(trainer.strategy, ModelParallelStrategy):
+                raise UserError(
+                    f"{type(optimizer).__name__} sets whole weights aside, and trainer.strategy "
+                    "keeps them in pieces: set trainer.strategy=ddp"
+                )
             callbacks.insert(0, cls(optimizer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -40,10 +40,10 @@ def adapt(module: LightningModule, optimizer: Optimizer) -> None:
         _flatten(part)
         part.register_step_pre_hook(partial(_closure, module.trainer, len(own) > 1))
         if needs(part, "needs_graph"):
-            if module.trainer.world_size > 1:
+            if module.trainer.world_size > 1 or module.trainer.precision == "16-mixed":
                 raise UserError(
-                    f"{type(part).__name__} needs second derivatives, which torch has in one "
-                    "process only: --trainer.devices=1"
+                    f"{type(part).__name__} needs second derivatives, which are right in one "
+                    "process and without a scaled loss only: --trainer.devices=1, no 16-mixed"
                 )
             with_graph: Any = partial(_backward, type(module).backward, module)
             module.backward = with_graph  # type: ignore[method-assign]

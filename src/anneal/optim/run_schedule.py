@@ -53,6 +53,7 @@ class RunSchedule(LRScheduler):
         self.plateau: dict[str, Any] = {}
         self.as_configured = [_settings(*both) for both in with_owners(optimizer)]
         self.configured_before: list[dict[str, Any]] = []
+        self.was_constant = False
         self.groups_at_first = len(self.as_configured)
 
     def setup(
@@ -137,7 +138,7 @@ class RunSchedule(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the position in plain values."""
         state: dict[str, Any] = {"steps": self.steps, "steps_per_epoch": self.steps_per_epoch}
-        state["configured"] = self.as_configured
+        state |= {"configured": self.as_configured, "constant": self.was_constant}
         if self.is_plateau:
             inner: Any = self.inner
             state["plateau"] = {
@@ -158,6 +159,7 @@ class RunSchedule(LRScheduler):
         self.steps = state_dict["steps"]
         self.steps_per_epoch = state_dict["steps_per_epoch"]
         self.plateau = state_dict.get("plateau", {})
+        self.was_constant = state_dict.get("constant", False)
         self.configured_before = before = state_dict.get("configured", [])
         later = before[self.groups_at_first :] or state_dict.get("later_groups", [])
         self.as_configured[self.groups_at_first :] = later
@@ -209,7 +211,8 @@ class RunSchedule(LRScheduler):
         That is what it takes no argument for, and an argument that it changes by itself, unless a
         scheduler does.
         """
-        driven = DRIVEN if self.schedule.scheduler or self.warmup else set()
+        constant = not (self.schedule.scheduler or self.warmup)
+        driven = set() if constant and self.was_constant else DRIVEN
         for i, (group, owner) in enumerate(with_owners(self.optimizer)):
             for key in SET_BY_SCHEDULERS & group.keys() - owner.defaults.keys():
                 del group[key]
@@ -219,7 +222,7 @@ class RunSchedule(LRScheduler):
                 same = key in group.keys() & before.keys() and is_same(before[key], value)
                 if key not in own and not (same and key not in driven):
                     group[key] = value
-        self.configured_before = list(self.as_configured)
+        self.configured_before, self.was_constant = list(self.as_configured), constant
 
     def _sync(self) -> None:
         """Bring the inner scheduler to where the steps are; past the end it stays where it is."""
