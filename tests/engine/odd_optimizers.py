@@ -80,7 +80,7 @@ class TwoModes(Optimizer):
     def _go(self, mode, weight):
         if self.mode != mode:
             self.mode = mode
-            for group in self.param_groups:
+            for group in self.param_groups if self.k else ():
                 for p in group["params"]:
                     p.lerp_(self.state[p]["z"], weight)
 
