@@ -134,14 +134,17 @@ def test_it_trains_as_in_a_plain_loop_and_validations_change_nothing(path):
     assert same(weights(module.net), weights(without.net))
 
 
-@every
+STOPS = [*((path, 11) for path in CLASSES), ("odd_optimizers.TwoModes", 8)]
+
+
+@pytest.mark.parametrize(("path", "steps"), STOPS)
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 @pytest.mark.filterwarnings("ignore:A2Grad has no lr")
-def test_it_resumes_within_an_epoch_bit_for_bit(path, tmp_path, monkeypatch):
+def test_it_resumes_within_and_after_an_epoch_bit_for_bit(path, steps, tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     saved = [tmp_path / f"{name}.ckpt" for name in ("whole", "half", "again")]
     settings: dict[str, Any] = {"max_epochs": 2, "val_check_interval": 3}
-    for file, more in zip(saved, ({}, {"max_steps": 11}, {"ckpt_path": saved[1]}), strict=True):
+    for file, more in zip(saved, ({}, {"max_steps": steps}, {"ckpt_path": saved[1]}), strict=True):
         callbacks = [Clock(), SeedEveryEpoch()]
         fit(Net(make(path)), callbacks=callbacks, save=file, **settings, **more)
     whole, half, again = (torch.load(file, weights_only=True) for file in saved)

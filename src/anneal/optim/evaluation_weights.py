@@ -66,7 +66,8 @@ class EvaluationWeights(Callback):
             self._hide()
 
     def _show(self) -> None:
-        if self.optimizer.state:  # else there were no steps, and it may not know how
+        # Without a step it may not know how; in a resumed run the loaded ones are shown already.
+        if self.optimizer.state and not self.trained:
             self.trained = [p.detach().clone() for p in self._parameters()]
             self._switch("eval")
 
