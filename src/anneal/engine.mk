@@ -55,5 +55,5 @@ rename: .venv/installed-dev
 	@$(BIN)/python $(ENGINE)/clone/rename.py $(NAME)
 
 upgrade: .venv/installed
-	$(if $(VERSION),,$(error say the version: make upgrade VERSION=v2.1.0 FROM=address or folder))
+	$(if $(VERSION),,$(error say the version: make upgrade VERSION=v2.2.0 FROM=address or folder))
 	@$(BIN)/python $(ENGINE)/clone/upgrade.py $(VERSION) $(if $(FROM),--from="$(FROM)")

@@ -13,8 +13,10 @@ from torch.optim.lr_scheduler import LinearLR, SequentialLR
 from anneal.errors import UserError
 from anneal.optim import torch_schedulers as schedulers
 from anneal.optim.run_schedule import RunSchedule
-from anneal.optim.schedule import Schedule, direction
+from anneal.optim.schedule import Schedule
 from anneal.progress import Clock
+from anneal.runs.drops import branch_steps
+from anneal.runs.metrics import direction
 
 COSINE = partial(schedulers.CosineAnnealingLR, T_max=None)
 ONE_CYCLE = partial(schedulers.OneCycleLR, max_lr=None, total_steps=None)
@@ -141,7 +143,7 @@ def test_wsd_decays_over_a_share_of_the_whole_run_with_its_warmup(shape):
     assert lrs == pytest.approx(rising + [stable(s, 64, FALLS[shape]) for s in range(12, 64)])
     inner = module.lr_schedulers().inner
     assert inner.kept_steps == {48, 24, 12}
-    assert schedulers.branch_steps(64, 0.25, 4) == [(64, 48), (32, 24), (16, 12), (8, 6)]
+    assert branch_steps(64, 0.25, 4) == [(64, 48), (32, 24), (16, 12), (8, 6)]
     with pytest.warns(UserWarning, match="only 3 of branches=4 begin to decay after it"):
         fit(Tiny(schedule=Schedule(wsd(shape, branches=4), warmup_steps=12)), max_epochs=8)
     # What would begin before the end of the warmup begins there.
