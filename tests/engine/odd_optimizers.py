@@ -64,7 +64,7 @@ class Curved(Optimizer):
 
 
 class TwoModes(Optimizer):
-    """Schedule-free SGD; the way from one set of weights to the other and back rounds."""
+    """Schedule-free SGD, looked at in bfloat16: the way there and back rounds."""
 
     def __init__(self, params, lr=0.1):
         super().__init__(params, {"lr": lr})
@@ -83,6 +83,7 @@ class TwoModes(Optimizer):
             for group in self.param_groups if self.k else ():
                 for p in group["params"]:
                     p.lerp_(self.state[p]["z"], weight)
+                    p.copy_(p.bfloat16() if mode == "eval" else p)
 
     @torch.no_grad()
     def step(self, closure=None):

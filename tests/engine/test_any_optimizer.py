@@ -40,7 +40,7 @@ CLASSES = {
     "pytorch_optimizer.DAdaptAdam": ({}, ""),
     "pytorch_optimizer.Shampoo": ({"lr": 0.01}, ""),
     "pytorch_optimizer.SOAP": ({}, ""),
-    "pytorch_optimizer.GaLore": ({}, ""),  # has an object of its own in its state
+    "pytorch_optimizer.Conda": ({}, ""),  # has an object of its own in its state
     "pytorch_optimizer.StableSPAM": ({}, ""),  # counts in an attribute
     "pytorch_optimizer.A2Grad": ({}, ""),  # has no learning rate
     "pytorch_optimizer.AdaMuon": ({}, "flags"),
