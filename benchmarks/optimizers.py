@@ -39,7 +39,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 LIST, RESULTS, PAGE = HERE / "optimizers.yaml", HERE / "optimizers.json", "docs/any-optimizer.md"
-EPOCHS, STEPS = 6, 50
+EPOCHS, STEPS, CHUNK = 6, 50, 40
 LEAST, ATOL = 0.95, 1e-6  # of the accuracy, and of the difference to the plain loop
 MARK = "<!-- written by `python benchmarks/optimizers.py` -->"
 Entry = dict[str, Any]
@@ -138,8 +138,9 @@ def plain_loop(path: str, entry: Entry) -> nn.Module:
         if kind == "closure":
             optimizer.step(closure)
         else:
-            closure()
-            optimizer.step(*([closure] if kind == "gradient and closure" else []))
+            loss = float(closure())
+            calls = {"gradient and closure": [closure], "loss": [lambda loss=loss: loss]}
+            optimizer.step(*calls.get(kind, []))
     if kind == "modes":
         optimizer.eval()
     return model
@@ -396,19 +397,16 @@ def main() -> None:
     chosen = {name for name in listed if {name, name.rpartition(".")[2]} & {*args.names}}
     names = [] if args.draw else [name for name in listed if not args.names or name in chosen]
     checks = [name for name in CHECKS if not args.steps or name != "accuracy"]
+    missing = {n: [c for c in checks if args.again or c not in results.get(n, {})] for n in names}
+    todo = [(name, listed[name], of) for name, of in missing.items() if of]
     context = multiprocessing.get_context("forkserver")
-    # Each Lightning run leaves something behind, so a process makes a few of them only.
-    with ProcessPoolExecutor(args.j, context, max_tasks_per_child=20) as pool:
-        jobs = []
-        for name in names:
-            missing = [c for c in checks if args.again or c not in results.get(name, {})]
-            if missing:
-                jobs.append(pool.submit(checked, name, listed[name], missing))
-        for job in as_completed(jobs):
-            name, found = job.result()
-            results |= {name: {**results.get(name, {}), **found}, "machine": machine()}
-            print(name, found, flush=True)
-            RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    for i in range(0, len(todo), CHUNK):  # a run leaves something behind in its process
+        with ProcessPoolExecutor(args.j, context) as pool:
+            for job in as_completed(pool.submit(checked, *each) for each in todo[i : i + CHUNK]):
+                name, found = job.result()
+                results |= {name: {**results.get(name, {}), **found}, "machine": machine()}
+                print(name, found, flush=True)
+                RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     draw()
 
 
