@@ -138,7 +138,7 @@ def plain_loop(path: str, entry: Entry) -> nn.Module:
         if kind == "closure":
             optimizer.step(closure)
         else:
-            loss = float(closure())
+            loss = closure().detach()
             calls = {"gradient and closure": [closure], "loss": [lambda loss=loss: loss]}
             optimizer.step(*calls.get(kind, []))
     if kind == "modes":
