@@ -1,5 +1,6 @@
 """Optimizers of a user's own that need more of a training than gradients, one of each kind."""
 
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -111,11 +112,17 @@ class Notes:
         self.steps, self.total = 0, torch.zeros_like(like)
 
 
+class Way(IntEnum):
+    """What an optimizer may keep in a parameter group."""
+
+    DOWN = 1
+
+
 class Keeps(Optimizer):
     """Keeps something everywhere it can: each changes the next step."""
 
     def __init__(self, params, lr=0.1, beta=0.5):
-        super().__init__(params, {"lr": lr, "beta": beta, "d": 1.0})
+        super().__init__(params, {"lr": lr, "beta": beta, "d": 1.0, "way": Way.DOWN})
         self.count, self._norms, self.last = 0, [], None
 
     @torch.no_grad()
@@ -147,6 +154,7 @@ class Keeps(Optimizer):
                     group["lr"] * group["beta"] * group["d"] / (1 + self.count + sum(self._norms))
                 )
                 rate *= 1 + int(state["seen"] % 3) + (state["how"] == "up")
+                rate *= 1 if group["way"] is Way.DOWN else -1
                 p -= rate * (state["mean"].float() * state["mask"] + p.grad)
                 p -= 0.01 * rate * state["notes"].total * self.last.sign()
         return loss

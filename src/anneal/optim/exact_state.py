@@ -1,6 +1,7 @@
 """What an optimizer keeps where torch's `state_dict` does not look, or not closely enough."""
 
 from copy import deepcopy
+from enum import Enum
 from importlib import import_module
 from typing import Any
 
@@ -29,7 +30,7 @@ def keep_exactly(optimizer: Optimizer) -> None:
     packages = {type(part).__module__.partition(".")[0] for part in parts(optimizer)} - {"torch"}
 
     def save(_: Optimizer, saved: dict[str, Any]) -> None:
-        saved["state"] = _encoded(saved["state"], packages)
+        saved.update({key: _encoded(saved[key], packages) for key in ("state", "param_groups")})
         groups = iter(saved["param_groups"])
         for part, before in zip(parts(optimizer), built, strict=True):
             first, *_rest = [next(groups) for _ in part.param_groups]
@@ -50,7 +51,7 @@ def _load_exactly(optimizer: Optimizer, packages: set[str]) -> None:
         read = _decoded(saved["state"], packages, device)
         saved["state"].update(read)  # in place: whoever has called torch reads it, too
         stored.update(saved)
-        groups = saved["param_groups"]
+        groups = _decoded(saved["param_groups"], packages, device)
         saved["param_groups"] = [{k: v for k, v in g.items() if k != KEPT} for g in groups]
 
     def restore(_: Optimizer) -> None:
@@ -72,17 +73,18 @@ def _attributes(optimizer: Optimizer) -> dict[str, Any]:
     if type(optimizer).__module__.startswith("torch."):
         return {}
     torchs = TORCHS | vars(Optimizer([Tensor()], {})).keys()
-    return {k: deepcopy(v) for k, v in vars(optimizer).items() if k not in torchs and _is_plain(v)}
+    return {k: deepcopy(v) for k, v in vars(optimizer).items() if k not in torchs and is_plain(v)}
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Return whether a value is of numbers, texts and tensors only."""
     if type(value) is dict:
-        return all(isinstance(k, str | int) and _is_plain(v) for k, v in value.items())
+        return all(isinstance(k, str | int) and is_plain(v) for k, v in value.items())
     if type(value) in (list, tuple):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     if isinstance(value, Tensor):
         return not value.requires_grad  # else it is one that is trained
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def is_same(a: Any, b: Any) -> bool:
@@ -106,7 +108,8 @@ def _encoded(value: Any, packages: set[str]) -> Any:
         return type(value)(_encoded(v, packages) for v in value)
     cls = type(value)
     if cls.__module__.partition(".")[0] in packages:
-        return [OBJECT, f"{cls.__module__}.{cls.__qualname__}", _encoded(vars(value), packages)]
+        holds = value.value if isinstance(value, Enum) else _encoded(vars(value), packages)
+        return [OBJECT, f"{cls.__module__}.{cls.__qualname__}", holds]
     return value
 
 
@@ -121,7 +124,10 @@ def _decoded(value: Any, packages: set[str], device: torch.device) -> Any:
     module, _, name = values[1].rpartition(".")
     if module.partition(".")[0] not in packages:
         return values
-    made = object.__new__(getattr(import_module(module), name))
+    cls = getattr(import_module(module), name)
+    if issubclass(cls, Enum):
+        return cls(values[2])
+    made = object.__new__(cls)
     vars(made).update(apply_to_collection(values[2], Tensor, lambda t: t.to(device)))
     return made
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from anneal.errors import UserError
-from anneal.optim.exact_state import is_same
+from anneal.optim.exact_state import is_plain, is_same
 from anneal.optim.joint import with_owners
 from anneal.optim.schedule import Schedule
 
@@ -138,7 +138,8 @@ class RunSchedule(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the position in plain values."""
         state: dict[str, Any] = {"steps": self.steps, "steps_per_epoch": self.steps_per_epoch}
-        state |= {"configured": self.as_configured, "constant": self.was_constant}
+        plain = [{k: v for k, v in g.items() if is_plain(v)} for g in self.as_configured]
+        state |= {"configured": plain, "constant": self.was_constant}
         if self.is_plateau:
             inner: Any = self.inner
             state["plateau"] = {
