@@ -304,6 +304,13 @@ def found_lr(path: str, entry: Entry) -> float:
 # ---- all of them
 
 
+def default_lr(path: str, entry: Entry) -> float | None:
+    """The learning rate of the list, or of the class; None: it has none."""
+    parameter = signature(load(spec(path, entry)["class_path"])).parameters.get("lr")
+    lr = entry.get("lr", parameter and parameter.default)
+    return lr if isinstance(lr, float | int) else None
+
+
 def checked(path: str, entry: Entry, checks: list[str]) -> tuple[str, Entry]:
     """The results of some checks of an optimizer, each with its seconds.
 
@@ -313,8 +320,7 @@ def checked(path: str, entry: Entry, checks: list[str]) -> tuple[str, Entry]:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     found: Entry = {}
-    parameter = signature(load(spec(path, entry)["class_path"])).parameters.get("lr")
-    lr = entry.get("lr", parameter and parameter.default)
+    lr = default_lr(path, entry)
     for name in checks:
         start = time.perf_counter()
         check: Callable[[str, Entry], Any] = globals()[CHECKS[name]]
@@ -326,7 +332,7 @@ def checked(path: str, entry: Entry, checks: list[str]) -> tuple[str, Entry]:
         except Exception as e:
             found[name] = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
         found[f"{name}_s"] = round(time.perf_counter() - start, 1)
-    return path, {**found, "lr": lr if isinstance(lr, float | int) else None}
+    return path, {**found, "lr": lr}
 
 
 CHECKS = {"loop": "difference", "resume": "resumes", "accuracy": "accuracy"}
@@ -347,7 +353,8 @@ def draw() -> None:
     rows = []
     for name, entry in listed.items():
         found = results.get(name, {})
-        lr, rate = found.get("lr"), found.get("rate", entry.get("rate", "default"))
+        lr = found.get("lr", default_lr(name, entry))
+        rate = found.get("rate", entry.get("rate", "default"))
         loop, resume, reached = (found.get(check, "") for check in CHECKS)
         cells = [
             f"`{name}`",
