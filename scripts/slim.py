@@ -28,7 +28,7 @@ README = """# {title}
 make train                                            # digits, by configs/mnist.yaml
 make train ARGS="--config=configs/photos_resnet18.yaml --data.root=FOLDER"
 make test                                             # the project's tests
-make upgrade VERSION=v2.1.0 FROM=address-or-folder    # a later version of the engine
+make upgrade VERSION=v2.2.0 FROM=address-or-folder    # a later version of the engine
 ```
 
 `train.py`, `configs/`, `src/{name}/` and `tests/project/` are the project's, `src/anneal/` is the

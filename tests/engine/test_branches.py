@@ -4,7 +4,7 @@ import pytest
 import torch
 from cells import BATCHES, Cell, batches, command, leg
 
-from anneal.optim.torch_schedulers import branch_steps
+from anneal.runs.drops import branch_steps
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from anneal import UserError
 from anneal import testing as photos
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.cli.ranges import LEAST, SHARES, check_range
-from anneal.optim.schedule import direction
+from anneal.runs.metrics import direction
 from anneal.testing import main
 
 FIT = ("fit", "--config=small.yaml")
@@ -202,7 +202,8 @@ def test_what_is_added_goes_to_the_default_of_a_list(run, capsys, flag, message)
         (["--model.optimizer.lr=-1"], "optimizer: SGD: Invalid learning rate: -1.0"),
         ([f"{SCHEDULER}=ReduceLROnPlateau", f"{SCHEDULER}.factor=3"],
          "schedule.scheduler: ReduceLROnPlateau: Factor should be < 1.0"),
-        (["--model.optimizer=Muon", "--model=SoftmaxRegression"], "optimizer: Muon is for weights between"),
+        (["--model.optimizer=Muon", "--model=SoftmaxRegression"],
+         "optimizer: Muon is for weights between"),
         ([f"{SCHEDULER}=OneCycleLR", f"{SCHEDULER}.max_lr=0.1", "--model.lr_batch_size=8"],
          "schedule.scheduler.max_lr=0.1 takes the place of the optimizer's lr"),
         (["--model.lr_batch_size=-5"], ".*lr_batch_size=-5 at least 1"),

@@ -10,7 +10,16 @@ from pages import PAGES, ROOT, commands
 from anneal import testing as photos
 from anneal.testing import main
 
-WALKED_PAGES = ("devices", "export", "photos", "reports", "schedules", "upgrading")
+WALKED_PAGES = (
+    "any-optimizer",
+    "compare",
+    "devices",
+    "export",
+    "photos",
+    "reports",
+    "schedules",
+    "upgrading",
+)
 WALKED = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in WALKED_PAGES)]
 # Whose commands are run by these tests.
 ELSEWHERE = {
@@ -20,7 +29,7 @@ ELSEWHERE = {
     "docs/sweeps.md": "tests/engine/test_sweep.py",
     "docs/race.md": "tests/engine/test_race.py",
 }
-TOOLS = {"report", "card", "sweep", "check", "shards", "figures", "gallery"}  # exit with a status
+TOOLS = {"report", "card", "sweep", "compare", "cooldown", "check", "shards", "figures", "gallery"}
 ENDS_EARLY = r"--print_config|\.help="
 STEPS = {"limit_train_batches": 4, "limit_val_batches": 2, "log_every_n_steps": 2}
 SHORT = [f"--trainer.{key}={n}" for key, n in {"max_epochs": 3, **STEPS}.items()]
@@ -37,6 +46,8 @@ MAKE = {
 
 def shortened(words: list[str]) -> list[str]:
     """Return what goes to train.py: few and small steps where it starts a training."""
+    if words[:1] == ["compare"] and "yaml" in words[1]:
+        return [*words, "--seeds=2", *SHORT, "--trainer.max_epochs=1"]
     starts = not words or words[0] == "fit" or words[0].startswith("--")
     if not starts or any("ckpt_path" in word or ".help" in word for word in words):
         return words
@@ -78,7 +89,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(name, run, tmp_path):
                 train(tmp_path, *shortened(words[2:]), *two)
             elif words[2:3] and (words[2] in TOOLS or re.search(ENDS_EARLY, words[-1])):
                 with pytest.raises(SystemExit) as e:
-                    main(words[2:])
+                    main(shortened(words[2:]))
                 assert not e.value.code
             else:
                 run(*shortened(words[2:]))

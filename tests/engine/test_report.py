@@ -20,7 +20,8 @@ from torch.optim import lr_scheduler
 
 from anneal.report.page import labelled, main, page, read, results, table, write
 from anneal.report.plots import BUDGET, SMOOTHING, colours, interactive, lines_of, still
-from anneal.runs.run import AXES, Curve, Run
+from anneal.runs.run import AXES, Curve, Run, grouped, mean_of
+from anneal.testing import main as start
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -318,6 +319,43 @@ def test_what_a_resume_changed_is_shown(two):
 
 def unpack(data: dict[str, str]) -> np.ndarray:
     return np.frombuffer(b64decode(data["bdata"]), f"<{data['dtype']}")
+
+
+def test_runs_that_differ_by_their_seed_only_are_a_mean_in_a_band(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, acc in enumerate((0.5, 0.6, 0.8)):
+        config = make_run(Path(f"runs/a-seed{seed}"), ladder(acc=acc)) / "config.yaml"
+        config.write_text(f"seed_everything: {seed}\n{config.read_text()}")
+    make_run(Path("runs/b"), ladder(acc=0.7), lr=0.3)
+    runs = read(["a-*", "b"])
+    groups = grouped(runs)
+    assert {label: len(members) for label, members in groups.items()} == {"a": 3, "b": 1}
+    means = [mean_of(label, members) for label, members in groups.items()]
+    assert [mean.name for mean in means] == ["a (3 runs)", "b"]
+    lines = lines_of(means)
+    (line,) = [x for x in lines if x.metric == "val/acc" and x.run == 0]
+    epochs = np.arange(4) / 100
+    assert line.curve.y == pytest.approx(1.9 / 3 + epochs)
+    assert line.curve.x["step"].tolist() == [10, 20, 30, 40]
+    low, high = line.band
+    assert (low, high) == (pytest.approx(0.5 + epochs), pytest.approx(0.8 + epochs))
+    assert {x.metric for x in lines if x.band} == {"val/acc", "val/loss"}
+    figure = interactive(means, lines)
+    (area,) = [x for x in figure.data if x.fill == "toself" and x.yaxis == "y2"]
+    there_and_back = np.append(line.curve.x["step"], line.curve.x["step"][::-1])
+    assert unpack(area.x).tolist() == there_and_back.tolist()
+    assert unpack(area.y) == pytest.approx(np.append(low, high[::-1]))
+    assert len(figure.layout.updatemenus[0].buttons[1].args[0]["x"]) == len(figure.data)
+    assert len(still(means, lines).axes[1].collections) == 1
+
+    with pytest.raises(SystemExit) as end:
+        start(["report", "a-*", "b", "--bands"])
+    assert end.value.code == 0
+    html = Path("report.html").read_text()
+    assert "in a band of all values" in html
+    for seed in range(3):
+        assert f">a-seed{seed}<" in html
+    assert len(set(re.findall(r"border-left: 0.7em solid (#\w+)", html))) == 2
 
 
 def test_a_real_training_is_reported_with_its_numbers(run, capsys):

@@ -150,7 +150,7 @@ def test_a_run_that_is_not_there_is_named_with_the_newest(tmp_path):
     with pytest.raises(UserError, match=r"the newest are: a$"):
         find_run(tmp_path, "x")
     assert last_of(tmp_path / "a") is None
-    (tmp_path / "a/metrics.csv").write_text("step,epoch\n3,1\n")
+    (tmp_path / "a/metrics.csv").write_text("step,epoch\n0,0\n3,1\n")
     with pytest.raises(
         UserError, match=r"a has trained 1 epochs, .* from: put it back, or start a"
     ):

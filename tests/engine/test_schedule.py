@@ -13,8 +13,10 @@ from torch.optim.lr_scheduler import LinearLR, SequentialLR
 from anneal.errors import UserError
 from anneal.optim import torch_schedulers as schedulers
 from anneal.optim.run_schedule import RunSchedule
-from anneal.optim.schedule import Schedule, direction
+from anneal.optim.schedule import Schedule
 from anneal.progress import Clock
+from anneal.runs.drops import branch_steps
+from anneal.runs.metrics import direction
 
 COSINE = partial(schedulers.CosineAnnealingLR, T_max=None)
 ONE_CYCLE = partial(schedulers.OneCycleLR, max_lr=None, total_steps=None)
@@ -141,7 +143,7 @@ def test_wsd_decays_over_a_share_of_the_whole_run_with_its_warmup(shape):
     assert lrs == pytest.approx(rising + [stable(s, 64, FALLS[shape]) for s in range(12, 64)])
     inner = module.lr_schedulers().inner
     assert inner.kept_steps == {48, 24, 12}
-    assert schedulers.branch_steps(64, 0.25, 4) == [(64, 48), (32, 24), (16, 12), (8, 6)]
+    assert branch_steps(64, 0.25, 4) == [(64, 48), (32, 24), (16, 12), (8, 6)]
     with pytest.warns(UserWarning, match="only 3 of branches=4 begin to decay after it"):
         fit(Tiny(schedule=Schedule(wsd(shape, branches=4), warmup_steps=12)), max_epochs=8)
     # What would begin before the end of the warmup begins there.
@@ -338,8 +340,14 @@ def test_a_group_that_comes_later_takes_part_in_the_warmup_and_is_remembered():
     schedule.step()
     assert schedule.get_last_lr() == [0.5, 0.25]
     state = schedule.state_dict()
-    assert [group["lr"] for group in state.pop("later_groups")] == [0.5]
-    assert state == {"steps": 2, "steps_per_epoch": 4}
+    assert [group["lr"] for group in state.pop("configured")] == [1.0, 0.5]
+    assert state == {"steps": 2, "steps_per_epoch": 4, "constant": False}
+
+
+def test_a_constant_rate_after_a_schedule_is_the_configured_one(tmp_path):
+    path = tmp_path / "c.ckpt"
+    fit(Tiny(schedule=Schedule(COSINE)), max_epochs=2, callbacks=[Clock()], save=path)
+    assert fit(Tiny(), max_epochs=3, callbacks=[Clock()], ckpt_path=path) == [1.0] * 8
 
 
 def test_a_group_that_comes_later_leaves_the_cut_of_a_plateau():

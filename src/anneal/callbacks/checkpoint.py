@@ -13,9 +13,9 @@ from torch import Tensor
 from anneal.errors import UserError
 from anneal.lightning_internals import is_between_steps, steps_after_this_batch, validation_is_due
 from anneal.optim.callback import ScheduleCallback
-from anneal.optim.schedule import direction
 from anneal.progress import in_training
 from anneal.runs.folder import AT_STEP, LAST
+from anneal.runs.metrics import direction
 
 
 class Checkpoint(ModelCheckpoint):

@@ -104,7 +104,7 @@ class RunDirectory(Callback):
             if isinstance(callback, EarlyStopping):  # what is typed, not what is stored
                 state = checkpoint["callbacks"].get(callback.state_key, {})
                 state["patience"] = callback.patience
-        if self.resumed_from is None:
+        if not self.resumed_from:
             return
         trainer.should_stop = was_stopped(checkpoint, trainer, self.config)
         step, values = checkpoint.get("step_metrics", [0, {}])

@@ -21,7 +21,7 @@ from anneal.cli.files import Tree
 from anneal.cli.schema import default_of, parameters, resolve
 from anneal.errors import UserError
 from anneal.loggers.wandb import WandbLogger
-from anneal.optim.schedule import direction
+from anneal.runs.metrics import direction
 from anneal.system import SITE_PACKAGES
 
 FOLDERS = ("run_dir", "save_dir")  # of a logger; "": the run's folder

@@ -40,6 +40,8 @@ TOOLS = {  # what works on files and finished runs: module and function, and wha
     "report": ("anneal.report.page:main", "Compare finished runs, as a page and as figures."),
     "card": ("anneal.report.card:main", "Write a model card for a finished run."),
     "sweep": ("anneal.sweep.main:main", "Run a W&B sweep file on this machine."),
+    "compare": ("anneal.sweep.compare:main", "Train with several seeds: is one recipe better?"),
+    "cooldown": ("anneal.sweep.cooldown:main", "End a WSD run early, at several lengths."),
     "check": ("anneal.vision.check:main", "Look for what is wrong with a folder of photos."),
     "shards": ("anneal.vision.shards:main", "Write a folder of photos as shards for streaming."),
 }

@@ -64,7 +64,7 @@ def fit(
     for name in (*command.about, "config", "print_config"):
         stored.pop(name, None)
     run = Run("fit", config, parser, as_yaml({"format": FORMAT, **stored}))
-    run.folder, run.resumes, run.checkpoint = folder, bool(start.resumed), start.stored
+    run.folder, run.resumed_from, run.checkpoint = folder, start.resumed_from, start.stored
     run.built.model, run.built.data = model, data
     for name, value in trainer.items():
         run.built.trainer[name] = value

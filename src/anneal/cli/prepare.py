@@ -53,6 +53,13 @@ class Start(NamedTuple):
     own: Path | None = None  # the run that the checkpoint is of
     resumed: Path | None = None  # the run that resumes
 
+    @property
+    def resumed_from(self) -> Tree | None:
+        """What the run that resumes has saved, empty if nothing yet; None: a new run."""
+        if self.resumed is None:
+            return None
+        return self.stored if self.own == self.resumed else {}
+
 
 def prepare(words: Words, project: Project) -> Run | str:
     """Return the run of a command line, or the text that it asks for: help, or the configuration.
@@ -208,7 +215,7 @@ def _find_folder(run: Run, start: Start) -> None:
             " (and --run=NAME for another run than the newest)"
         )
     if folder := start.resumed if fits else start.own:
-        run.folder, run.resumes = folder, fits
+        run.folder, run.resumed_from = folder, start.resumed_from if fits else None
     else:
         of = runs.recipe_of(start.own / "config.yaml") if start.own else "run"
         run.folder = runs.new_folder(root, config.run_name, run.recipe or of)
@@ -216,4 +223,4 @@ def _find_folder(run: Run, start: Start) -> None:
         return
     runs.check_writable(run.folder if run.folder.is_dir() else root)
     if fits and config.checkpoint.dirpath and config.trainer.enable_checkpointing is not False:
-        claim(Path(config.checkpoint.dirpath), run.folder, run.resumes)
+        claim(Path(config.checkpoint.dirpath), run.folder, run.resumed_from is not None)

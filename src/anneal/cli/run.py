@@ -49,7 +49,7 @@ class Run:
         self.folder = Path(self.config.trainer.default_root_dir)
         self.ckpt_path: Path | None = None  # the checkpoint to start from
         self.checkpoint: dict[str, Any] = {}  # what is in it
-        self.resumes = False  # whether the run of that folder does
+        self.resumed_from: dict[str, Any] | None = None  # its own, of a run that resumes
         self.preview: Any = None  # what `schedule` has found
         self.loggers: list[Any] = []
         self._metrics: dict[str, Any] = {}
@@ -105,9 +105,9 @@ class Run:
 
     def is_over(self) -> bool:
         """Return whether the run that resumes is trained and tested; if it is trained, say so."""
-        if not (self.resumes and self.checkpoint):  # none in a run that ended before its first
+        if not (checkpoint := self.resumed_from):  # none in a run that ended before its first
             return False
-        checkpoint, trainer = self.checkpoint, self.trainer
+        trainer = self.trainer
         early = stopped_early(checkpoint, trainer, self.text)
         self._done = nothing_left(checkpoint, trainer) or early
         if not self._done:
@@ -207,7 +207,7 @@ class Run:
             named.pop("progress_bar", None)
         put_in_place([*named.values(), *chosen], self.folder / "checkpoints")
         others: list[Any] = [
-            RunDirectory(self.folder, self.text, self.checkpoint if self.resumes else None),
+            RunDirectory(self.folder, self.text, self.resumed_from),
             SeedEveryEpoch(),
             EpochMetrics(),
             TestReport(self.folder),

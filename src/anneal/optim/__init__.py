@@ -5,7 +5,10 @@ The idea is 30 lines: a schedule is a function of the optimizer steps taken, and
 resume they work out the learning rate of the step from the step's number alone, so that a longer
 run, another length of an epoch or another schedule simply counts from there.
 
-- `configure.py`: parameter groups and the optimizer; what a module calls
+- `configure.py`: what a module calls
+- `groups.py`: rules for parameters, and the groups that follow
+- `joint.py`: several optimizers that act as one; `muon.py`: Muon, with AdamW for the rest
+- `kinds.py`, `evaluation_weights.py`, `exact_state.py`: what optimizers of all kinds need
 - `schedule.py`: the options of a schedule, and the torch scheduler that they name
 - `torch_schedulers.py`: torch's schedulers with lengths that follow from the run
 - `run_schedule.py`: the schedule in a run

@@ -1,6 +1,5 @@
 """The schedule as it is configured, and the torch scheduler that it names."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -11,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from anneal.errors import UserError
 from anneal.optim.torch_schedulers import WSD, Scheduler
+from anneal.runs.metrics import direction
 
 SchedulerCallable = Callable[[Optimizer], Scheduler]
 
@@ -23,9 +23,6 @@ PER_STEP = (
     lr_scheduler.PolynomialLR,
     WSD,
 )
-LOWER = {"loss", "error", "err", "nll", "mse", "rmse", "mae", "perplexity", "ece", "wer", "cer"}
-HIGHER = {"acc", "accuracy", "f", "auroc", "auc", "precision", "recall", "iou", "dice", "map"}
-HIGHER |= {"psnr", "ssim", "bleu", "r"}
 LENGTHS = ("T_max", "total_steps", "total_iters")
 
 
@@ -178,25 +175,3 @@ def class_of(make: Any) -> type | None:
 def name_of(make: Any) -> str:
     """Return the name of that class, or of a function."""
     return getattr(class_of(make) or make, "__name__", type(make).__name__)
-
-
-def direction(
-    metric: str, mode: str | None = None, owner: str = "monitor"
-) -> Literal["min", "max"]:
-    """Return whether lower or higher is better: `mode`, by default as the metric's name says.
-
-    Raises:
-        UserError: The name doesn't tell, or says the opposite of `mode`.
-    """
-    words = set(re.split(r"[^a-z]+", metric.lower()))
-    by_name = "min" if words & LOWER else "max" if words & HIGHER else mode
-    if by_name is None:
-        raise UserError(
-            f"{owner}: is a lower or a higher {metric} better? Its name doesn't say: give `mode`"
-        )
-    if mode not in (None, by_name):
-        raise UserError(
-            f"{owner}: {metric} is better when it is {'lower' if by_name == 'min' else 'higher'}, "
-            f"and mode={mode} watches for the opposite: give mode={by_name}"
-        )
-    return cast(Literal["min", "max"], by_name)

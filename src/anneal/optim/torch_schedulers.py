@@ -15,6 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from anneal.optim.joint import JointOptimizer
+from anneal.runs.drops import branch_steps
 
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
@@ -199,15 +200,6 @@ class WSD(LRScheduler):
         """The steps of the run at which to keep a checkpoint: where `branches` leave it."""
         budgets = branch_steps(self.warmup + self.total_steps, self.decay, self.branches)
         return {first for _, first in budgets if first >= max(1, self.warmup)}
-
-
-def branch_steps(total: int, decay: float, branches: int = 1) -> list[tuple[int, int]]:
-    """Return the budgets of a WSD run of `total` steps, and where a run of each begins to decay.
-
-    Both are optimizer steps from the start of the run; its checkpoint is kept after the second.
-    """
-    budgets = [total >> halvings for halvings in range(branches)]
-    return [(budget, budget - max(1, round(decay * budget))) for budget in budgets]
 
 
 def _known(value: Any) -> Any:

@@ -30,8 +30,8 @@ FORMATS = {  # by the end of a column, in their order
     "time [s]": "{:,.1f}",
     "samples/s": "{:,.0f}",
 }
-FEW_KEYS = 3  # that differ, and a legend can say them
 GENERATED = re.compile(rf"-\d{{3}}$|{STAMP.pattern}")  # names of a sweep's runs, and of others
+BANDS = " Runs that differ by their seed only are drawn as their mean, in a band of all values."
 BEST = "background-color: #c9efd2; font-weight: bold"
 PAGE = """<!doctype html>
 <html lang="en">
@@ -55,7 +55,7 @@ tbody th {{ font-weight: normal; }}
 <h1>{title}</h1>
 <p>Thick: validation and the learning rate. Thin: training. Dotted: where the learning rate drops. A
 click on a run in the legend switches it off and on, a double click all others. Drag to zoom,
-double-click to zoom out.{thinned}</p>
+double-click to zoom out.{bands}{thinned}</p>
 {figure}
 <div class="table">
 {table}
@@ -109,7 +109,7 @@ def results(run: "Run") -> dict[str, float | str]:
     return row
 
 
-def table(runs: "Sequence[Run]") -> str:
+def table(runs: "Sequence[Run]", palette: Sequence[str] = ()) -> str:
     """Return results and what differs between the configurations, a row a run, as HTML."""
     import pandas as pd
 
@@ -130,7 +130,7 @@ def table(runs: "Sequence[Run]") -> str:
             style = style.highlight_max(subset=[key], props=BEST)
         elif len(runs) > 1 and column.endswith("loss"):
             style = style.highlight_min(subset=[key], props=BEST)
-    swatch = dict(zip(names, colours(len(runs)), strict=True))
+    swatch = dict(zip(names, palette or colours(len(runs)), strict=True))
     style = style.map_index(lambda name: f"border-left: 0.7em solid {swatch[name]}", axis=0)
     return str(style.to_html())
 
@@ -142,6 +142,8 @@ def _rank(column: str) -> tuple[int, bool]:
 
 def labelled(runs: "Sequence[Run]") -> "Sequence[Run]":
     """Return runs that nobody has named under what differs between them, if that is little."""
+    from anneal.runs.run import FEW_KEYS
+
     differ = _differing(runs).rename(columns=lambda key: key.rpartition(".")[2])
     names = [", ".join(f"{k}={v}" for k, v in row.items()) for _, row in differ.iterrows()]
     few = differ.shape[1] <= FEW_KEYS and len(set(names)) == len(runs)
@@ -159,10 +161,16 @@ def _differing(runs: "Sequence[Run]") -> "pd.DataFrame":
     return settings.loc[:, settings.nunique() > 1]
 
 
-def page(runs: "Sequence[Run]", lines: "Sequence[Line]") -> str:
-    """Return the page, with all that it needs in it."""
-    from anneal.report.plots import interactive
+def page(
+    runs: "Sequence[Run]", lines: "Sequence[Line]", groups: "Sequence[Sequence[Run]]" = ()
+) -> str:
+    """Return the page, with all that it needs in it; `groups` are the runs that means are of."""
+    from anneal.report.plots import colours, interactive
 
+    groups = groups or [[run] for run in runs]
+    every = [run for group in groups for run in group]
+    by_group = zip(groups, colours(len(runs)), strict=True)
+    palette = [colour for group, colour in by_group for _ in group]
     longest = max(len(line.kept) for line in lines)
     thinned = (
         f" Long curves are drawn by up to {longest:,} points, the lowest and the highest value of"
@@ -174,18 +182,22 @@ def page(runs: "Sequence[Run]", lines: "Sequence[Line]") -> str:
         config={"displaylogo": False, "showSendToCloud": False, "responsive": True},
     )
     return PAGE.format(
-        title="1 run" if len(runs) == 1 else f"{len(runs)} runs",
+        title="1 run" if len(every) == 1 else f"{len(every)} runs",
         thinned=thinned if any(len(line.kept) < len(line.curve.y) for line in lines) else "",
+        bands=BANDS if len(runs) < len(every) else "",
         figure=figure,
-        table=table(runs),
+        table=table(every, palette),
     )
 
 
-def write(runs: "Sequence[Run]", output: Path) -> list[Path]:
+def write(runs: "Sequence[Run]", output: Path, bands: bool = False) -> list[Path]:
     """Write the page, a figure of its curves, and one of each panel; return their paths."""
     from anneal.report.plots import lines_of, panels_of, still
+    from anneal.runs.run import grouped, mean_of
 
-    lines = lines_of(runs)
+    groups = grouped(runs) if bands else {run.name: [run] for run in runs}
+    means = [mean_of(label, members) for label, members in groups.items()]
+    lines = lines_of(means)
     if not lines:
         raise UserError(f"no loss, acc or lr in {', '.join(run.name for run in runs)}")
     figures = {output.with_suffix(".png"): lines}
@@ -194,9 +206,9 @@ def write(runs: "Sequence[Run]", output: Path) -> list[Path]:
         figures[path] = [line for line in lines if line.panel == panel]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page(runs, lines), encoding="utf-8")
+        output.write_text(page(means, lines, list(groups.values())), encoding="utf-8")
         for path, drawn in figures.items():
-            still(labelled(runs), drawn).savefig(path, dpi=120)
+            still(labelled(means), drawn).savefig(path, dpi=120)
     except OSError as e:
         raise UserError(f"can't write {e.filename or output}: {e.strerror}") from e
     return [output, *figures]
@@ -210,7 +222,9 @@ def main(args: list[str] | None = None) -> int:
     about = "a run's folder, its name in runs/, a folder of runs, or a pattern of these"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=about)
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page")
+    about = "draw runs that differ by their seed only as their mean, in a band of all values"
+    parser.add_argument("--bands", action="store_true", help=about)
     options = parser.parse_args(args)
-    for path in write(read(options.runs), options.output):
+    for path in write(read(options.runs), options.output, options.bands):
         print(path)
     return 0

@@ -36,6 +36,7 @@ class Line:
     metric: str
     curve: Curve  # all of its points
     kept: Array  # indices of those that are drawn
+    band: tuple[Array, Array] | None = None  # lowest and highest values, of a mean of runs
 
     @property
     def in_training(self) -> bool:
@@ -57,7 +58,12 @@ def lines_of(runs: Sequence[Run]) -> list[Line]:
                 columns = [c for stage, c in run.stages(panel).items() if stage != "test"]
             found += [(i, panel, c, curve) for c in columns if len((curve := run.curve(c)).y)]
     points = max(50, min(POINTS, BUDGET // max(1, len(found))))
-    return [Line(i, panel, c, curve, curve.extremes(points)) for i, panel, c, curve in found]
+    lines = [Line(i, panel, c, curve, curve.extremes(points)) for i, panel, c, curve in found]
+    for line in lines:
+        if (ends := runs[line.run].band) and not (line.in_training or line.is_learning_rate):
+            low, high = (end.curve(line.metric).y[line.kept] for end in ends)
+            line.band = low, high
+    return lines
 
 
 def panels_of(lines: Iterable[Line]) -> list[str]:
@@ -108,6 +114,11 @@ def interactive(runs: Sequence[Run], lines: Sequence[Line]) -> go.Figure:
         # The thick lines are drawn last, and stand for their run in the legend.
         for line in sorted(own, key=lambda line: not line.in_training):
             drawn = line.curve.take(line.kept)
+            if line.band:  # there and back
+                low, high = line.band
+                places.append({k: _pack(np.append(x, x[::-1])) for k, x in drawn.x.items()})
+                data = {"x": places[-1]["step"], "y": _pack(np.append(low, high[::-1]))}
+                traces.append(_band(colour) | data | group | {"yaxis": y_axes[line.panel]})
             if line.in_training:
                 levels = (line.curve.smooth(w) if w else line.curve for w in SMOOTHING)
                 smooth[len(traces)] = [_pack(level.y[line.kept]) for level in levels]
@@ -163,6 +174,12 @@ def _look(line: Line, colour: str) -> dict[str, Any]:
         "opacity": 0.6 if line.in_training else 1,
         "hovertemplate": f"{escape(line.metric)} <b>%{{y:.5g}}</b><br>{HOVER_X}",
     }
+
+
+def _band(colour: str) -> dict[str, Any]:
+    """Return an area without an edge."""
+    area = {"fill": "toself", "fillcolor": colour, "opacity": 0.2}
+    return {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", **area}
 
 
 def _marks(drops: Sequence[Drop], colour: str) -> dict[str, Any]:
@@ -238,6 +255,9 @@ def still(runs: Sequence[Run], lines: Sequence[Line]) -> Figure:
         for line in lines:
             if line.panel == panel:
                 drawn = line.curve.take(line.kept)
+                if line.band:
+                    x, colour = drawn.x["step"], palette[line.run]
+                    axes.fill_between(x, *line.band, color=colour, alpha=0.2, linewidth=0)
                 axes.plot(
                     drawn.x["step"],
                     drawn.y,

@@ -1,4 +1,4 @@
-"""The one definition of where a learning rate drops, for reports and for previews of schedules."""
+"""Where a learning rate drops, for reports and previews; where a decay begins, for branches."""
 
 from typing import Any
 
@@ -28,6 +28,15 @@ def drops(lr: Array, epochs: Array) -> list[int]:
         if not any(_is_like(lr[j], lr[j + 1], lr[i], lr[i + 1]) for j in near):
             found.append(int(i) + 1)
     return found
+
+
+def branch_steps(total: int, decay: float, branches: int = 1) -> list[tuple[int, int]]:
+    """Return the budgets of a WSD run of `total` steps, and where a run of each begins to decay.
+
+    Both are optimizer steps from the start of the run; its checkpoint is kept after the second.
+    """
+    budgets = [total >> halvings for halvings in range(branches)]
+    return [(budget, budget - max(1, round(decay * budget))) for budget in budgets]
 
 
 def _is_like(start: float, end: float, before: float, after: float) -> bool:

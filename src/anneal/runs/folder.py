@@ -129,10 +129,10 @@ def last_of(run: Path) -> Path | None:
     if (last := checkpoints_of(run) / LAST).is_file():
         return last
     file = run / "metrics.csv"
-    epochs = max(metrics.read(file).values("epoch"), default=0) if file.is_file() else 0
-    if epochs >= 1:
+    epochs = (metrics.read(file).values("epoch") if file.is_file() else []) or [0.0]
+    if (trained := max(epochs) - epochs[0]) >= 1:  # it may have begun within another run
         raise UserError(
-            f"{run} has trained {epochs:.0f} epochs, and there is no {last} to resume from: "
+            f"{run} has trained {trained:.0f} epochs, and there is no {last} to resume from: "
             "put it back, or start a run of another name"
         )
     return None

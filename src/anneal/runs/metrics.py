@@ -1,8 +1,15 @@
 """The reader of metrics.csv: whole lines only, whatever a kill or a power failure has left."""
 
 import csv
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
+
+from anneal.errors import UserError
+
+LOWER = {"loss", "error", "err", "nll", "mse", "rmse", "mae", "perplexity", "ece", "wer", "cer"}
+HIGHER = {"acc", "accuracy", "f", "auroc", "auc", "precision", "recall", "iou", "dice", "map"}
+HIGHER |= {"psnr", "ssim", "bleu", "r"}
 
 
 class Table(NamedTuple):
@@ -31,3 +38,25 @@ def read(path: Path, complete: bool = False) -> Table:
     columns, *rows = list(csv.reader(whole_lines(path, complete))) or [[]]
     whole = (row for row in rows if len(row) == len(columns))
     return Table(columns, [dict(zip(columns, row, strict=True)) for row in whole])
+
+
+def direction(
+    metric: str, mode: str | None = None, owner: str = "monitor"
+) -> Literal["min", "max"]:
+    """Return whether lower or higher is better: `mode`, by default as the metric's name says.
+
+    Raises:
+        UserError: The name doesn't tell, or says the opposite of `mode`.
+    """
+    words = set(re.split(r"[^a-z]+", metric.lower()))
+    by_name = "min" if words & LOWER else "max" if words & HIGHER else mode
+    if by_name is None:
+        raise UserError(
+            f"{owner}: is a lower or a higher {metric} better? Its name doesn't say: give `mode`"
+        )
+    if mode not in (None, by_name):
+        raise UserError(
+            f"{owner}: {metric} is better when it is {'lower' if by_name == 'min' else 'higher'}, "
+            f"and mode={mode} watches for the opposite: give mode={by_name}"
+        )
+    return cast(Literal["min", "max"], by_name)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import StringIO
@@ -18,6 +19,12 @@ from anneal.runs.folder import configs_of
 from anneal.runs.metrics import whole_lines
 
 AXES = {"step": "optimizer steps", "epoch": "epochs", "samples": "samples", "time": "seconds"}
+# What makes no other training of one. No name of a run tells more than its seed.
+BESIDE = re.compile(
+    r"(seed_everything|wandb|progress_bar|lr_monitor|trainer\.(default_root_dir|logger|enable_\w+))\b"
+)
+SEED_IN_NAME = re.compile(r"[-_]s(eed)?[-_=]?\d+$")
+FEW_KEYS = 3  # that differ, and a label can say them
 OURS_AND_TORCHS = re.compile(r"^(anneal|torch|lightning)\..*\.")  # classes with a short name
 
 
@@ -61,14 +68,15 @@ class Drop:
 class Run:
     """A run, finished or not, as its folder holds it."""
 
-    name: str  # its folder's
+    name: str  # its folder's, or another
     config: dict[str, str]  # by typed key, as text; an arrow is a change by a resume
     metrics: pd.DataFrame  # a column of numbers for each metric
+    band: "tuple[Run, Run] | None" = None  # of a mean of runs: their lowest and highest values
 
     @classmethod
-    def read(cls, folder: Path) -> "Run":
+    def read(cls, folder: Path, name: str = "") -> "Run":
         """Read a run's folder; raise UserError if it holds no metrics yet, or can't be read."""
-        return cls(folder.resolve().name, _read_config(folder), _read_metrics(folder))
+        return cls(name or folder.resolve().name, _read_config(folder), _read_metrics(folder))
 
     def curve(self, metric: str) -> Curve:
         """Return the finite values of a metric.
@@ -137,6 +145,39 @@ class Run:
             rows = self.metrics.dropna(subset="samples")
             known["samples"] = np.array([0, *rows["step"] + 1]), np.array([0, *rows["samples"]])
         return known
+
+
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return runs that differ by their seed only, together, by what the groups are called.
+
+    That is their name without the seed, or else what differs between the groups.
+    """
+    groups: dict[str, list[Run]] = {}
+    configs = [{k: v for k, v in run.config.items() if not BESIDE.match(k)} for run in runs]
+    for run, config in zip(runs, configs, strict=True):
+        groups.setdefault(json.dumps(config, sort_keys=True), []).append(run)
+    differ = [k for k in {k: 0 for c in configs for k in c} if len({c.get(k) for c in configs}) > 1]
+    labels: dict[str, list[Run]] = {}
+    for members in groups.values():
+        names = {SEED_IN_NAME.sub("", Path(run.name).name) for run in members}
+        label = ", ".join(f"{k.rpartition('.')[2]}={members[0].config.get(k)}" for k in differ)
+        if len(names) == 1 or len(differ) > FEW_KEYS or not differ:
+            label = min(names)
+        labels[label if label not in labels else members[0].name] = members
+    return labels
+
+
+def mean_of(name: str, runs: Sequence[Run]) -> Run:
+    """Return the mean of runs at each step, with the lowest and the highest values as its band."""
+    if len(runs) == 1:
+        return replace(runs[0], name=name)
+    metrics = pd.concat([run.metrics for run in runs]).replace([np.inf, -np.inf], np.nan)
+    steps, config = metrics.groupby("step"), runs[0].config
+    mean, low, high = (
+        Run(f"{name} ({len(runs)} runs)", config, steps.agg(how).reset_index())
+        for how in ("mean", "min", "max")
+    )
+    return replace(mean, band=(low, high))
 
 
 def is_learning_rate(column: str) -> bool:
