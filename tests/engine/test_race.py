@@ -107,6 +107,15 @@ def test_tuning_is_worth_more_than_the_optimizer(task):
     assert -untuned.difference > 4 * best.difference
 
 
+def test_on_photos_it_is_not():
+    found = standings("photos")
+    best = [name for name, s in found.items() if s.p < 0.05 and s.difference > 0]
+    assert best == ["RMSprop", "NAdam", "ScheduleFree AdamW"]
+    assert found["RMSprop"].difference == pytest.approx(0.0279, abs=5e-5)
+    assert found[UNTUNED].difference == pytest.approx(-0.0148, abs=5e-5)
+    assert found[UNTUNED].p < 0.05
+
+
 @pytest.mark.parametrize("task", COUNTS)
 def test_a_few_are_surely_better_than_tuned_adamw(task):
     others = [s for name, s in standings(task).items() if name not in (REFERENCE, UNTUNED)]
