@@ -68,6 +68,7 @@ def test_everyone_had_the_same_search_and_the_same_seeds(task):
         trials = {x["seed"]: x for x in mine if x["kind"] == "trial"}
         finals = [x for x in mine if x["kind"] == "final"]
         assert sorted(x["seed"] for x in finals) == RULES["seeds"]
+        assert standings(task)[name].ms_step > 0
         seeds |= {x["seed"] for x in finals}
         if name == UNTUNED:
             assert not trials
