@@ -4,6 +4,7 @@ A LightningModule takes `optimizer` and `schedule`, and whatever else it likes o
 `configure_optimizers` below, and hands them over. Nothing else builds an optimizer.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -75,6 +76,8 @@ def configure_optimizers(
     factor = batch_factor(module.trainer, built, lr_batch_size) if lr_batch_size else 1.0
     for group in built.param_groups:
         group["lr"] *= factor * group.pop("lr_factor", 1.0)
+        if not math.isfinite(group["lr"]):
+            raise UserError(f"optimizer: lr={group['lr']} is no learning rate")
     schedule = schedule or Schedule()
     if lr_batch_size or any({"lr", "lr_factor"} & group.keys() for group in groups):
         schedule.check_follows_optimizer()
@@ -130,6 +133,8 @@ def build_optimizer(
             with suppress(TypeError, RuntimeError):
                 built = optimizer(_copies(groups), fused=True)  # type: ignore[call-arg]
         built = built or optimizer(_copies(groups))
+        for group in groups:
+            _check_settings(optimizer, group, built.defaults)
     except (TypeError, ValueError, RuntimeError) as e:
         raise UserError(f"optimizer: {name_of(optimizer)}: {e}") from e
     own = {key for group in groups for key in group} - {"params", "name", "lr_factor"}
@@ -144,6 +149,18 @@ def build_optimizer(
                 "trainer.precision=bf16-mixed or 16-mixed, or set optimizer.eps to 1e-4"
             )
     return built
+
+
+def _check_settings(make: Any, group: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Have an optimizer check what a group has of its own, as it checks its arguments."""
+    own = {key: value for key, value in group.items() if key in defaults}
+    p = group["params"][0]
+    try:
+        if any(len(own[k]) != len(v) for k, v in defaults.items() if k in own and type(v) is tuple):
+            raise ValueError("of another length than its default")
+        make([nn.Parameter(torch.empty(p.shape, dtype=p.dtype))], **own)
+    except Exception as e:  # of any type, as libraries do
+        raise UserError(f"rules: {name_of(make)} refuses {own}: {e}") from e
 
 
 def _copies(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
