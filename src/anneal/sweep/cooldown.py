@@ -1,6 +1,7 @@
 """The command `cooldown`: runs of several lengths, as branches that decay off one stable run."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from anneal.errors import UserError, command
@@ -52,7 +53,7 @@ def main(args: list[str] | None = None) -> int:
         f"{cost:,} steps, {cost / longest:.2f} times the longest run; trained separately "
         f"{apart:,}, {apart / longest:.2f} times"
     )
-    print(f"curves: python train.py report {run} {folder}")
+    print(f"curves: python train.py report {shlex.join([str(run), str(folder)])}")
     return 1 if failed else 0
 
 
