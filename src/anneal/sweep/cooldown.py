@@ -77,8 +77,9 @@ def branches_of(run: Path, n: int) -> tuple[list[tuple[int, int]], str]:
     for i, (budget, first) in enumerate(budgets[1:], 1):
         if not (path := checkpoints_of(run) / AT_STEP.format(first)).is_file():
             raise UserError(
-                f"no {path}, where a run of {budget} steps begins to decay: within a warmup "
-                f"nothing is kept, so take --budgets={i} (or was it removed?)"
+                f"no {path}, where a run of {budget} steps begins to decay: within a warmup, and "
+                "before a run was resumed to another length, nothing is kept"
+                + (f"; take --budgets={i}" if i > 1 else "")
             )
         made = COOLDOWNS / run.resolve().name / f"{run.resolve().name}-{budget}" / "config.yaml"
         if made.is_file() and made.stat().st_mtime < path.stat().st_mtime:
