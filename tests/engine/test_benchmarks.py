@@ -2,13 +2,15 @@
 
 import json
 import runpy
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SHARED = {"__main__", "turns", "training", "first_step"}
+SHARED = {"__main__", "turns", "training", "first_step", "optimizers"}
 BENCH = runpy.run_path(str(FOLDER / "__main__.py"), run_name="bench")
 CLAIMS = yaml.safe_load((FOLDER / "claims.yaml").read_text())
 RESULTS = json.loads((FOLDER / "results.json").read_text())
@@ -47,3 +49,26 @@ def test_a_missed_goal_gives_its_reason_and_a_missing_path_its_option(capsys):
     with pytest.raises(SystemExit):
         BENCH["main"](["no_such_benchmark"])
     assert "no such benchmark: no_such_benchmark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "package", ["torch.optim", "pytorch_optimizer", "schedulefree", "prodigyopt", "lion_pytorch"]
+)
+def test_the_list_of_optimizers_has_every_class_of_its_packages(package):
+    pytest.importorskip(package)
+    classes = vars(import_module(package)).items()
+    exported = {
+        n for n, c in classes if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)
+    }
+    of = yaml.safe_load((FOLDER / "optimizers.yaml").read_text())[package]
+    listed, excluded = of["listed"].keys(), of.get("excluded", {})
+    assert exported <= listed | excluded.keys()
+    assert not listed & excluded.keys()
+    assert all(excluded.values())
+
+
+def test_nearly_all_optimizers_of_the_list_do_what_it_asks_for():
+    bench = runpy.run_path(str(FOLDER / "optimizers.py"), run_name="optimizers")
+    results = json.loads((FOLDER / "optimizers.json").read_text())
+    met = [bench["is_met"](results[name]) for name in bench["entries"]()]
+    assert sum(met) >= 0.95 * len(met)

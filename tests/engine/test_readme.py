@@ -10,7 +10,16 @@ from pages import PAGES, ROOT, commands
 from anneal import testing as photos
 from anneal.testing import main
 
-WALKED_PAGES = ("compare", "devices", "export", "photos", "reports", "schedules", "upgrading")
+WALKED_PAGES = (
+    "any-optimizer",
+    "compare",
+    "devices",
+    "export",
+    "photos",
+    "reports",
+    "schedules",
+    "upgrading",
+)
 WALKED = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in WALKED_PAGES)]
 # Whose commands are run by these tests.
 ELSEWHERE = {

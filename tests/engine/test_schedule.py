@@ -340,8 +340,14 @@ def test_a_group_that_comes_later_takes_part_in_the_warmup_and_is_remembered():
     schedule.step()
     assert schedule.get_last_lr() == [0.5, 0.25]
     state = schedule.state_dict()
-    assert [group["lr"] for group in state.pop("later_groups")] == [0.5]
-    assert state == {"steps": 2, "steps_per_epoch": 4}
+    assert [group["lr"] for group in state.pop("configured")] == [1.0, 0.5]
+    assert state == {"steps": 2, "steps_per_epoch": 4, "constant": False}
+
+
+def test_a_constant_rate_after_a_schedule_is_the_configured_one(tmp_path):
+    path = tmp_path / "c.ckpt"
+    fit(Tiny(schedule=Schedule(COSINE)), max_epochs=2, callbacks=[Clock()], save=path)
+    assert fit(Tiny(), max_epochs=3, callbacks=[Clock()], ckpt_path=path) == [1.0] * 8
 
 
 def test_a_group_that_comes_later_leaves_the_cut_of_a_plateau():

@@ -32,7 +32,7 @@ class LayerNorms:
         scaler = getattr(trainer.precision_plugin, "scaler", None) if unscales(optimizer) else None
         for name, p in module.named_parameters():
             if id(p) in own and p.grad is not None and name not in self._kept:
-                norm = _norm(p.grad)
+                norm = _norm(p.grad.detach())
                 norm = norm / scaler.scale(torch.ones_like(norm)) if scaler else norm
                 self._kept[name] = p, p.detach().clone(), norm
 

@@ -92,7 +92,7 @@ class NonFiniteGuard(Callback):
             return
         self._updates += 1
         if trainer.precision != "16-mixed":
-            norm = get_total_norm([p.grad for p in parameters])
+            norm = get_total_norm([p.grad.detach() for p in parameters])
             self.norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             if not self.skip:
                 self._look(self.norm)

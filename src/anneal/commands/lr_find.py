@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from anneal.commands.schedule_plots import save_figure
 from anneal.errors import UserError
+from anneal.optim.evaluation_weights import EvaluationWeights
 
 FIRST, LAST = 10, -1  # the smoothed loss begins with next to nothing to smooth over
 LEAST = 5  # points that a slope can be read from
@@ -148,7 +149,9 @@ def rising(model: LightningModule, lrs: np.ndarray, recorder: LossRecorder) -> I
         result: Any = configure()
         optimizer = result["optimizer"] if isinstance(result, dict) else result
         trainer = model.trainer
-        trainer.callbacks[:] = [recorder]  # type: ignore[attr-defined]  # the schedule's own goes
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        own = [c for c in callbacks if isinstance(c, EvaluationWeights)]
+        callbacks[:] = [*own, recorder]  # the schedule's goes
         trainer.num_sanity_val_steps = 0
         schedule = LambdaLR(optimizer, lambda step: float(lrs[min(step, len(lrs) - 1)]))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -23,10 +23,11 @@ from anneal.optim.groups import NORMS as NORMS
 from anneal.optim.groups import OptimizerCallable, Rule
 from anneal.optim.groups import parameter_groups as parameter_groups
 from anneal.optim.joint import joined
-from anneal.optim.muon import with_muon
-from anneal.optim.run_schedule import RunSchedule
+from anneal.optim.kinds import adapt
+from anneal.optim.muon import flag_rules, with_muon
+from anneal.optim.run_schedule import RunSchedule, arguments
 from anneal.optim.schedule import Schedule as Schedule  # modules take both from here
-from anneal.optim.schedule import name_of
+from anneal.optim.schedule import class_of, name_of
 
 
 def configure_optimizers(
@@ -70,19 +71,23 @@ def configure_optimizers(
             f"body_lr_factor={body_lr_factor} must be at least 0, lr_batch_size={lr_batch_size} "
             "at least 1"
         )
-    optimizer, rules = with_muon(module, optimizer, list(rules))
+    optimizer, rules = with_muon(module, optimizer, [*rules, *flag_rules(optimizer)])
     groups = parameter_groups(module, decay_norm, decay_bias, head, body_lr_factor, rules)
     built = build_optimizers(optimizer or AdamW, groups, may_fuse(module.trainer))
     factor = batch_factor(module.trainer, built, lr_batch_size) if lr_batch_size else 1.0
+    schedule = schedule or Schedule()
     for group in built.param_groups:
+        if "lr" not in group and schedule != Schedule():
+            rank_zero_warn(f"{type(built).__name__} has no lr: the schedule has no effect")
+        group.setdefault("lr", 1.0)
         group["lr"] *= factor * group.pop("lr_factor", 1.0)
         if not math.isfinite(group["lr"]):
             raise UserError(f"optimizer: lr={group['lr']} is no learning rate")
-    schedule = schedule or Schedule()
     if lr_batch_size or any({"lr", "lr_factor"} & group.keys() for group in groups):
         schedule.check_follows_optimizer()
     run_schedule = RunSchedule(built, schedule)
     ScheduleCallback.attach(module.trainer, run_schedule)
+    adapt(module, built)
     return {
         "optimizer": built,
         "lr_scheduler": {"scheduler": run_schedule, "interval": "step", "name": "lr"},
@@ -126,6 +131,8 @@ def build_optimizer(
     given = getattr(optimizer, "keywords", {})
     free = given.get("fused") is None and not (given.get("foreach") or given.get("differentiable"))
     real = all(p.is_floating_point() for g in groups for p in g["params"])
+    cls = class_of(optimizer)
+    free = free and (cls is None or "fused" in arguments(cls))  # not only by **kwargs
     try:
         built = None
         if fuse and free and real:

@@ -122,3 +122,12 @@ def _ours(make: OptimizerCallable | None) -> OptimizerCallable | None:
         return make
     given = getattr(make, "keywords", {})
     return partial(Muon, **{k: v for k, v in given.items() if v is not None})
+
+
+def flag_rules(optimizer: OptimizerCallable | None) -> list[Rule]:
+    """Return the rules of pytorch_optimizer's Muons, which take AdamW's part by a flag."""
+    cls = class_of(optimizer) or object
+    if not cls.__module__.startswith("pytorch_optimizer.optimizer.muon"):
+        return []
+    hidden = {True: "hidden", False: "rest"}
+    return [Rule({"hidden": h}, None, {"use_muon": h}, name) for h, name in hidden.items()]

@@ -10,6 +10,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from anneal.errors import UserError
+from anneal.optim.exact_state import is_plain, is_same
 from anneal.optim.joint import with_owners
 from anneal.optim.schedule import Schedule
 
@@ -22,6 +23,7 @@ SET_BY_SCHEDULERS = {
     "base_momentum",
     "max_momentum",
 }
+DRIVEN = {"lr", "momentum", "betas"}  # and what they change
 
 
 class RunSchedule(LRScheduler):
@@ -49,7 +51,9 @@ class RunSchedule(LRScheduler):
         self.period = 1  # optimizer steps to a tick of the inner scheduler
         self.first_lrs = [g["lr"] for g in optimizer.param_groups]
         self.plateau: dict[str, Any] = {}
-        self.as_configured = [_settings(g) for g in optimizer.param_groups]
+        self.as_configured = [_settings(*both) for both in with_owners(optimizer)]
+        self.configured_before: list[dict[str, Any]] = []
+        self.was_constant = False
         self.groups_at_first = len(self.as_configured)
 
     def setup(
@@ -134,8 +138,8 @@ class RunSchedule(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the position in plain values."""
         state: dict[str, Any] = {"steps": self.steps, "steps_per_epoch": self.steps_per_epoch}
-        if later := self.as_configured[self.groups_at_first :]:
-            state["later_groups"] = later
+        plain = [{k: v for k, v in g.items() if is_plain(v)} for g in self.as_configured]
+        state |= {"configured": plain, "constant": self.was_constant}
         if self.is_plateau:
             inner: Any = self.inner
             state["plateau"] = {
@@ -156,7 +160,10 @@ class RunSchedule(LRScheduler):
         self.steps = state_dict["steps"]
         self.steps_per_epoch = state_dict["steps_per_epoch"]
         self.plateau = state_dict.get("plateau", {})
-        self.as_configured[self.groups_at_first :] = state_dict.get("later_groups", [])
+        self.was_constant = state_dict.get("constant", False)
+        self.configured_before = before = state_dict.get("configured", [])
+        later = before[self.groups_at_first :] or state_dict.get("later_groups", [])
+        self.as_configured[self.groups_at_first :] = later
 
     def describe(self) -> str:
         """Return optimizer, groups and schedule as they are used, in a line."""
@@ -195,18 +202,28 @@ class RunSchedule(LRScheduler):
 
     def _take_new_groups(self) -> bool:
         """Take in the groups that others, such as `BaseFinetuning`, have added since."""
-        new = self.optimizer.param_groups[len(self.as_configured) :]
-        self.as_configured += [_settings(group) for group in new]
+        new = list(with_owners(self.optimizer))[len(self.as_configured) :]
+        self.as_configured += [_settings(group, owner) for group, owner in new]
         return bool(new)
 
     def _configure_groups(self) -> None:
-        """Set in every group what is configured, and leave what the optimizer itself keeps."""
-        owned = zip(with_owners(self.optimizer), self.as_configured, strict=True)
-        for (group, owner), configured in owned:
-            kept = owner.defaults.keys() - _arguments(type(owner))
-            for key in SET_BY_SCHEDULERS & group.keys():
+        """Set in every group what is configured anew, and leave what the optimizer itself keeps.
+
+        That is what it takes no argument for, and an argument that it changes by itself, unless a
+        scheduler does.
+        """
+        constant = not (self.schedule.scheduler or self.warmup)
+        driven = set() if constant and self.was_constant else DRIVEN
+        for i, (group, owner) in enumerate(with_owners(self.optimizer)):
+            for key in SET_BY_SCHEDULERS & group.keys() - owner.defaults.keys():
                 del group[key]
-            group.update({k: v for k, v in configured.items() if k not in kept or k not in group})
+            own = owner.defaults.keys() - arguments(type(owner)) & group.keys()
+            before = self.configured_before[i] if i < len(self.configured_before) else {}
+            for key, value in self.as_configured[i].items():
+                same = key in group.keys() & before.keys() and is_same(before[key], value)
+                if key not in own and not (same and key not in driven):
+                    group[key] = value
+        self.configured_before, self.was_constant = list(self.as_configured), constant
 
     def _sync(self) -> None:
         """Bring the inner scheduler to where the steps are; past the end it stays where it is."""
@@ -257,10 +274,11 @@ class RunSchedule(LRScheduler):
         vars(inner).update(saved)
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in group.items() if k != "params" and k not in SET_BY_SCHEDULERS}
+def _settings(group: dict[str, Any], owner: Optimizer) -> dict[str, Any]:
+    left_out = {"params", *SET_BY_SCHEDULERS} - owner.defaults.keys()
+    return {k: v for k, v in group.items() if k not in left_out}
 
 
-def _arguments(optimizer: type[Optimizer]) -> set[str]:
+def arguments(optimizer: type[Optimizer]) -> set[str]:
     """Return what a class of optimizers is configured with."""
     return {name for c in optimizer.__mro__[:-1] for name in signature(c.__init__).parameters}  # type: ignore[misc]
