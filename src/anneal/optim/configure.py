@@ -160,10 +160,9 @@ def build_optimizer(
 
 def _check_settings(make: Any, group: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Have an optimizer check what a group has of its own, as it checks its arguments."""
-    of_rules = {key: value for key, value in group.items() if key in defaults}
-    own = {k: v for k, v in of_rules.items() if type(defaults[k]) not in (int, float)}
-    if not own:  # a rule has checked its numbers
-        return
+    own = {key: value for key, value in group.items() if key in defaults}
+    if all(type(v) in (int, float) and type(defaults[k]) in (int, float) for k, v in own.items()):
+        return  # a rule has checked its numbers
     p = group["params"][0]
     try:
         if any(len(own[k]) != len(v) for k, v in defaults.items() if k in own and type(v) is tuple):
