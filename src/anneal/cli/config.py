@@ -7,6 +7,7 @@ made here, from value and type. All mistakes are collected, a line each.
 
 import itertools
 from collections.abc import Iterator
+from inspect import isclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args
@@ -203,6 +204,8 @@ class Config:
             into[name] = value
         elif isinstance(value, list) and takes_list(of.hint):
             into[name] = [*(olds if adds else []), *(self._spec(None, v, of, key) for v in value)]
+        elif takes_list(of.hint) and not (adds or olds or any(map(isclass, members(of.hint)))):
+            raise UserError(f"expected a list, got {values.shown(value)}")
         elif adds:
             new = self._spec(None, value, of, key)
             match = new.get("init_args", {}).get("match")  # of a rule, typed again in a resume

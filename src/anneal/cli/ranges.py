@@ -32,6 +32,6 @@ def check_range(name: str, value: Any, place: str = "") -> Any:
     most, end = (1, " and at most 1") if name in SHARES else (math.inf, "")
     for n in value if isinstance(value, list) else [value]:
         if isinstance(n, int | float) and not (least <= n <= most and (n > least or not above)):
-            words = "more than" if above else "at least"
-            raise UserError(f"{place}must be {words} {least}{end}, got {n}")
+            words = f"{'more than' if above else 'at least'} {least}{end}"
+            raise UserError(f"{place}must be {words if n == n else 'a number'}, got {n}")
     return value

@@ -96,6 +96,9 @@ def option(name: str, value: Any, of: Parameter, old: Any) -> Any:
         before = standing(old, of)
         if isinstance(value, Text):
             value = value if value[:1] == "[" else Text(f"[{value}]")
+    optional = of.default is None or of.hint is Any or NoneType in get_args(of.hint)
+    if value is None and not optional:
+        raise UserError(wrong_value(value, of.hint))
     found = checked(value, of.hint)
     found = [*before, *found] if name != plain else found
     return check_range(plain, found) if of.has_range else found

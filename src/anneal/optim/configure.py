@@ -4,6 +4,7 @@ A LightningModule takes `optimizer` and `schedule`, and whatever else it likes o
 `configure_optimizers` below, and hands them over. Nothing else builds an optimizer.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -80,6 +81,8 @@ def configure_optimizers(
             rank_zero_warn(f"{type(built).__name__} has no lr: the schedule has no effect")
         group.setdefault("lr", 1.0)
         group["lr"] *= factor * group.pop("lr_factor", 1.0)
+        if not math.isfinite(group["lr"]):
+            raise UserError(f"optimizer: lr={group['lr']} is no learning rate")
     if lr_batch_size or any({"lr", "lr_factor"} & group.keys() for group in groups):
         schedule.check_follows_optimizer()
     run_schedule = RunSchedule(built, schedule)
@@ -137,6 +140,8 @@ def build_optimizer(
             with suppress(TypeError, RuntimeError):
                 built = optimizer(_copies(groups), fused=True)  # type: ignore[call-arg]
         built = built or optimizer(_copies(groups))
+        for group in groups:
+            _check_settings(optimizer, group, built.defaults)
     except (TypeError, ValueError, RuntimeError) as e:
         raise UserError(f"optimizer: {name_of(optimizer)}: {e}") from e
     own = {key for group in groups for key in group} - {"params", "name", "lr_factor"}
@@ -151,6 +156,20 @@ def build_optimizer(
                 "trainer.precision=bf16-mixed or 16-mixed, or set optimizer.eps to 1e-4"
             )
     return built
+
+
+def _check_settings(make: Any, group: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Have an optimizer check what a group has of its own, as it checks its arguments."""
+    own = {key: value for key, value in group.items() if key in defaults}
+    if all(type(v) in (int, float) and type(defaults[k]) in (int, float) for k, v in own.items()):
+        return  # a rule has checked its numbers
+    p = group["params"][0]
+    try:
+        if any(len(own[k]) != len(v) for k, v in defaults.items() if k in own and type(v) is tuple):
+            raise ValueError("of another length than its default")
+        make([nn.Parameter(torch.empty(p.shape, dtype=p.dtype))], **own)
+    except Exception as e:  # of any type, as libraries do
+        raise UserError(f"rules: {name_of(make)} refuses {own}: {e}") from e
 
 
 def _copies(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

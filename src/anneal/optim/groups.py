@@ -1,5 +1,6 @@
 """Parameter groups: which rules apply to each parameter, and the groups that follow from them."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -61,17 +62,24 @@ class Rule:
         name: str | None = None,
     ) -> None:
         tests = {"name": _name, "layer": _layer, "ndim": _ndim, "depth": _depth, "hidden": _hidden}
-        for key in match:
+        for key, value in match.items():
             if key not in tests:
                 raise UserError(
                     f"rules: match: no such key '{key}'{did_you_mean(key, tests)}; there are "
                     f"{', '.join(tests)}"
                 )
+            for v in value if isinstance(value, list) else [value]:
+                if not isinstance(v, str | int) or isinstance(v, bool) != (key == "hidden"):
+                    kind = "true or false" if key == "hidden" else "a number or a text"
+                    raise UserError(f"rules: match: {key}={v}: expected {kind}")
         if not match or (optimizer is None and not settings):
             raise UserError(f"rules: match={match} needs a key, and an optimizer or settings")
         for key, value in (settings or {}).items():
-            if isinstance(value, int | float) and value < 0:
-                raise UserError(f"rules: settings: {key}={value} must be at least 0")
+            if key in ("name", "optimizer", "params"):
+                raise UserError(f"rules: settings: {key} is none; a name stands beside them")
+            expected = isinstance(value, int | float) or key in ("lr", "lr_decay", "lr_factor")
+            if expected and not (isinstance(value, int | float) and 0 <= value < math.inf):
+                raise UserError(f"rules: settings: {key}={value} must be a number of at least 0")
         self.match = match
         self.optimizer = optimizer
         self.settings = dict(settings or {})
@@ -178,17 +186,17 @@ def parameter_groups(
     if not (decay_norm and decay_bias):
         exempt = _exempt(decay_norm, decay_bias)
         shorts += [_Short(exempt, {"weight_decay": 0.0}, "no_decay", "decay")]
-    groups: dict[tuple[int, str], dict[str, Any]] = {}
-    matched = set()
+    groups: dict[tuple[int, str, tuple[int, ...]], dict[str, Any]] = {}
     applied: list[Rule | _Short] = [*rules, *shorts]
     for p, at in spots.items():
         settings: dict[str, Any] = {}
+        applies: tuple[int, ...] = ()
         words, which = [], len(rules)
         for i, rule in enumerate(applied):
             if not any(rule.matches(p, place) for place in at):
                 words += [rule.otherwise] if isinstance(rule, _Short) else []
                 continue
-            matched.add(i)
+            applies = (*applies, i)
             words.append(rule.name)
             settings = {**rule.settings, **settings}
             which = i if rule.optimizer and which == len(rules) else which
@@ -197,16 +205,20 @@ def parameter_groups(
             settings["lr_factor"] = settings.get("lr_factor", 1.0) * float(decay) ** follow
             words.append(f"{at[0].depth}")
         name = "_".join(words)
-        group = groups.setdefault((which, name), {"name": name, "params": [], **settings})
+        group = groups.setdefault((which, name, applies), {"name": name, "params": [], **settings})
         group["params"].append(p)
         if which < len(rules):
             group["optimizer"] = rules[which].optimizer
     for i, rule in enumerate(rules):
-        if i not in matched:
+        if not any(i in applies for *_, applies in groups):
             raise UserError(
                 f"rules: {rule.match} matches no parameter that is trained; {_there(module)}"
             )
-    return [_named(groups[key], len(groups)) for key in sorted(groups)]
+    named = [_named(groups[key], len(groups)) for key in sorted(groups)]
+    names = [group.get("name") for group in named]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"rules: several groups are '{twice[0]}': give a rule another name")
+    return named
 
 
 def _exempt(decay_norm: bool, decay_bias: bool) -> Callable[[nn.Parameter, Place], bool]:

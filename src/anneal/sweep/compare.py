@@ -57,7 +57,8 @@ def main(args: list[str] | None = None) -> int:
     if folder:
         rows.to_csv(folder / "table.csv", index=False)
         print(f"\n{folder / 'table.csv'}")
-    print(f"curves: python train.py report --bands {folder or shlex.join(typed.what)}")
+    shown = shlex.join([str(folder)] if folder else typed.what)
+    print(f"curves: python train.py report --bands {shown}")
     return 1 if failed else 0
 
 

@@ -1,6 +1,7 @@
 """The command `cooldown`: runs of several lengths, as branches that decay off one stable run."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from anneal.errors import UserError, command
@@ -52,7 +53,7 @@ def main(args: list[str] | None = None) -> int:
         f"{cost:,} steps, {cost / longest:.2f} times the longest run; trained separately "
         f"{apart:,}, {apart / longest:.2f} times"
     )
-    print(f"curves: python train.py report {run} {folder}")
+    print(f"curves: python train.py report {shlex.join([str(run), str(folder)])}")
     return 1 if failed else 0
 
 
@@ -76,8 +77,9 @@ def branches_of(run: Path, n: int) -> tuple[list[tuple[int, int]], str]:
     for i, (budget, first) in enumerate(budgets[1:], 1):
         if not (path := checkpoints_of(run) / AT_STEP.format(first)).is_file():
             raise UserError(
-                f"no {path}, where a run of {budget} steps begins to decay: within a warmup "
-                f"nothing is kept, so take --budgets={i} (or was it removed?)"
+                f"no {path}, where a run of {budget} steps begins to decay: within a warmup, and "
+                "before a run was resumed to another length, nothing is kept"
+                + (f"; take --budgets={i}" if i > 1 else "")
             )
         made = COOLDOWNS / run.resolve().name / f"{run.resolve().name}-{budget}" / "config.yaml"
         if made.is_file() and made.stat().st_mtime < path.stat().st_mtime:
