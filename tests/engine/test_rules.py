@@ -406,8 +406,8 @@ def test_the_example_of_the_page_makes_the_groups_it_says(run, capsys):
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if re.search(r" (AdamW|SGD) ", line)]
     assert {(row[1], row[3]) for row in rows if row[0].startswith("norm")} == {
-        ("SGD", "0.0"),
-        ("AdamW", "0.0"),
+        ("SGD", "0"),
+        ("AdamW", "0"),
     }
     assert sum(int(row[-1].replace(",", "")) for row in rows) == 72_922
     run("schedule", "--model.optimizer=Muon", "--model.decay_norm=false")

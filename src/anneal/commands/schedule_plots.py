@@ -91,9 +91,8 @@ def table(preview: Preview) -> str:
 
 def trained(preview: Preview) -> str:
     """Return a line for each parameter group: what is trained how."""
-    rows = [
-        [f"{v:,}" if isinstance(v, int) else str(v) for v in r.values()] for r in preview.trained
-    ]
+    shown: dict[type, str] = {int: ",", float: ".6g"}
+    rows = [[format(v, shown.get(type(v), "")) for v in r.values()] for r in preview.trained]
     return text_table([[name.replace("_", " ") for name in preview.trained[0]], *rows], left=2)
 
 
