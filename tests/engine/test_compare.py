@@ -247,7 +247,9 @@ def test_a_training_that_fails_is_named_and_the_others_go_on(compare):
     Path("a.yaml").write_text(text)
     words = ["a.yaml", "a.yaml --model.optimizer.lr=0.2", "--seeds=3", "-j2"]
     Path("crash").write_text("a-model.optimizer.lr=0.2-seed1")
+    before = signal.getsignal(signal.SIGTERM)
     status, output = compare(*words)
+    assert signal.getsignal(signal.SIGTERM) is before
     assert status == 1, output
     (folder,) = Path("runs/compare").iterdir()
     failed = folder / "a-model.optimizer.lr=0.2-seed1"

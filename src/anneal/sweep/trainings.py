@@ -37,7 +37,7 @@ def train(folder: Path, listed: dict[str, list[str]], jobs: int) -> dict[str, st
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs)
     running: dict[str, Process] = {}
     failed: dict[str, str] = {}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with locked, tqdm(total=len(left), desc=folder.name, unit=" trainings", disable=None) as bar:
         try:
             if left:
@@ -69,6 +69,7 @@ def train(folder: Path, listed: dict[str, list[str]], jobs: int) -> dict[str, st
                 process.terminate()
             for process in running.values():
                 process.end()
+            signal.signal(signal.SIGTERM, before)
     for name, error in failed.items():
         print(f"failed: {folder / name}: {error}", file=sys.stderr)
     return failed
