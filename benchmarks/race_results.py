@@ -22,7 +22,8 @@ from race_rules import (
     curve_of,
     read,
 )
-from scipy import stats
+
+from anneal.sweep import paired
 
 PAGE = HERE.parent / "docs/race.md"
 BEFORE, END = 6, 9  # of the validations of a training: the last before the decay, the last of all
@@ -50,11 +51,7 @@ def p_value(differences: Any) -> float:
 
 def holm(p_values: dict[Any, float]) -> dict[Any, float]:
     """The p-values, corrected for how many there are (Holm 1979)."""
-    corrected, highest = {}, 0.0
-    for i, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        highest = max(highest, min(1.0, (len(p_values) - i) * p_values[name]))
-        corrected[name] = highest
-    return corrected
+    return dict(zip(p_values, paired.holm([*p_values.values()]), strict=True))
 
 
 @dataclass
@@ -109,7 +106,8 @@ def standings(task: str) -> dict[str, Standing]:
     for s in found.values():
         each = s.test - reference
         s.difference = float(each.mean())
-        s.interval = float(stats.sem(each) * stats.t.ppf(0.975, len(each) - 1))
+        low, high = paired.interval(each)
+        s.interval = (high - low) / 2
         steps = [STEPS[task] / POINTS * reach(curve, goal) for curve in s.curves]
         s.steps = STEPS[task] if s.name == UNTUNED else float(np.median(steps))
     others = {n: p_value(s.test - reference) for n, s in found.items() if n != REFERENCE}

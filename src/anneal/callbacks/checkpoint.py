@@ -157,7 +157,7 @@ class Checkpoint(ModelCheckpoint):
 
 def _kept_step(trainer: Trainer) -> int | None:
     """Return the step of its schedule at which a run is if a checkpoint is to be kept of it."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    schedule = next((c.schedule for c in callbacks if isinstance(c, ScheduleCallback)), None)
-    kept: set[int] = getattr(schedule and schedule.inner, "kept_steps", set())
-    return schedule.steps if schedule and schedule.steps in kept else None
+    if (callback := ScheduleCallback.of(trainer)) is None:
+        return None
+    kept: set[int] = getattr(callback.schedule.inner, "kept_steps", set())
+    return callback.schedule.steps if callback.schedule.steps in kept else None

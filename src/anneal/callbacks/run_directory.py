@@ -61,10 +61,9 @@ class RunDirectory(Callback):
             # What the configuration leaves to the device.
             fused = trainer.optimizers[0].param_groups[0].get("fused")
             logger.add_config({"fused": bool(fused)})
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        schedule = next((c.schedule for c in callbacks if isinstance(c, ScheduleCallback)), None)
-        if schedule and self.path.is_dir() and trainer.is_global_zero:
-            rows = schedule.groups()
+        callback = ScheduleCallback.of(trainer)
+        if callback and self.path.is_dir() and trainer.is_global_zero:
+            rows = callback.schedule.groups()
             write_csv(self.path / "groups.csv", [rows[0], *(row.values() for row in rows)])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

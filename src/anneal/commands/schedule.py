@@ -73,23 +73,19 @@ def preview(
     configured: Any = model.configure_optimizers()
     try:
         schedule: RunSchedule = configured["lr_scheduler"]["scheduler"]
-        callback = next(c for c in trainer.callbacks if isinstance(c, ScheduleCallback))  # type: ignore[attr-defined]
-    except (TypeError, KeyError, StopIteration) as e:
+    except (TypeError, KeyError):
+        callback = None
+    else:
+        callback = ScheduleCallback.of(trainer)
+    if callback is None:
         raise UserError(
             f"{type(model).__name__} does not hand its optimizer and schedule to "
             "anneal.configure_optimizers: there is nothing to preview"
-        ) from e
+        )
     callback.on_train_start(trainer, model)
     if (total := schedule.total_steps) is None:
         raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-    values: list[float] = []
-    validated: list[int] = []
-    if schedule.is_plateau and metric_from:
-        places = [Path(metric_from), Path(trainer.default_root_dir, metric_from)]
-        path = next((p for p in places if p.exists()), places[0])
-        values = read_metric(path, schedule.schedule.monitor)
-        after = validations(trainer, schedule.steps_per_epoch)
-        validated = list(itertools.takewhile(lambda steps: steps <= total, after))
+    validated, values = _seen_by_plateau(trainer, schedule, total, metric_from)
     lrs, momentum = step(schedule, validated, values)
     return Preview(
         lrs,
@@ -101,6 +97,19 @@ def preview(
         f"{schedule.steps_per_epoch:,} steps an epoch ({origin}), {schedule.total_steps:,} steps",
         _about_plateau(schedule, metric_from, len(values), len(validated)) + _about_kept(schedule),
     )
+
+
+def _seen_by_plateau(
+    trainer: Trainer, schedule: RunSchedule, total: int, metric_from: str | None
+) -> tuple[list[int], list[float]]:
+    """Return after which steps a plateau looks at its metric, and what it sees; else nothing."""
+    if not (schedule.is_plateau and metric_from):
+        return [], []
+    places = [Path(metric_from), Path(trainer.default_root_dir, metric_from)]
+    path = next((p for p in places if p.exists()), places[0])
+    values = read_metric(path, schedule.schedule.monitor)
+    after = validations(trainer, schedule.steps_per_epoch)
+    return list(itertools.takewhile(lambda steps: steps <= total, after)), values
 
 
 def count_batches(

@@ -28,6 +28,12 @@ class ScheduleCallback(Callback):
         self._resumed: tuple[StochasticWeightAveraging, list[float]] | None = None
 
     @classmethod
+    def of(cls, trainer: Trainer) -> "ScheduleCallback | None":
+        """Return the one among a trainer's callbacks; a module of other schedules has none."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return next((c for c in callbacks if isinstance(c, cls)), None)
+
+    @classmethod
     def attach(cls, trainer: Trainer, schedule: RunSchedule) -> None:
         """Put one of these before a trainer's callbacks, in the place of an earlier one."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]

@@ -76,13 +76,9 @@ def configure_optimizers(
     built = build_optimizers(optimizer or AdamW, groups, may_fuse(module.trainer))
     factor = batch_factor(module.trainer, built, lr_batch_size) if lr_batch_size else 1.0
     schedule = schedule or Schedule()
-    for group in built.param_groups:
-        if "lr" not in group and schedule != Schedule():
-            rank_zero_warn(f"{type(built).__name__} has no lr: the schedule has no effect")
-        group.setdefault("lr", 1.0)
-        group["lr"] *= factor * group.pop("lr_factor", 1.0)
-        if not math.isfinite(group["lr"]):
-            raise UserError(f"optimizer: lr={group['lr']} is no learning rate")
+    if schedule != Schedule() and any("lr" not in group for group in built.param_groups):
+        rank_zero_warn(f"{type(built).__name__} has no lr: the schedule has no effect")
+    _scale_rates(built, factor)
     if lr_batch_size or any({"lr", "lr_factor"} & group.keys() for group in groups):
         schedule.check_follows_optimizer()
     run_schedule = RunSchedule(built, schedule)
@@ -92,6 +88,14 @@ def configure_optimizers(
         "optimizer": built,
         "lr_scheduler": {"scheduler": run_schedule, "interval": "step", "name": "lr"},
     }
+
+
+def _scale_rates(optimizer: Optimizer, factor: float) -> None:
+    """Scale each group's learning rate, by its own factor too; one without a rate has 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("lr", 1.0) * factor * group.pop("lr_factor", 1.0)
+        if not math.isfinite(group["lr"]):
+            raise UserError(f"optimizer: lr={group['lr']} is no learning rate")
 
 
 def batch_factor(trainer: Trainer, optimizer: Optimizer, lr_batch_size: int) -> float:

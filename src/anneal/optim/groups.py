@@ -178,14 +178,7 @@ def parameter_groups(
         spots.setdefault(p, []).append(place)
     if not spots:
         raise UserError(f"{type(module).__name__} has no parameter to train")
-    in_head = set(head.parameters()) if head and body_lr_factor != 1 else set()
-    shorts: list[_Short] = []
-    if in_head:
-        body = {"lr_factor": body_lr_factor}
-        shorts += [_Short(lambda p, _: p not in in_head, body, "body", "head")]
-    if not (decay_norm and decay_bias):
-        exempt = _exempt(decay_norm, decay_bias)
-        shorts += [_Short(exempt, {"weight_decay": 0.0}, "no_decay", "decay")]
+    shorts = _shorts(decay_norm, decay_bias, head, body_lr_factor)
     groups: dict[tuple[int, str, tuple[int, ...]], dict[str, Any]] = {}
     applied: list[Rule | _Short] = [*rules, *shorts]
     for p, at in spots.items():
@@ -221,13 +214,24 @@ def parameter_groups(
     return named
 
 
-def _exempt(decay_norm: bool, decay_bias: bool) -> Callable[[nn.Parameter, Place], bool]:
-    def exempt(p: nn.Parameter, place: Place) -> bool:
+def _shorts(
+    decay_norm: bool, decay_bias: bool, head: nn.Module | None, body_lr_factor: float
+) -> list[_Short]:
+    """Return the rules that these arguments stand for."""
+
+    def is_exempt(p: nn.Parameter, place: Place) -> bool:
         if isinstance(place.layer, NORMS):
             return not decay_norm
         return not decay_bias and place.name.endswith("bias")
 
-    return exempt
+    found = []
+    in_head = set(head.parameters()) if head and body_lr_factor != 1 else set()
+    if in_head:
+        body = {"lr_factor": body_lr_factor}
+        found += [_Short(lambda p, _: p not in in_head, body, "body", "head")]
+    if not (decay_norm and decay_bias):
+        found += [_Short(is_exempt, {"weight_decay": 0.0}, "no_decay", "decay")]
+    return found
 
 
 def _named(group: dict[str, Any], groups: int) -> dict[str, Any]:

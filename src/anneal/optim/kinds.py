@@ -38,7 +38,8 @@ def adapt(module: LightningModule, optimizer: Optimizer) -> None:
     vars(module).pop("backward", None)
     for part in own:
         _flatten(part)
-        part.register_step_pre_hook(partial(_closure, module.trainer, len(own) > 1))
+        first = needs(part, "needs_gradient")
+        part.register_step_pre_hook(partial(_closure, module.trainer, len(own) > 1, first))
         if needs(part, "needs_graph"):
             if module.trainer.world_size > 1 or module.trainer.precision == "16-mixed":
                 raise UserError(
@@ -69,11 +70,16 @@ def _backward(backward: Any, module: LightningModule, loss: Tensor, *args: Any) 
 
 
 def _closure(
-    trainer: Any, is_part: bool, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
+    trainer: Any,
+    is_part: bool,
+    first: bool,
+    optimizer: Optimizer,
+    args: Any,
+    kwargs: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
-    """Call a step's closure before it if it needs a gradient; refuse two calls where wrong."""
+    """Call a step's closure `first` if it needs a gradient; refuse two calls where wrong."""
     closure = kwargs.get("closure") or (args[1:] and args[1])
-    first, called = needs(optimizer, "needs_gradient"), False
+    called = False
     reason = f"{type(optimizer).__name__} computes the loss several times a step"
     if first and not closure:
         raise UserError(f"{reason}: not with --trainer.precision={trainer.precision}")
