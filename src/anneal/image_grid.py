@@ -3,11 +3,13 @@
 import math
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
+from matplotlib.textpath import TextPath
 from torch import Tensor
 
 CELL = 1.5  # inches
@@ -37,8 +39,20 @@ def plot_image_grid(
         box = (middle - w / 2, middle + w / 2, bottom, bottom - h)
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=box)
         above = bottom - h - 0.02
-        axes.text(middle, above, caption, ha="center", va="bottom", fontsize=fontsize)
+        lines = "\n".join(fitted(line, 0.95 * CELL, fontsize) for line in caption.split("\n"))
+        axes.text(middle, above, lines, ha="center", va="bottom", fontsize=fontsize)
     return figure
+
+
+@cache
+def fitted(name: str, width: float, fontsize: float) -> str:
+    """Return a name as `legible` has it, without its middle if it is wider than so many inches."""
+    whole = name.replace(r"\$", "$")
+    kept = len(whole)
+    while kept > 1 and TextPath((0, 0), name, fontsize).get_extents().width / 72 > width:
+        kept -= 1
+        name = f"{whole[: kept - kept // 2]}…{whole[len(whole) - kept // 2 :]}".replace("$", r"\$")
+    return name
 
 
 def legible(names: Sequence[str]) -> list[str]:

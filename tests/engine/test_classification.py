@@ -222,7 +222,7 @@ def test_a_checkpoint_holds_plain_values_and_the_names_of_the_classes(trained: P
 
 def test_a_checkpoint_of_other_classes_is_refused(trained: Path) -> None:
     data = Named("cat", "dog", "Eule")
-    match = "class 2 is 'owl' in the checkpoint and 'Eule' in the data"
+    match = "number 2 is 'owl' in the checkpoint and 'Eule' in the data"
     for run in (Trainer(**QUIET).fit, Trainer(**QUIET).test):
         with pytest.raises(UserError, match=match):
             run(Fixed(3), data, ckpt_path=trained)
@@ -238,8 +238,10 @@ def test_the_names_of_a_checkpoint_survive_data_without_names(trained: Path) -> 
 
 def test_a_classifier_has_two_classes_or_more() -> None:
     assert Fixed(2).num_classes == 2
-    with pytest.raises(UserError, match="a classifier needs at least 2 classes, not 1"):
-        Fixed(1)
+    with pytest.raises(UserError, match=r"model.num_classes=0: must be at least 1"):
+        Fixed(0)
+    with pytest.raises(UserError, match="classification needs at least 2 classes, not 1"):
+        Trainer(**QUIET).fit(Fixed(None), Named("cat"))
 
 
 def test_what_was_counted_within_an_epoch_is_saved_and_counted_on() -> None:

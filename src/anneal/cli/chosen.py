@@ -15,7 +15,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from anneal.callbacks.checkpoint import Checkpoint
-from anneal.classification import is_plain
 from anneal.cli.failures import describe_failure
 from anneal.cli.files import Tree
 from anneal.cli.schema import default_of, parameters, resolve
@@ -23,6 +22,7 @@ from anneal.errors import UserError
 from anneal.loggers.wandb import WandbLogger
 from anneal.runs.metrics import direction
 from anneal.system import SITE_PACKAGES
+from anneal.tasks.module import is_plain
 
 FOLDERS = ("run_dir", "save_dir")  # of a logger; "": the run's folder
 # Where a class is still being set up; what it raises later is a bug of its own.

@@ -19,7 +19,6 @@ from anneal.callbacks.failure_recorder import FailureRecorder
 from anneal.callbacks.graceful_shutdown import GracefulShutdown
 from anneal.callbacks.run_directory import RunDirectory
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
-from anneal.callbacks.test_report import TestReport
 from anneal.cli.chosen import REPLACED, build_object, put_in_place
 from anneal.cli.parser import DEFAULT_CALLBACKS
 from anneal.cli.trainer import PREVIEW_COMMANDS, as_list, preview_trainer, start
@@ -30,6 +29,7 @@ from anneal.loggers.wandb import WandbLogger
 from anneal.progress import Clock
 from anneal.runs.ended import is_tested, stopped_early, why_told
 from anneal.runs.resume import Differences, differences, nothing_left
+from anneal.tasks.test_report import TestReport
 
 
 @dataclass(eq=False)
@@ -162,9 +162,8 @@ class Run:
         if quick or not trainer.is_global_zero:
             return
         lines: list[tuple[str, str]] = []
-        monitor = "val/acc"
+        monitor = str(getattr(checkpoint, "monitor", None) or "val/acc")
         if isinstance(checkpoint, Checkpoint) and checkpoint.best_model_score is not None:
-            monitor = str(checkpoint.monitor)
             best, name = float(checkpoint.best_model_score), Path(checkpoint.best_model_path).name
             lines.append((f"best {monitor}", f"{best:.4f}   {name}"))
         tested = f"test/{monitor.removeprefix('val/')}"
