@@ -6,12 +6,12 @@ from typing import Literal
 from anneal.cli.run import Run
 from anneal.commands.export import export as write_export
 from anneal.commands.lr_find import report, search
-from anneal.commands.predict import Predictions, check_predicts, save_predictions
+from anneal.commands.predict import ExportedModel, Predictions, check_predicts, save_predictions
 from anneal.commands.replay import repeat
 from anneal.commands.schedule import preview
 from anneal.errors import UserError
 from anneal.lightning_internals import set_logged_step
-from anneal.runs.exported import ENDINGS, ExportedClassifier, is_exported, read
+from anneal.runs.exported import ENDINGS, is_exported, read
 from anneal.runs.folder import next_free_path
 
 
@@ -45,28 +45,29 @@ def predict(run: Run, return_predictions: bool | None = None) -> None:
     assert run.ckpt_path is not None
     model, path = run.model, run.ckpt_path
     if is_exported(path):
-        top_k: int = run.model.top_k  # type: ignore[assignment]
-        model, path = ExportedClassifier(read(path), top_k), None  # type: ignore[assignment]
+        model, path = ExportedModel(read(path), run.model), None  # type: ignore[assignment]
     seen = Predictions(run.model)
     run.trainer.callbacks.append(seen)  # type: ignore[attr-defined]
     try:
         run.trainer.predict(model, run.data, None, False, path, weights_only=True)
     except BaseException:
         if seen.batches:  # it was interrupted, or a later file ended it
-            save_predictions(run.folder, seen, model, run.data)
+            save_predictions(run.folder, seen, model, run.trainer, run.data)
         raise
-    save_predictions(run.folder, seen, model, run.data)
+    save_predictions(run.folder, seen, model, run.trainer, run.data)
 
 
 def export(
     run: Run, format: Literal["onnx", "torch_export"] = "onnx", output: Path | None = None
 ) -> None:
-    """Write a checkpoint's classifier to a file of ONNX or torch.export, and check it.
+    """Write a checkpoint's network to a file of ONNX or torch.export, and check it.
 
-    The file makes probabilities of plain pixels and holds the class names. It takes uint8 pixels,
-    (batch, C, H, W) from 0 to 255, with any number of images in a batch. H and W are those that the
-    data module validates with: of photos, the square that is cut from the resized image. All that
-    comes after is in the file. It computes in float32.
+    Of a model with a task, the file makes probabilities, or values in the targets' units, of plain
+    pixels, and holds their names. It takes uint8 pixels, (batch, C, H, W) from 0 to 255, with any
+    number of images in a batch. H and W are those that the data module validates with: of photos,
+    the square that is cut from the resized image. All that comes after is in the file. Of any other
+    module, the file computes `forward`, of what `example_input_array` or the data's batches are
+    like. It computes in float32.
 
     Args:
         format: `onnx`, for ONNX Runtime and others, or `torch_export`, for torch.export.load.

@@ -31,7 +31,7 @@ RUN_COMMANDS = {
     "validate": "Evaluate a checkpoint on the validation data.",
     "test": "Evaluate a checkpoint on the test data, with figures of its mistakes.",
     "predict": "Write what a checkpoint predicts, for test data or your own files, to a CSV file.",
-    "export": "Write a checkpoint's classifier to a file of ONNX or torch.export, and check it.",
+    "export": "Write a checkpoint's network to a file of ONNX or torch.export, and check it.",
     "schedule": "Show the learning rate of every step before a run, without its data.",
     "lr_find": "Raise the learning rate step by step, and suggest the one to start with.",
     "replay": "Repeat the step that a run failed in: at which layer, tensor and sample.",

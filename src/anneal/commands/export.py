@@ -1,4 +1,4 @@
-"""Export of a classifier: one file with all that it needs, whose results are checked."""
+"""Export a network: one file with all that it needs, whose results are checked."""
 
 import json
 import re
@@ -16,12 +16,12 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
 from anneal.errors import UserError, first_line
-from anneal.runs.exported import ENDINGS, INPUT, OUTPUT, Exported, read, seal_onnx
+from anneal.runs.exported import ENDINGS, Exported, read, seal_onnx
 from anneal.runs.folder import read_checkpoint, run_of
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # by torch.onnx.export, and to run the result
 BATCHES = (1, 2, 7)
-TOLERANCE = 1e-4  # of a probability
+TOLERANCE = 1e-4  # of a probability; of values, as a share of how far they lie apart
 TIMED = 20
 COUNTS = "it computes something else for each number of images"
 REASONS = {  # what torch's messages mean
@@ -32,17 +32,24 @@ REASONS = {  # what torch's messages mean
 }
 
 
-class Probabilities(nn.Module):
-    """The computation of an exported file."""
+class Computation(nn.Module):
+    """The computation of an exported file: what is predicted, or `forward` without a task."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return probabilities (N, classes) float32 of pixels (N, C, H, W) uint8."""
-        probabilities: Tensor = self.model.predict_logits(pixels).float().softmax(1)
-        return probabilities
+    def forward(self, batch: Tensor) -> Any:
+        """Return probabilities or values, (N, outputs) float32, of pixels (N, C, H, W) uint8."""
+        if not hasattr(self.model, "task"):
+            return self.model(batch)
+        return self.model.task.activate(self.model.predict_logits(batch).float())
+
+    def tolerance(self, outputs: Tensor) -> Tensor:
+        """Return the least difference that is too much: of values, by how far they lie apart."""
+        if (task := getattr(self.model, "task", None)) is None:
+            return TOLERANCE * outputs.abs().max()
+        return TOLERANCE * getattr(task, "std", torch.ones(()))
 
 
 def export(
@@ -53,23 +60,21 @@ def export(
     Returns lines to print: the file, its size, how exact and how fast it is. Raises UserError if it
     can't be exported or written, or differs from the model.
     """
-    if not (hasattr(model, "predict_logits") and hasattr(model, "class_names")):
-        raise UserError(f"export is for classifiers, and {type(model).__name__} is none")
-    shape = _shape(datamodule)
     _check(form, path)
     stored = read_checkpoint(checkpoint)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
-    network = Probabilities(model).to(memory_format=torch.contiguous_format).eval()
-    about = _about(model, datamodule, checkpoint, stored)
+    example = _example(model, datamodule)
+    network = Computation(model).to(memory_format=torch.contiguous_format).eval()
+    about = _about(model, datamodule, checkpoint, stored, example)
     unfinished = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        exported, difference = _write(form, network, shape, about, unfinished)
-        if not difference < TOLERANCE:
+        exported, difference, excess = _write(form, network, example, about, unfinished)
+        if not excess < 1:
             raise UserError(
-                f"what is exported as {form} differs from the model by up to {difference:.2g} in a "
-                f"probability, more than {TOLERANCE:g}: nothing is written",
+                f"what is exported as {form} differs from the model by up to {difference:.2g}, "
+                f"{excess:.2g} times what is tolerated: nothing is written",
                 status=1,
             )
         unfinished.replace(path)
@@ -83,20 +88,23 @@ def export(
         f"{path}\n"
         f"size         {path.stat().st_size / 1e6:.2f} MB\n"
         f"difference   {difference:.1g} at most from the model, in batches of {batches}\n"
-        f"latency      {1000 * _seconds(exported, shape):.2f} ms for one picture on this CPU, the "
+        f"latency      {1000 * _seconds(exported, example):.2f} ms for one sample on this CPU, the "
         f"median of {TIMED}"
     )
 
 
-def _shape(datamodule: LightningDataModule) -> tuple[int, ...]:
-    """Return the shape of one image, channels first."""
+def _example(model: Any, datamodule: LightningDataModule) -> Tensor:
+    """Return a batch of what the network takes: of a model with a task, noise for images."""
     shape: tuple[int, ...] | None = getattr(datamodule, "image_shape", None)
-    if shape is None:
-        raise UserError(
-            f"export needs to know the pictures: give {type(datamodule).__name__} an image_shape, "
-            "such as (3, 224, 224)"
-        )
-    return shape
+    if hasattr(model, "task") and shape:
+        return _pixels(max(BATCHES), shape)
+    example = model.example_input_array
+    if example is None:
+        datamodule.prepare_data()
+        datamodule.setup("validate")
+        example = next(iter(datamodule.val_dataloader()))
+    batch: Tensor = example[0] if isinstance(example, tuple | list) else example
+    return batch[torch.arange(max(BATCHES)) % len(batch)]
 
 
 def _check(form: str, path: Path) -> None:
@@ -109,37 +117,50 @@ def _check(form: str, path: Path) -> None:
 
 
 def _about(
-    model: Any, datamodule: LightningDataModule, checkpoint: Path, stored: dict[str, Any]
+    model: Any,
+    datamodule: LightningDataModule,
+    checkpoint: Path,
+    stored: dict[str, Any],
+    example: Tensor,
 ) -> dict[str, str]:
     """Return the description that the file carries, by `exported.KEYS`."""
-    shape = _shape(datamodule)
-    return {
-        "class_names": json.dumps(model.class_names or [str(i) for i in range(model.num_classes)]),
+    shape = list(example.shape[1:])
+    about = {
         "shape": json.dumps(shape),
-        "input": f"{INPUT}: uint8 (batch, {', '.join(map(str, shape))}), 0 to 255; "
-        + getattr(datamodule, "input_description", ""),
-        "output": f"{OUTPUT}: float32 (batch, classes)",
+        "dtype": str(example.dtype),
+        "input": f"input: {example.dtype} (batch, {', '.join(map(str, shape))})",
+        "output": "output: what forward returns",
         "run": (run_of(checkpoint) or checkpoint).resolve().name,
         "checkpoint": checkpoint.name,
         "config": stored.get("config", ""),
     }
+    if not hasattr(model, "task"):
+        return about
+    wanted, task = getattr(datamodule, "input_description", ""), model.task
+    return about | {
+        "class_names": json.dumps(model.class_names or [str(i) for i in range(model.num_classes)]),
+        "task": task.name,
+        "task_state": json.dumps({name: value.tolist() for name, value in task.state().items()}),
+        "input": f"pixels: uint8 (batch, {', '.join(map(str, shape))}), 0 to 255; {wanted}",
+        "output": f"{task.predicted}: float32 (batch, {task.things})",
+    }
 
 
 def _write(
-    form: str, network: nn.Module, shape: tuple[int, ...], about: dict[str, str], path: Path
-) -> tuple[Exported, float]:
+    form: str, network: Computation, example: Tensor, about: dict[str, str], path: Path
+) -> tuple[Exported, float, float]:
     """Write the file; return what is read from it, and how far it is from the network at most."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own, of each torch release others
-            _WRITERS[form](network, _pixels(2, shape), about, path)
+            _WRITERS[form](network, example[:2], about, path)
             exported = read(path)
-            differences = [_difference(network, exported, _pixels(n, shape)) for n in BATCHES]
+            found = torch.tensor([_difference(network, exported, example[:n]) for n in BATCHES])
     except OSError:
         raise
     except Exception as e:  # what torch and onnxscript raise is of a dozen types
         raise _no_export(form, e) from e
-    return exported, float(torch.tensor(differences).max())  # NaN if one is
+    return exported, *found.amax(0).tolist()  # NaN if one is
 
 
 def _no_export(form: str, error: BaseException) -> UserError:
@@ -158,13 +179,13 @@ def _no_export(form: str, error: BaseException) -> UserError:
     return UserError(f"{releases} can't make {form} of this network: {reason}", status=1)
 
 
-def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:
+def _write_onnx(network: nn.Module, batch: Tensor, about: dict[str, str], path: Path) -> None:
     program = torch.onnx.export(
         network,
-        (pixels,),
+        (batch,),
         dynamo=True,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
+        input_names=[about["input"].partition(":")[0]],
+        output_names=[about["output"].partition(":")[0]],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
@@ -174,10 +195,10 @@ def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path:
     seal_onnx(path)
 
 
-def _write_torch(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:
+def _write_torch(network: nn.Module, batch: Tensor, about: dict[str, str], path: Path) -> None:
     # Not strict: what torch 2.6 writes strictly it can't read, where a layer stands in a list.
     shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(network, (pixels,), dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(network, (batch,), dynamic_shapes=shapes, strict=False)
     torch.export.save(program, path, extra_files=dict(about))
 
 
@@ -191,15 +212,18 @@ def _pixels(n: int, shape: tuple[int, ...]) -> Tensor:
     return (256 * noise * torch.rand(n, 1, 1, 1, generator=generator)).to(torch.uint8)
 
 
-def _difference(network: nn.Module, exported: Exported, pixels: Tensor) -> float:
-    return float((network(pixels) - exported(pixels)).abs().max())
+def _difference(network: Computation, exported: Exported, batch: Tensor) -> tuple[float, float]:
+    """Return the greatest difference, as it is and in what is tolerated."""
+    outputs = network(batch)
+    difference = (outputs - exported(batch)).abs()
+    return float(difference.max()), float((difference / network.tolerance(outputs)).max())
 
 
-def _seconds(exported: Exported, shape: tuple[int, ...]) -> float:
-    """Return the median time of one image, after the first few."""
-    pixels, seconds = _pixels(1, shape), []
+def _seconds(exported: Exported, example: Tensor) -> float:
+    """Return the median time of one sample, after the first few."""
+    seconds = []
     for _ in range(3 + TIMED):
         start = time.perf_counter()
-        exported(pixels)
+        exported(example[:1])
         seconds.append(time.perf_counter() - start)
     return median(seconds[3:])
