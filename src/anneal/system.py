@@ -4,6 +4,7 @@ import csv
 import ctypes
 import errno
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -124,3 +125,12 @@ def code_version() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):  # no git, no repository, no commit yet
         return {"commit": None, "dirty": None}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is one that JSON, and so a configuration, can hold."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -21,8 +21,7 @@ from anneal.cli.schema import default_of, parameters, resolve
 from anneal.errors import UserError
 from anneal.loggers.wandb import WandbLogger
 from anneal.runs.metrics import direction
-from anneal.system import SITE_PACKAGES
-from anneal.tasks.module import is_plain
+from anneal.system import SITE_PACKAGES, is_plain
 
 FOLDERS = ("run_dir", "save_dir")  # of a logger; "": the run's folder
 # Where a class is still being set up; what it raises later is a bug of its own.

@@ -14,7 +14,7 @@ from anneal.cli.words import Words
 from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
 from anneal.runs.lock import released
-from anneal.tasks.module import is_plain
+from anneal.system import is_plain
 
 
 @released()

@@ -1,7 +1,7 @@
 """The three tasks: loss, metrics, and predictions as a table and in words."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,15 +18,16 @@ Weights = Literal["balanced"] | list[float] | None
 
 
 class Task(nn.Module):
-    """What outputs (N, K) of a network mean; the base of the three tasks.
+    """What the outputs (N, K) of a network mean; the base of the three tasks.
 
     Attributes:
         name: The task in configurations and checkpoints.
         things: What the outputs are of, at `least` so many.
         monitor: The metric that decides which checkpoint is the best.
         predicted: What `activate` returns.
+        form: How a number of it is written.
         takes_logits: Whether metrics are given the outputs as they are.
-        options: Arguments of the model that are for this task.
+        options: Arguments of the model that are for this task, that of `weights` first.
         saved: Attributes that a checkpoint holds.
         chooser: What a validation is to measure for `choose`.
     """
@@ -36,13 +37,43 @@ class Task(nn.Module):
     monitor: ClassVar[str]
     least: ClassVar[int] = 2
     predicted: ClassVar[str] = "probabilities"
+    form: ClassVar[str] = ".6f"
     takes_logits: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ()
     saved: ClassVar[tuple[str, ...]] = ()
-    chooser: Metric | None = None
+    weights: Weights = None  # of the training loss, as asked for
+    weight: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", None, persistent=False)
+        self.chooser: Metric | None = None
 
     def prepare(self, targets: Tensor | None, names: Sequence[str]) -> None:
-        """Take what a training needs from the targets of its whole split, if they are known."""
+        """Take what a training needs from the targets of its whole split, if they are known.
+
+        Raises:
+            UserError: The weights that are asked for make no sense.
+        """
+        asked = self.weights
+        if not asked:
+            return
+        option = f"model.{self.options[0]}={asked}"
+        if asked == "balanced":
+            if targets is None:
+                raise UserError(f"{option}: the data has no train_targets to count")
+            self.weight = self.balanced(targets, len(names)).float()
+            for name, weight in zip(names, self.weight.tolist(), strict=True):
+                if not 0 < weight < torch.inf:
+                    raise UserError(f"{option}: none or all of the training data is {name!r}")
+        elif len(asked) != len(names) or min(asked) < 0 or max(asked) == 0:
+            raise UserError(f"{option}: give {len(names)} numbers, none below 0, or balanced")
+        else:
+            self.weight = torch.tensor(asked, dtype=torch.float32)
+
+    @abstractmethod
+    def balanced(self, targets: Tensor, n: int) -> Tensor:
+        """Return the weights of `n` outputs that follow from how often each is in the targets."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
@@ -51,10 +82,6 @@ class Task(nn.Module):
     def train_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a training batch, weighted and smoothed as the options say."""
         return self.loss(outputs, target).mean()
-
-    def hits(self, outputs: Tensor, target: Tensor) -> Tensor | None:
-        """Return which samples are right, (N,), for `train/acc`; None: it makes no sense."""
-        return None
 
     @abstractmethod
     def activate(self, outputs: Tensor) -> Tensor:
@@ -66,7 +93,14 @@ class Task(nn.Module):
 
     def found(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return `preds` and `target` of each sample, and what else the figures of a test need."""
-        return {"preds": self.activate(outputs), "target": _fitting(self.name, outputs, target)}
+        return {"preds": self.activate(outputs), "target": self.fitting(outputs, target)}
+
+    def fitting(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return numbers for each output in the outputs' shape and type."""
+        if target.numel() != outputs.numel():
+            shapes = f"targets are {list(target.shape)}, outputs {list(outputs.shape)}"
+            raise UserError(f"{self.name} needs a number for each output: {shapes}")
+        return target.reshape(outputs.shape).to(outputs.dtype)
 
     def choose(self) -> None:
         """Decide what is left to the validations of a training."""
@@ -77,43 +111,37 @@ class Task(nn.Module):
 
     def row(self, values: Tensor, names: Sequence[str], k: int) -> list[str]:
         """Return the line of a sample in that table, from its predictions, (K,)."""
-        return [f"{value:.6f}" for value in values.tolist()]
+        return [f"{value:{self.form}}" for value in values.tolist()]
 
     @abstractmethod
     def words(self, values: Tensor, names: Sequence[str]) -> list[str]:
         """Return what a prediction or target of one sample says, for a line or two."""
 
-    def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds."""
-        return {name: getattr(self, name).cpu() for name in self.saved}
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds, as plain values."""
+        return {name: getattr(self, name).tolist() for name in self.saved}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
         for name, value in state.items():
-            setattr(self, name, torch.as_tensor(value).to(getattr(self, name).device))
+            setattr(self, name, torch.tensor(value, device=getattr(self, name).device))
 
 
 class Classification(Task):
     """One class for each sample: labels (N,) int64, in training also shares of classes (N, K)."""
 
     name, things, monitor = "classification", "classes", "val/acc"
-    takes_logits = True  # of large ones the probabilities are the same
     options = ("class_weight", "label_smoothing")
-    weight: Tensor | None
+    takes_logits = True  # of large ones the probabilities are the same
 
     def __init__(self, class_weight: Weights = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= label_smoothing <= 1:
             raise UserError(f"model.label_smoothing={label_smoothing}: must lie between 0 and 1")
-        self.class_weight = class_weight
-        self.label_smoothing = label_smoothing
-        self.register_buffer("weight", None, persistent=False)
+        self.weights, self.label_smoothing = class_weight, label_smoothing
 
-    def prepare(self, targets: Tensor | None, names: Sequence[str]) -> None:
-        def balanced(labels: Tensor) -> Tensor:  # scikit-learn's formula
-            return len(labels) / (len(names) * labels.bincount(minlength=len(names)))
-
-        self.weight = _weights("class_weight", self.class_weight, targets, names, balanced)
+    def balanced(self, targets: Tensor, n: int) -> Tensor:  # as scikit-learn has it
+        return len(targets) / (n * targets.bincount(minlength=n))
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(outputs, target, reduction="none")
@@ -121,9 +149,6 @@ class Classification(Task):
     def train_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         smooth = self.label_smoothing
         return F.cross_entropy(outputs, target, self.weight, label_smoothing=smooth)
-
-    def hits(self, outputs: Tensor, target: Tensor) -> Tensor:
-        return outputs.argmax(1) == (target if target.ndim == 1 else target.argmax(1))
 
     def activate(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(1)
@@ -145,11 +170,11 @@ class Classification(Task):
 
     def row(self, values: Tensor, names: Sequence[str], k: int) -> list[str]:
         top = values.topk(min(k, len(values)))
-        ranked = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        return [cell for i, p in ranked for cell in (names[i], f"{p:.6f}")]
+        ranked = zip(top.indices.tolist(), super().row(top.values, names, k), strict=True)
+        return [cell for i, p in ranked for cell in (names[i], p)]
 
     def words(self, values: Tensor, names: Sequence[str]) -> list[str]:
-        if values.ndim:  # probabilities, of which a label has none
+        if values.ndim:  # probabilities, which a label has not
             return [names[int(values.argmax())], f"{float(values.max()):.0%}"]
         return [names[int(values)]]
 
@@ -163,30 +188,22 @@ class MultiLabel(Task):
 
     name, things, monitor = "multilabel", "labels", "val/map"
     options, saved = ("pos_weight",), ("thresholds",)
-    weight: Tensor | None
 
     def __init__(self, pos_weight: Weights = None) -> None:
         super().__init__()
-        self.pos_weight = pos_weight
-        self.register_buffer("weight", None, persistent=False)
+        self.weights = pos_weight
         self.thresholds = torch.tensor(0.5)  # no buffer, which an EMA would average
 
-    def prepare(self, targets: Tensor | None, names: Sequence[str]) -> None:
-        def balanced(labels: Tensor) -> Tensor:  # torch's, of BCEWithLogitsLoss
-            return (len(labels) - labels.sum(0)) / labels.sum(0)
-
-        self.weight = _weights("pos_weight", self.pos_weight, targets, names, balanced)
+    def balanced(self, targets: Tensor, n: int) -> Tensor:  # as torch's BCEWithLogitsLoss has it
+        return (len(targets) - targets.sum(0)) / targets.sum(0)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        target = _fitting(self.name, outputs, target)
+        target = self.fitting(outputs, target)
         return F.binary_cross_entropy_with_logits(outputs, target, reduction="none").mean(1)
 
     def train_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        target = _fitting(self.name, outputs, target)
+        target = self.fitting(outputs, target)
         return F.binary_cross_entropy_with_logits(outputs, target, pos_weight=self.weight)
-
-    def hits(self, outputs: Tensor, target: Tensor) -> Tensor:
-        return ((outputs > 0) == (target > 0.5)).all(1)
 
     def activate(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid()
@@ -227,7 +244,7 @@ class Regression(Task):
     """
 
     name, things, monitor = "regression", "targets", "val/loss"
-    least, predicted, saved = 1, "values", ("mean", "std")
+    least, predicted, form, saved = 1, "values", ".7g", ("mean", "std")
     mean: Tensor
     std: Tensor
 
@@ -247,8 +264,7 @@ class Regression(Task):
         return (values - self.mean) / self.std
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        target = self.standardise(_fitting(self.name, outputs, target))
-        return (outputs - target).square().mean(1)
+        return (outputs - self.standardise(self.fitting(outputs, target))).square().mean(1)
 
     def activate(self, outputs: Tensor) -> Tensor:
         return outputs * self.std + self.mean
@@ -256,9 +272,6 @@ class Regression(Task):
     def metrics(self, n: int) -> Metrics:
         r2 = StandardisedR2(self.standardise)
         return {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False), "r2": r2}
-
-    def row(self, values: Tensor, names: Sequence[str], k: int) -> list[str]:
-        return [f"{value:.7g}" for value in values.tolist()]
 
     def words(self, values: Tensor, names: Sequence[str]) -> list[str]:
         named = zip(names, values.tolist(), strict=True)
@@ -280,39 +293,3 @@ class StandardisedR2(R2Score):
 
 
 TASKS: dict[str, type[Task]] = {t.name: t for t in (Classification, MultiLabel, Regression)}
-
-
-def _fitting(task: str, outputs: Tensor, target: Tensor) -> Tensor:
-    """Return targets in the shape and type of the outputs."""
-    if target.numel() != outputs.numel():
-        raise UserError(
-            f"{task} needs a number for each output: targets are of shape {list(target.shape)}, "
-            f"outputs of {list(outputs.shape)}"
-        )
-    return target.reshape(outputs.shape).to(outputs.dtype)
-
-
-def _weights(
-    option: str,
-    value: Weights,
-    targets: Tensor | None,
-    names: Sequence[str],
-    balanced: Callable[[Tensor], Tensor],
-) -> Tensor | None:
-    """Return the weights that an option asks for; raise UserError if they make no sense."""
-    if value != "balanced":
-        if value and (len(value) != len(names) or min(value) < 0 or max(value) == 0):
-            raise UserError(
-                f"model.{option}={value}: give {len(names)} numbers, none below 0, or balanced"
-            )
-        return torch.tensor(value, dtype=torch.float32) if value else None
-    if targets is None:
-        raise UserError(f"model.{option}=balanced: the data has no train_targets to count")
-    weights = balanced(targets)
-    for name, weight in zip(names, weights.tolist(), strict=True):
-        if not 0 < weight < torch.inf:
-            raise UserError(
-                f"model.{option}=balanced: {name!r} is on none or all of the training samples; "
-                "give the weights as a list"
-            )
-    return weights.float()

@@ -1,9 +1,7 @@
 """Base of a model with one of the three tasks: names, exact counts and metrics, checkpoints."""
 
-import json
 from collections.abc import Sequence
 from itertools import zip_longest
-from traceback import extract_tb
 from typing import Any, Literal
 
 import torch
@@ -12,12 +10,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric, MetricCollection
 
-from anneal.errors import UserError, first_line, other_unicode
-from anneal.system import SITE_PACKAGES
+from anneal.errors import UserError, other_unicode
+from anneal.system import is_plain
 from anneal.tasks.kinds import TASKS, Classification, Metrics, Task, Weights
+from anneal.tasks.try_images import try_images
 
 Batch = tuple[Tensor, Tensor]
-LATE = 10**9  # an epoch in which images have their last size
 
 
 class TaskModule(LightningModule):
@@ -69,9 +67,9 @@ class TaskModule(LightningModule):
         # A subclass need not take them.
         unset = [name for name, value in {**self._options, "task": task}.items() if not value]
         self.save_hyperparameters(ignore=[*rich, *unset], logger=False)
-        self._known_task: str | None = None  # who says nothing means classification
-        self.task = self._new_task(Classification.name)
-        self._set_task(task, "model.task says")
+        self._known_task: str | None = None
+        self._set_task(task or Classification.name, "model.task says")
+        self._known_task = task
         self.num_classes = 0  # until it is known
         self.class_names: list[str] | None = None
         self.counts: dict[str, int] = {}
@@ -107,12 +105,13 @@ class TaskModule(LightningModule):
     # ---- what it may call
 
     def count_hits(self, outputs: Tensor, target: Tensor) -> None:
-        """Count a training batch for `train/acc`, which regression has not.
+        """Count a training batch for `train/acc`, which only classification has.
 
         By hand: a metric object costs as much as a small network's whole step.
         """
-        if (hits := self.task.hits(outputs.detach(), target)) is not None:
-            self._hits_and_seen[0] += hits.sum()
+        if isinstance(self.task, Classification):
+            hard = target if target.ndim == 1 else target.argmax(1)  # MixUp gives shares of classes
+            self._hits_and_seen[0] += (outputs.detach().argmax(1) == hard).sum()
             self._hits_and_seen[1] += len(target)
 
     # ---- what Lightning calls
@@ -150,7 +149,7 @@ class TaskModule(LightningModule):
     def on_fit_start(self) -> None:
         if not isinstance(self.net, FSDPModule):
             with self.trainer.precision_plugin.val_step_context():
-                self._try_images(self.trainer.datamodule)  # type: ignore[attr-defined]
+                try_images(self, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         # One process resumes what a checkpoint from within an epoch has counted.
@@ -244,13 +243,10 @@ class TaskModule(LightningModule):
             raise UserError(f"{owner} {name}: there are {', '.join(TASKS)}")
         if self._known_task not in (None, name):
             raise UserError(f"{owner} {name}, and the model is for {self._known_task}")
-        if name != self.task.name:
-            self.task = self._new_task(name)
-        self._known_task = name
-
-    def _new_task(self, name: str) -> Task:
         kind = TASKS[name]
-        return kind(**{option: self._options[option] for option in kind.options})
+        if type(getattr(self, "task", None)) is not kind:
+            self.task = kind(**{option: self._options[option] for option in kind.options})
+        self._known_task = name
 
     def _set_num_classes(self, n: int) -> None:
         if n < 1:
@@ -258,39 +254,14 @@ class TaskModule(LightningModule):
         self.num_classes = n
         self.hparams["num_classes"] = n
 
-    def _try_images(self, data: Any) -> None:
-        """Raise UserError if torch says that the network can't take images as the data has them.
-
-        What goes wrong in code of the user's shows itself in the training, with a traceback.
-        """
-        shape = getattr(data, "image_shape", (0, 0, 0))
-        sides = {data.size_of(epoch) for epoch in (0, LATE)} if hasattr(data, "size_of") else set()
-        shapes = [(shape[0], side, side) for side in sides] + [shape] * any(shape)
-        modes = {module: module.training for module in self.modules()}
-        try:
-            eager = torch.compiler.set_stance("force_eager")
-            with eager, torch.no_grad(), torch.random.fork_rng(devices=[]):
-                for shape in shapes:
-                    images = torch.zeros(2, *shape, dtype=torch.uint8, device=self.device)
-                    (self.eval().predict_logits if shape == data.image_shape else self)(images)
-        except Exception as e:  # of torch's, or of the user's
-            raised_in = extract_tb(e.__traceback__)[-1].filename
-            if raised_in.startswith(SITE_PACKAGES) or "must match the size of tensor" in str(e):
-                owner, size = type(self).__name__, " x ".join(map(str, shape))
-                raise UserError(f"{owner} can't take images of {size}: {first_line(e)}") from e
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
         images, target = batch
         outputs = self.predict_logits(images).float()
         loss = self.loss(outputs, target)
         self.mean_loss.update(loss)
         found = self.task.found(outputs, target)
-        self.evaluated.update(
-            outputs if self.task.takes_logits else found["preds"], found["target"]
-        )
+        measured = outputs if self.task.takes_logits else found["preds"]
+        self.evaluated.update(measured, found["target"])
         return {"loss": loss, **found}
 
     def _log_evaluation(self, stage: str) -> None:
@@ -319,12 +290,3 @@ class TaskModule(LightningModule):
 
 
 ClassificationModule = TaskModule  # its name until there were three tasks
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is one that JSON, and so a configuration, can hold."""
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
