@@ -156,7 +156,7 @@ def write(folder: Path) -> Path:
     Raises:
         UserError: There is a README.md, which may be a person's, or something can't be read.
     """
-    from anneal.report.plots import lines_of, still
+    from anneal.report.curves import draw_curves
     from anneal.runs.run import Run
 
     path = folder / "README.md"
@@ -164,8 +164,7 @@ def write(folder: Path) -> Path:
         raise UserError(f"{path} is there already: rename or remove it first")
     run = Run.read(folder)
     try:
-        if lines := lines_of([run]):
-            still([run], lines).savefig(folder / CURVES, dpi=120)
+        draw_curves(folder)
         path.write_text(card(folder, run), "utf-8", "backslashreplace")
     except OSError as e:
         raise UserError(f"can't write {e.filename or path}: {e.strerror}") from e
