@@ -180,6 +180,8 @@ def draw_curves(folder: Path) -> None:
         run = Run.read(folder)
         lines = lines_of([run])
         panels = first_panels(lines, MOST - 1)
+        if not panels:
+            return
         with atomic_write(folder / CURVES) as part:
             figure = still([run], [line for line in lines if line.panel in panels])
             figure.savefig(part, dpi=120, format="png")

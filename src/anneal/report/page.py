@@ -106,12 +106,12 @@ def table(runs: "Sequence[Run]", palette: Sequence[str] = ()) -> str:
     return str(style.to_html())
 
 
-def _rank(column: str) -> tuple[int, bool]:
-    """Return the place of a column: accuracies, losses, then costs, and training the last."""
+def _rank(column: str) -> int:
+    """Return the place of a column: accuracies, losses, what is of training only, then costs."""
     if column in COSTS:
-        return 3 + [*COSTS].index(column), False
+        return 9 + [*COSTS].index(column)
     stage, name = family(column.removeprefix("best ").removeprefix("last "))
-    return {"acc": 0, "loss": 2}.get(name, 1), stage == "train"
+    return {"acc": 0, "loss": 2}.get(name, 1) + 3 * (stage in ("", "train"))
 
 
 def _differing(runs: "Sequence[Run]") -> "pd.DataFrame":

@@ -7,8 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from anneal.report.curves import FEW, TITLES, Line, colours, first_panels, marked_of, panels_of
-from anneal.report.curves import scale as scale_of
+from anneal.report.curves import (
+    FEW,
+    TITLES,
+    Line,
+    colours,
+    first_panels,
+    marked_of,
+    panels_of,
+    scale,
+)
 from anneal.runs.drops import Array
 from anneal.runs.run import AXES, Run
 
@@ -19,21 +27,26 @@ def traces_of(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, Any]:
     """Return what the page draws, as JSON can hold it: the runs, and the curves of each panel."""
     panels, first = panels_of(lines), first_panels(lines)
     marked = marked_of(runs, panels)
-    on = {axis for line in lines for axis in line.curve.x}
+    by_panel = {panel: [line for line in lines if line.panel == panel] for panel in panels}
+    ends = {
+        axis: max(line.curve.x[axis].max() for line in lines if axis in line.curve.x)
+        for axis in AXES
+        if any(axis in line.curve.x for line in lines)
+    }
     return {
         "runs": [
             {"name": run.name, "colour": colour, "drops": _drops(run)}
             for run, colour in zip(runs, colours(len(runs)), strict=True)
         ],
-        "axes": {axis: name for axis, name in AXES.items() if axis in on},
+        "axes": {axis: {"name": AXES[axis], "end": float(end)} for axis, end in ends.items()},
         "smoothing": SMOOTHING,
         "panels": [
             {
                 "title": TITLES.get(panel, panel),
                 "shown": panel in first,
                 "marked": panel in marked,
-                "scale": _scale(panel, lines),
-                "lines": _curves([line for line in lines if line.panel == panel]),
+                "scale": _scale(panel, by_panel[panel]),
+                "lines": _curves(by_panel[panel]),
             }
             for panel in panels
         ],
@@ -47,10 +60,12 @@ def _drops(run: Run) -> list[dict[str, Any]]:
 
 def _scale(panel: str, lines: Sequence[Line]) -> dict[str, Any]:
     """Return the settings of the y axis of a panel."""
-    kind, limits = scale_of(panel, lines)
+    kind, limits = scale(panel, lines)
     axis: dict[str, Any] = {"type": kind}
     if kind == "log":
-        axis |= {"tickformat": "~g", "nticks": 7 if panel == "lr" else 3}
+        least = limits[0] if limits else min(line.curve.y.min() for line in lines)
+        axis["tickformat"] = "~e" if least < 1e-4 else "~g"
+        axis["nticks"] = 3  # more of them would run into each other
     if limits:
         axis["range"] = [math.log10(limit) for limit in limits]
     return axis

@@ -209,13 +209,25 @@ def mean_of(name: str, runs: Sequence[Run]) -> Run:
     """Return the mean of runs at each step, with the lowest and the highest values as its band."""
     if len(runs) == 1:
         return replace(runs[0], name=name)
-    metrics = pd.concat([run.metrics for run in runs]).replace([np.inf, -np.inf], np.nan)
+    metrics = pd.concat(_with_held_lr([run.metrics for run in runs]))
+    metrics = metrics.replace([np.inf, -np.inf], np.nan)
     steps, config = metrics.groupby("step"), runs[0].config
     mean, low, high = (
         Run(f"{name} ({len(runs)} runs)", config, steps.agg(how).reset_index())
         for how in ("mean", "min", "max")
     )
     return replace(mean, band=(low, high))
+
+
+def _with_held_lr(found: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Return metrics with a learning rate where any run has one: only its changes are logged."""
+    lrs = [f.set_index("step").filter(filter(is_learning_rate, f)).dropna(how="all") for f in found]
+    steps = sorted({step for lr in lrs for step in lr.index})
+    held = [lr.groupby("step").last().reindex(steps).ffill() for lr in lrs]
+    return [
+        pd.concat([f.drop(columns=lr.columns), lr[lr.index <= f["step"].max()].reset_index()])
+        for f, lr in zip(found, held, strict=True)
+    ]
 
 
 def _read_metrics(folder: Path) -> pd.DataFrame:
