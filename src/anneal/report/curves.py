@@ -21,7 +21,7 @@ from anneal.system import atomic_write
 CURVES = "curves.png"
 TITLES = {"acc": "accuracy", "lr": "learning rate", "lr/effective": "effective learning rate"}
 POINTS = 1_500  # of a curve at most: more than a screen has columns
-BUDGET = 18_000  # of all curves of a panel: a browser draws three within two seconds
+BUDGET = 20_000  # of all curves of a panel: a browser draws three within two seconds
 FEW = 50  # points, which are marked one by one
 MANY = 20  # runs, and a figure's legend is full
 WIDTHS = {"training": 0.7, "validation": 1.6}
