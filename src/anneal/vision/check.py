@@ -20,7 +20,7 @@ from tqdm import tqdm
 from anneal.errors import command
 from anneal.vision.decode import UnreadableImageError, decode, formats
 from anneal.vision.files import ImageFiles
-from anneal.vision.layouts import base_of, scan
+from anneal.vision.layouts import Layout, base_of, scan
 
 SMALL = 32  # pixels
 LONG = 8  # times as long as wide
@@ -80,5 +80,5 @@ def main(args: list[str] | None = None) -> int:
         tqdm.write(f"{kind:6}  {path}: {why}")
     print(f"{len(pictures)} pictures read, {counts['broken']} broken, {counts['odd']} odd")
     if (base_of(root := Path(folder)) / "train").is_dir():
-        scan(root)
+        scan(root, Layout())
     return 1 if counts["broken"] else 0
