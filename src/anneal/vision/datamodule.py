@@ -18,7 +18,7 @@ from anneal.data.seeding import derive_seed, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
 from anneal.system import cores
-from anneal.vision.files import ImageFiles, ImageSource, left_out, missing
+from anneal.vision.files import ImageFiles, ImageSource, count, left_out
 from anneal.vision.index import ImageFolder
 from anneal.vision.layouts import Layout
 from anneal.vision.loader import DecodedDataset, ImageLoader, UnreadableImage
@@ -180,7 +180,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
                 rank_zero_info(f"{self.root}, {split}: {note}")
             if others := getattr(pictures, "others", None):
                 rank_zero_info(f"{self.root}, {split}{left_out(others)}")
-            if self.task != "regression" and (none := missing(pictures.labels, names)):
+            counts = count(pictures.labels, names) if self.task != "regression" else []
+            if none := [name for name, n in zip(names, counts, strict=False) if not n]:
                 shown = ", ".join(none[:3]) + (", ..." if len(none) > 3 else "")
                 rank_zero_warn(f"{self.root}: {split} has none of {len(none)} classes: {shown}")
         if self.mixup or self.cutmix:

@@ -160,19 +160,15 @@ def _class_folders(root: Path, sources: dict[str, str], others: dict[str, Counte
             of = {path: path.partition("/")[0] for path in sorted(found) if "/" in path}
             others[split] += Counter({"in no class folder": len(found) - len(of)})
         elif split == "val":
-            of = _listed(root, folder, sorted(found), sources)
+            of = _listed(root, folder, sorted(found), {*classes}, sources)
         else:
             continue  # test pictures without classes: ImageNet keeps theirs secret
-        unknown, empty = (
-            sorted({*inner, *of.values()} - {*classes}),
-            sorted({*classes} - {*of.values()}),
-        )
-        if unknown:
+        if unknown := sorted({*inner} - {*classes}):
             raise UserError(
                 f"{folder / unknown[0]}: no class of that name in {train}{_more(unknown)}"
                 f"{did_you_mean(unknown[0], classes)}"
             )
-        if split == "train" and empty:
+        if split == "train" and (empty := sorted({*classes} - {*of.values()})):
             raise UserError(
                 f"{folder}: no picture in the class folder {empty[0]}{_more(empty)}: remove the "
                 f"folder or fill it{left_out(others[split])}"
@@ -189,13 +185,17 @@ def _more(names: list[str]) -> str:
     return f" (and {len(names) - 1} others)" if len(names) > 1 else ""
 
 
-def _listed(root: Path, folder: Path, paths: list[str], sources: dict[str, str]) -> dict[str, str]:
+def _listed(
+    root: Path, folder: Path, paths: list[str], classes: set[str], sources: dict[str, str]
+) -> dict[str, str]:
     """Return the class of each image of a folder, as a file lists them."""
     file, truth = _ground_truth(root, folder, paths)
     sources[str(file)] = stamp(file)
-    if unknown := [path for path in paths if Path(path).stem not in truth]:
-        raise UserError(f"{folder / unknown[0]}: {file} does not say its class")
-    return {path: truth[Path(path).stem] for path in paths}
+    of = {path: truth.get(Path(path).stem, "") for path in paths}
+    for path in [path for path, name in of.items() if name not in classes][:1]:
+        says = f"{of[path]} for its class, which is not in train" if of[path] else "no class for it"
+        raise UserError(f"{folder / path}: {file} has {says}{did_you_mean(of[path], classes)}")
+    return of
 
 
 def _ground_truth(root: Path, folder: Path, paths: list[str]) -> tuple[Path, dict[str, str]]:
