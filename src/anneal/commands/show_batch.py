@@ -33,7 +33,7 @@ def first_batches(
     """
     seen: Batches = []
 
-    def training_step(batch: Any, batch_idx: int) -> None:
+    def training_step(batch: Any, batch_idx: int) -> Tensor:
         pair: Any = batch if isinstance(batch, list | tuple) and len(batch) == 2 else ((), ())
         if [getattr(part, "ndim", 0) for part in pair] not in ([4, 1], [4, 2]):
             name = type(data).__name__
@@ -43,6 +43,7 @@ def first_batches(
         seen.append((pair[0][:SHOWN].cpu(), pair[1][:SHOWN].cpu()))
         if len(seen) == number:
             raise Enough
+        return torch.zeros((), requires_grad=True)
 
     if trainer.world_size > 1 or number < 1:
         raise UserError("show-batch draws a batch or more of one process: --trainer.devices=1")

@@ -101,9 +101,7 @@ def summarize(splits: dict[str, ImageFolder]) -> Figure:
             cells += zip(row, [f"{drawn[k]}\n{said}", *[""] * (each - 1)], strict=True)
     print(text_table(rows, left=1))
     images = [(thumbnail(train, i), caption) for i, caption in cells[:MOST]]
-    title = (
-        f"{len(names)} {'columns' if train.task == 'regression' else 'classes'} of {train.prefix}"
-    )
+    title = f"{train.prefix}: {len(names)} of {train.task}"
     return plot_image_grid(title, images, each * (10 // each), fontsize=7)
 
 
@@ -133,10 +131,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         figure = summarize(ImageFolder.splits(root, layout=layout))
     except UserError as e:
-        if (
-            layout.labels
-            or layout.label_pattern
-            or (root.is_dir() and split_folders(base_of(root)))
+        if any(
+            (layout.labels, layout.label_pattern, root.is_dir() and split_folders(base_of(root)))
         ):
             raise
         print(f"not to train on as it is: {e}")

@@ -18,7 +18,7 @@ from anneal.data.seeding import derive_seed, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
 from anneal.system import cores
-from anneal.vision.files import ImageFiles, ImageSource, count, left_out
+from anneal.vision.files import ImageFiles, ImageSource, count
 from anneal.vision.index import ImageFolder
 from anneal.vision.layouts import Layout
 from anneal.vision.loader import DecodedDataset, ImageLoader, UnreadableImage
@@ -175,11 +175,13 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         self.class_names, self.train_targets = names, torch.tensor(train.labels)
         if self.task == "regression" and (self.mixup or self.cutmix or self.sampler):
             raise UserError("data: mixup, cutmix and sampler are for classes, not for regression")
+        if self.sampler and type(train).order is not ImageSource.order:
+            raise UserError(
+                "data.sampler: shards are read in their order; model.class_weight helps"
+            )
         for split, pictures in self.splits.items():
-            if note := getattr(pictures, "note", None):
+            for note in getattr(pictures, "notes", ()):
                 rank_zero_info(f"{self.root}, {split}: {note}")
-            if others := getattr(pictures, "others", None):
-                rank_zero_info(f"{self.root}, {split}{left_out(others)}")
             counts = count(pictures.labels, names) if self.task != "regression" else []
             if none := [name for name, n in zip(names, counts, strict=False) if not n]:
                 shown = ", ".join(none[:3]) + (", ..." if len(none) > 3 else "")

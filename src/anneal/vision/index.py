@@ -18,15 +18,11 @@ ARRAYS = ("names", "ends", "labels")
 
 
 class ImageFolder(ImageSource):
-    """One split of a folder, in which `others` are no images: how many, by kind.
+    """One split of a folder, with `notes` on what was left out and how it was made."""
 
-    A `note` says how the split was made, if it was not there.
-    """
-
-    def __init__(self, folder: Path, others: dict[str, int], note: str, *arrays: Any) -> None:
+    def __init__(self, folder: Path, notes: list[str], *arrays: Any) -> None:
         super().__init__(f"{folder}{os.sep}", *arrays)
-        self.others = others
-        self.note = note
+        self.notes = notes
 
     @classmethod
     def splits(
@@ -46,16 +42,11 @@ class ImageFolder(ImageSource):
         if (index := _load(cache)) is None:
             index = layouts.scan(root, layout)
             _store(cache, index)
-        names, task = layouts.class_names(root, index["classes"]), index["task"]
+        folder, task = Path(root, index["base"]), index["task"]
+        names = layouts.class_names(root, index["classes"])
         return {
-            split: cls(
-                Path(root, index["base"]),
-                *said,
-                *(index[f"{split}_{a}"] for a in ARRAYS),
-                names,
-                task,
-            )
-            for split, said in index["splits"].items()
+            split: cls(folder, notes, *(index[f"{split}_{a}"] for a in ARRAYS), names, task)
+            for split, notes in index["splits"].items()
         }
 
 

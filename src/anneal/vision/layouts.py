@@ -39,23 +39,20 @@ class Layout:
     """How labels and splits are found, apart from folders.
 
     Args:
-        labels: A CSV or Parquet file with a line for each image. Its paths are relative to `root`,
-            to the file, or to a folder in one of these, and may lack their endings.
+        labels: A CSV or Parquet file with a line for each image. Its paths may lack endings, and
+            are relative to `root`, to the file, or to a folder below these.
         path_column: Its column of paths. None: by a usual name, such as image_id.
-        label_column: Its column of labels, or several of numbers. None: by a usual name, such as
-            label, or all others.
+        label_column: Its columns of labels. None: by a usual name, such as label, or all others.
         split_column: Its column of train, val and test. None: `split`, if it is there.
-        group_column: Its column of what stays together when splits are made, such as a patient.
-            None: `group`, if it is there.
-        label_separator: What stands between the labels of one image.
-        label_pattern: A regular expression for whole names of files, without their endings, whose
-            named groups stand for columns: (?P<label>[a-z]+)_\\d+.
-        task: What labels are. None: numbers with a point are regression, several columns of 0 and
-            1, or labels with separators, are multilabel, all others are classes.
-        validation_split: Part of the images that is taken for validation where there is no split
-            for it: the same of each class.
+        group_column: Its column of what no split divides. None: `group`, if it is there.
+        label_separator: What stands between several labels of one image.
+        label_pattern: A regular expression for the names of files without endings, with a group
+            for each column, such as (?P<label>[a-z]+)_\\d+.
+        task: What labels are. None: numbers with a point are regression, lists and several columns
+            of 0 and 1 are multilabel, all else are classes.
+        validation_split: Part of each class that is validated with, if there is no such split.
         test_split: The same for the test.
-        split_seed: Which images these are.
+        split_seed: Draws these.
     """
 
     labels: str | None = None
@@ -101,19 +98,21 @@ def scan(root: Path, layout: Layout) -> dict[str, Any]:
         images = listed(root, layout, sources)
     else:
         images = _class_folders(root, sources, others)
-    notes = hold_out(images, layout)
-    index: dict[str, Any] = {"classes": images.names, "task": images.task, "sources": sources}
-    index |= {"base": os.path.relpath(images.base, root), "splits": {}}
+    drawn = hold_out(images, layout)
+    index: dict[str, Any] = {"sources": sources, "splits": {}, "task": images.task}
+    base = os.path.relpath(images.base, root)
+    base = os.path.abspath(images.base) if base.startswith("..") else base
+    index |= {"classes": images.names, "base": base}
     for split in SPELLED:
         chosen = np.flatnonzero(images.splits == split)
-        if not len(chosen) and split != "test":
-            hint = ": data.validation_split takes some" if split == "val" else ""
-            raise UserError(f"{images.base}: there are no images for {split}{hint}")
         if len(chosen):
-            index["splits"][split] = others.get(split, {}), notes.get(split, "")
-            paths = pack(images.paths[i] for i in chosen)
-            index |= dict(zip((f"{split}_names", f"{split}_ends"), paths, strict=True))
+            notes = drawn.get(split, ""), left_out(others.get(split, {})).removeprefix(": ")
+            index["splits"][split] = [note for note in notes if note]
+            paths = (images.paths[i] for i in chosen)
+            index[f"{split}_names"], index[f"{split}_ends"] = pack(paths)
             index[f"{split}_labels"] = images.targets[chosen]
+        elif split != "test":
+            raise UserError(f"{images.base}: there are no images for {split}")
     return index
 
 
@@ -145,15 +144,15 @@ def _class_folders(root: Path, sources: dict[str, str], others: dict[str, Counte
     train = folders.get("train", base / "train")
     classes = _folders(train)
     for name in classes if train == base else ():
-        if (inner := _folders(base / name)) and (
-            len(classes) == 1 or "train" in map(split_of, inner)
-        ):
+        inner = _folders(base / name)
+        if inner and (len(classes) == 1 or "train" in map(split_of, inner)):
             raise UserError(f"data.root: it lies deeper: --data.root={base / name}")
     if not classes:
-        tables = [*base.glob("*.csv")]
-        hint = f"; are they in a table? --data.labels={tables[0]}" if tables else ""
+        where = "; labels stand in {} or in names? --data.labels=FILE or --data.label_pattern"
+        hint = where.format(next(base.glob("*.csv"), "a table"))
         raise UserError(f"data.root: there are no class folders in {train} {wanted}{hint}")
-    images = Listing(base, [], np.zeros(0, np.int64), np.zeros(0, str), classes)
+    number = {name: i for i, name in enumerate(classes)}
+    paths, labels, splits = list[str](), list[int](), list[str]()
     for split, folder in folders.items():
         found, others[split] = sort_out(folder, walk(folder, sources))
         if inner := _folders(folder):
@@ -173,12 +172,10 @@ def _class_folders(root: Path, sources: dict[str, str], others: dict[str, Counte
                 f"{folder}: no picture in the class folder {empty[0]}{_more(empty)}: remove the "
                 f"folder or fill it{left_out(others[split])}"
             )
-        images.paths += [path if folder == base else f"{folder.name}/{path}" for path in of]
-        number = {name: i for i, name in enumerate(classes)}
-        labels = np.array([number[name] for name in of.values()], np.int64)
-        images.targets = np.concatenate([images.targets, labels])
-        images.splits = np.concatenate([images.splits, np.full(len(of), split)])
-    return images
+        paths += [path if folder == base else f"{folder.name}/{path}" for path in of]
+        labels += [number[name] for name in of.values()]
+        splits += [split] * len(of)
+    return Listing(base, paths, np.array(labels), np.array(splits), classes)
 
 
 def _more(names: list[str]) -> str:

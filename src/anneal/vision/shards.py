@@ -25,7 +25,7 @@ from anneal.data.seeding import make_generator
 from anneal.errors import UserError, command
 from anneal.system import cores
 from anneal.vision.decode import UnreadableImageError, decode
-from anneal.vision.files import left_out, pack
+from anneal.vision.files import pack
 from anneal.vision.index import ImageFolder
 from anneal.vision.layouts import Layout
 from anneal.vision.streaming import TABLE, need_litdata
@@ -116,8 +116,8 @@ def run(args: Namespace) -> int:
         whole = Path(made) / "whole"
         whole.mkdir()
         for split, pictures in splits.items():
-            if pictures.others:
-                tqdm.write(f"{args.folder}, {split}{left_out(pictures.others)}", file=sys.stderr)
+            for note in pictures.notes:
+                tqdm.write(f"{args.folder}, {split}: {note}", file=sys.stderr)
             # Neighbours in a chunk stay near each other, so they must not be of one class.
             order = list(range(len(pictures)))
             if split == "train":

@@ -41,18 +41,18 @@ def strata(targets: np.ndarray, task: str) -> np.ndarray:
         return targets
     counts = np.where(targets > 0, targets.sum(0), np.inf)
     rarest: np.ndarray = np.where(targets.any(1), counts.argmin(1), targets.shape[1])
-    return rarest  # one more of images without any
+    return rarest  # without any: one more class
 
 
 def hold_out(images: Listing, layout: Any) -> dict[str, str]:
-    """Take the splits that are not there out of `train`; return a note for each.
+    """Take the splits that are not there out of `train`; return how that was done, for each.
 
     Of images in groups, whole groups are taken, each by its rarest class.
 
     Raises:
         UserError: A class would be missing from one.
     """
-    notes, left = {}, 1.0
+    notes, left = {}, 1.0  # of the whole
     for split, option in (("test", "test_split"), ("val", "validation_split")):
         part = getattr(layout, option)
         if split in images.splits or not part:
@@ -67,10 +67,12 @@ def hold_out(images: Listing, layout: Any) -> dict[str, str]:
         taken = draw(of_unit, part / left, layout.split_seed)[unit]
         for i in np.unique(by) if images.task == "classification" else ():
             if len({*taken[mine := by == i]}) < 2:
-                of = "" if images.groups is None else f" in {len({*unit[mine]})} groups"
+                name, grouped = images.names[i], f"images in {len({*unit[mine]})} groups"
+                hint = "; for numbers, data.task=regression" if name.isdecimal() else ""
                 raise UserError(
-                    f"{images.base}: class {images.names[i]} has {mine.sum()} images{of}, too few "
-                    f"for train and {split} (data.{option}): add some, or leave the class out"
+                    f"{layout.labels or images.base}: class {name} is too small for train and "
+                    f"{split} (data.{option}), {mine.sum()} "
+                    f"{'images' if images.groups is None else grouped}: leave it out{hint}"
                 )
         images.splits[train[taken]] = split
         left -= part
@@ -85,7 +87,7 @@ def draw(by: np.ndarray, part: float, seed: int) -> np.ndarray:
     order = order[by[order].argsort(kind="stable")]
     counts = np.bincount(by)
     number = np.minimum(np.rint(counts * part).clip(1), counts - 1)
-    taken = np.zeros(len(by), bool)
     place = np.arange(len(by)) - np.repeat(counts.cumsum() - counts, counts)
-    taken[order[place < np.repeat(number, counts)]] = True
+    taken = np.empty(len(by), bool)
+    taken[order] = place < np.repeat(number, counts)
     return taken

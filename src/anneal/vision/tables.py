@@ -1,5 +1,6 @@
 """Images with labels in a table, CSV or Parquet, or in the names of files."""
 
+import csv
 import os
 import re
 from io import StringIO
@@ -36,7 +37,7 @@ def listed(root: Path, layout: Any, sources: dict[str, str]) -> Listing:
     table = table.sort_values(path, ignore_index=True)
     if (twice := table[path].duplicated()).any():
         first = table[path][twice].iloc[0]
-        raise UserError(f"{name}: {twice.sum()} images have two lines that differ, such as {first}")
+        raise UserError(f"{name}: images with several lines that differ: {twice.sum()}, at {first}")
     try:
         task, names, targets = _targets(table[labels], layout.task, layout.label_separator)
         splits = [str(split_of(name)) for name in table[split]] if split else ["train"] * len(table)
@@ -59,22 +60,29 @@ def _read(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path, 
     with reading(file):
         if file.suffix.lower() in (".parquet", ".pq"):
             try:
-                table = pd.read_parquet(file).astype(str)
+                cells = pd.read_parquet(file).astype(object)
+                table = cells.where(cells.notna(), "").astype(str)
             except ImportError as e:
                 raise UserError(f"{file}: pyarrow reads Parquet: pip install pyarrow") from e
         else:
             text = read_text(file)
             mark = max(",;\t", key=text.partition("\n")[0].count)
-            table = pd.read_csv(
-                StringIO(text), sep=mark, dtype=str, na_filter=False, index_col=False
-            )
+            found = csv.reader(StringIO(text), delimiter=mark, skipinitialspace=True)
+            head, *rows = [row for row in found if any(row)] or [[]]
+            for row in rows:
+                if len(row) != len(head):
+                    raise ValueError(
+                        f"{len(row)} cells, not {len(head)}, in the line {mark.join(row)}"
+                    )
+            table = pd.DataFrame(rows, columns=head, dtype=str)
+            table = table.loc[:, ~table.columns.duplicated()]
             if mark == ";":  # then numbers have a decimal comma
                 table = table.replace(rf"^({INTEGER}),(\d+)$", r"\1.\2", regex=True)
     table = table.rename(columns=str.strip).apply(lambda column: column.str.strip())
     path = _column(table, str(file), "path", layout)
     if not path or not len(table):
         has = ", ".join(table.columns)
-        raise UserError(f"{file}: {len(table)} lines; set data.path_column to one of {has}")
+        raise UserError(f"{file}, {len(table)} lines: set data.path_column to one of {has}")
     base, table[path] = _find(table[path].tolist(), root, file, sources)
     return str(file), base, table
 
@@ -90,16 +98,12 @@ def _names(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path,
         raise UserError(f"{name}: {e}; such as (?P<label>[a-z]+)_.*") from e
     odd = [path for path, empty in zip(paths, (table == "").all(axis=1), strict=True) if empty]
     if odd or not paths:
-        such = f", such as {odd[0]}" if odd else ""
-        raise UserError(
-            f"{name} fits {len(paths) - len(odd)} of {len(paths)} names in {root}{such}"
-        )
+        fits = f"{len(paths) - len(odd):,} of {len(paths):,} names of images in {root}"
+        raise UserError(f"{name} fits {fits}{', not ' + odd[0] if odd else ''}")
     tops = [path.partition("/")[0] for path in paths]
-    return (
-        name,
-        root,
-        table.assign(path=paths, **{"split": tops} if all(map(split_of, tops)) else {}),
-    )
+    if all(map(split_of, tops)):
+        table["split"] = tops
+    return name, root, table.assign(path=paths)
 
 
 def _column(table: pd.DataFrame, name: str, kind: str, layout: Any) -> Any:
@@ -143,12 +147,12 @@ def _targets(table: pd.DataFrame, task: Any, separator: str) -> tuple[str, list[
         for row, column in np.argwhere(~right.to_numpy())[:1]:
             kind = "no finite number" if task == "regression" else "neither 0 nor 1"
             n, odd = (~right).to_numpy().sum(), table.iloc[row, column]
-            raise ValueError(row, f"{n} of {columns[column]} are {kind}, such as {odd!r}")
+            raise ValueError(row, f"labels that are {kind}: {n}, {columns[column]} is {odd!r}")
         return task, columns, numbers.to_numpy(np.float32)
     if len(columns) > 1:
         raise ValueError(0, f"classes stand in one column, and these are {len(columns)}")
     if (empty := first == "").any():
-        raise ValueError(empty.idxmax(), f"{empty.sum()} labels are empty")
+        raise ValueError(empty.idxmax(), f"empty labels: {empty.sum()}")
     classes = sorted(first.unique(), key=int if first.str.fullmatch(INTEGER).all() else str)
     return task, classes, pd.Categorical(first, classes).codes.astype(np.int64)
 
