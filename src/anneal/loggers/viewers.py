@@ -118,8 +118,9 @@ class TensorBoardLogger(Viewer, LightningTensorBoardLogger):
         from torch.utils.tensorboard.summary import hparams
 
         self.experiment.add_text(file.stem, "    " + file.read_text().replace("\n", "\n    "))
-        values = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in flatten(config)}
-        for part in hparams(values, {})[1:]:  # the first would say that there are no metrics
+        for part in hparams(_settings(config), {})[
+            1:
+        ]:  # the first would say that there are no metrics
             self.experiment.file_writer.add_summary(part)
 
     @rank_zero_only
@@ -206,7 +207,7 @@ class MLFlowLogger(Viewer, LightningMLFlowLogger):
     def log_config(self, config: dict[str, Any], file: Path) -> None:
         """Send the configuration; of its values those that are new, as MLflow changes none."""
         known = self.experiment.get_run(self.run_id).data.params
-        new = {key: value for key, value in flatten(config) if key not in known}
+        new = {key: value for key, value in _settings(config).items() if key not in known}
         LightningMLFlowLogger.log_hyperparams(self, new)
         self.experiment.log_artifact(self.run_id, str(file))
 
@@ -214,8 +215,7 @@ class MLFlowLogger(Viewer, LightningMLFlowLogger):
     def log_image(self, key: str, images: list[str], step: int | None = None) -> None:
         """Send image files."""
         for path in images:
-            image = Image.open(path).convert("RGB")
-            self.experiment.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+            self.experiment.log_artifact(self.run_id, path, f"images/{Path(key).parent}")
 
     @rank_zero_only
     def finish(self, exit_code: int = 0) -> None:
@@ -278,7 +278,7 @@ class TrackioLogger(Viewer):
     @rank_zero_only
     def log_config(self, config: dict[str, Any], file: Path) -> None:
         """Send the configuration."""
-        self._arguments["config"] = dict(flatten(config))
+        self._arguments["config"] = _settings(config)
 
     @rank_zero_only
     def log_image(self, key: str, images: list[str], step: int | None = None) -> None:
@@ -319,6 +319,12 @@ def typed(program: str, *words: object) -> str:
     if not shutil.which(program):  # the environment is not activated
         program = os.path.relpath(Path(sys.executable).with_name(program))
     return shlex.join([program, *map(str, words)])
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what is set in a configuration, by dotted keys; its lists are in its text alone."""
+    values = ((key, v) for key, v in flatten(config) if v is not None and not isinstance(v, list))
+    return {k: v if isinstance(v, bool | int | float) else str(v) for k, v in values}
 
 
 def _cells(rows: Rows) -> Iterable[tuple[int, str]]:
