@@ -1,13 +1,58 @@
-"""The progress bar, a line for each epoch."""
+"""The progress bars: a line for each epoch, and the time that is left of the whole run."""
 
+import math
+import time
 from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.callbacks import RichProgressBar as LightningRichProgressBar
+from lightning.pytorch.callbacks import Timer, TQDMProgressBar
+from tqdm import tqdm
+
+from anneal.progress import in_training, resume_position
 
 
-class ProgressBar(TQDMProgressBar):
+class WholeRun(LightningProgressBar):
+    """A bar whose metrics have `eta`: by the epochs, steps and time that the run may take."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._since, self._start = time.monotonic(), _done(trainer)
+        self._validating, self._validated = 0.0, self._start  # for how long, and up to where
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        if in_training(trainer):
+            self._validating -= time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if in_training(trainer):
+            self._validating += time.monotonic()
+            self._validated = _done(trainer)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # W&B's id, which says nothing here
+        if trainer.training and 0 < (left := self._seconds_left(trainer)) < math.inf:
+            metrics["eta"] = tqdm.format_interval(left)
+        return metrics
+
+    def _seconds_left(self, trainer: Trainer) -> float:
+        left, done, start = math.inf, _done(trainer), self._start
+        if done > start:
+            training = time.monotonic() - self._since - self._validating
+            left = training * (1 - done) / (done - start)
+        if self._validated > start:
+            left += self._validating * (1 - self._validated) / (self._validated - start)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        limits = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]
+        return min([left, *(limit for limit in limits if limit is not None)])
+
+
+class ProgressBar(WholeRun, TQDMProgressBar):
     """Lightning's bar, which leaves a line with the metrics for every epoch.
 
     Args:
@@ -18,13 +63,28 @@ class ProgressBar(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 10, leave: bool = True) -> None:
         super().__init__(refresh_rate, leave=leave)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)  # W&B's id, which says nothing here
-        return metrics
-
     def on_exception(self, *args: Any) -> None:
         """End the line of the current bar, so that the reason does not stand behind it."""
         for name in ("train_progress_bar", "val_progress_bar"):
             with suppress(TypeError):  # there is none yet
                 getattr(self, name).close()
+
+
+class RichProgressBar(WholeRun, LightningRichProgressBar):
+    """Lightning's coloured bar, with a line for every epoch.
+
+    Args:
+        refresh_rate: Batches between two updates; 0 turns the bar off.
+        leave: Whether the bar of an epoch stays.
+    """
+
+    def __init__(self, refresh_rate: int = 10, leave: bool = True, **kwargs: Any) -> None:
+        super().__init__(refresh_rate, leave=leave, **kwargs)
+
+
+def _done(trainer: Trainer) -> float:
+    """Return how much of a run is done, from 0 to 1; 0 where neither epochs nor steps end it."""
+    epoch, batches, _ = resume_position(trainer)
+    epochs = epoch + batches / max(1, trainer.num_training_batches)
+    parts = [(epochs, trainer.max_epochs), (trainer.global_step, trainer.max_steps)]
+    return max([now / end for now, end in parts if end and end > 0], default=0.0)

@@ -39,17 +39,17 @@ class RunDirectory(Callback):
         if stage != "fit" or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         file = self._write_config()
-        taken_out: list[dict[str, str]] = []
+        for logger in loggers_with(trainer, "log_config"):
+            logger.log_config(yaml.safe_load(self.config), file)
         for logger in loggers_with(trainer, "rewind"):
             saved = self.resumed_from or {}
             pending = saved.get("step_metrics", [0, {}])[1]
             step = saved.get("global_step", 0)
             without = saved.get("extra_rows", [0, 0])
-            taken_out += logger.rewind(step, saved.get("rows"), without, pending) or []
-        for logger in loggers_with(trainer, "skip"):
-            logger.skip(taken_out)
-        for logger in loggers_with(trainer, "log_config"):
-            logger.log_config(yaml.safe_load(self.config), file)
+            rows = logger.rewind(step, saved.get("rows"), without, pending)
+            every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            for viewer in loggers_with(trainer, "catch_up") if any(rows) else ():
+                viewer.catch_up(*rows, every)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not any(optimizer.param_groups for optimizer in trainer.optimizers):

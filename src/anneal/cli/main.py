@@ -25,7 +25,7 @@ from anneal.errors import UserError, first_line
 from anneal.runs.lock import released
 from anneal.runs.resume import check_optimizer, optimizer_mismatch, state_dict_mismatch
 
-ENGINE = ("anneal.callbacks", "anneal.vision")
+ENGINE = ("anneal.callbacks", "anneal.loggers", "anneal.vision")
 
 
 @released()

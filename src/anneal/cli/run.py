@@ -25,6 +25,7 @@ from anneal.cli.trainer import PREVIEW_COMMANDS, as_list, preview_trainer, start
 from anneal.errors import UserError
 from anneal.lightning_internals import INSTANTIATOR, set_logged_step
 from anneal.loggers.csv import CSVLogger
+from anneal.loggers.viewers import Viewer
 from anneal.loggers.wandb import WandbLogger
 from anneal.progress import Clock
 from anneal.runs.ended import is_tested, stopped_early, why_told
@@ -60,6 +61,8 @@ class Run:
     @cached_property
     def built(self) -> Namespace:
         """The objects that the configuration names, built."""
+        if self.project != "project":
+            os.environ.setdefault("WANDB_PROJECT", self.project)  # as `make rename` called it
         refusals: list[UserError] = []  # jsonargparse makes other errors of them
         build = partial(build_object, self.folder, vars(self.config.wandb), refusals)
         try:
@@ -178,7 +181,7 @@ class Run:
         if speed := self._clock.samples_per_second:  # else it was trained before
             lines.append(("time", f"{self._seconds:.1f} s, {speed:,.0f} samples/s in training"))
         lines.append(("folder", str(self.folder)))
-        looks = [logger.look for logger in self.loggers if isinstance(logger, WandbLogger)]
+        looks = [logger.look for logger in self.loggers if isinstance(logger, Viewer)]
         lines += [("look", look) for look in looks if look]
         print("\n" + "\n".join(f"{name:<14} {text}" for name, text in lines))
 
@@ -189,7 +192,7 @@ class Run:
     def finish(self, status: int) -> None:
         """End the recording of the run with an exit status, and draw the curves of a training."""
         for logger in self.loggers:
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, Viewer):
                 logger.finish(status)
         if self.command == "fit" and self.loggers and "trainer" in vars(self):
             quick = self.trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -235,9 +238,7 @@ class Run:
         own = [logger for logger in as_list(asked) if not isinstance(logger, CSVLogger | bool)]
         if asked is False or self.command in ("validate", "predict", "export"):
             # Lightning's own default is one more CSV.
-            return [logger for logger in own if not isinstance(logger, WandbLogger)] or False
-        if self.project != "project":
-            os.environ.setdefault("WANDB_PROJECT", self.project)  # as `make rename` called it
+            return [logger for logger in own if not isinstance(logger, Viewer)] or False
         if asked in (None, True):
             own = [WandbLogger(self.folder, **vars(self.config.wandb))]
         self.loggers = [CSVLogger(self.folder), *own]

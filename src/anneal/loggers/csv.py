@@ -86,7 +86,7 @@ class CSVLogger(Logger):
         count: int | None = None,
         without: Sequence[int] = (0, 0),
         pending: Iterable[str] = (),
-    ) -> list[dict[str, str]]:
+    ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         """Go back to where a checkpoint was saved; to be called when training starts.
 
         Lines of tests stay: a resumed training does not write them again.
@@ -98,10 +98,11 @@ class CSVLogger(Logger):
             pending: What was logged next, if it was: that line stays too.
 
         Returns:
-            The lines taken out because training writes them again, as text by column.
+            The lines that stay, and those taken out because training writes them again, as text
+            by column.
         """
         if not self.path.exists():
-            return []
+            return [], []
         self.finalize("rewind")
         columns, rows = self._read()
         tests = [name for name in columns if name.startswith("test/")]
@@ -114,8 +115,9 @@ class CSVLogger(Logger):
             or (i == count and _has(row, pending, all))
             for i, row in enumerate(rows)
         ]
-        self._replace(columns, [row for row, stays in zip(rows, stay, strict=True) if stays])
-        return [row for row, stays in zip(rows, stay, strict=True) if not stays]
+        kept = [row for row, stays in zip(rows, stay, strict=True) if stays]
+        self._replace(columns, kept)
+        return kept, [row for row, stays in zip(rows, stay, strict=True) if not stays]
 
     def has(self, names: Iterable[str], step: int) -> bool:
         """Return whether a line of this step has values under all these names."""
