@@ -98,6 +98,22 @@ class Crash(pl.Callback):
             raise OSError("crash")
 
 
+class Signal(pl.Callback):
+    """Sends this process a signal.
+
+    Args:
+        step: Optimizer steps before it.
+        number: Of the signal.
+    """
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def on_train_batch_start(self, trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            signal.raise_signal(self.number)
+
+
 class BusError(v2.Transform):
     """An augmentation that ends the worker as a full /dev/shm does."""
 
