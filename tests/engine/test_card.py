@@ -13,6 +13,7 @@ from helpers import SMALL
 
 from anneal.report.card import main, value_of
 from anneal.testing import main as train
+from anneal.testing import picture
 
 ROOT = Path(__file__).parents[2]
 QUIET = ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
@@ -183,24 +184,29 @@ def test_every_task_has_a_card_with_all_of_its_metrics(folder, task, metric, on_
     assert "](test-own-2.png)" in text
     assert (words in text) == bool(task)
     assert ("predict_step" in text) == bool(task)
-    command = "predict" if task else "validate"
+    command = "predict" if task else "test"
     assert f"\npython train.py {command} --run=digits --ckpt_path=best" in text
 
 
-def test_the_predict_command_is_one_that_the_data_takes(folder, capsys):
-    """Also of a data module of one's own, which has no predict_path."""
-    small = SMALL.replace("MNISTDataModule", "tiny.Own").partition("init_args: {batch_size")[0]
+@pytest.mark.parametrize(("data", "word"), [("tiny.Own", "predict"), ("tiny.NoPrediction", "test")])
+def test_the_command_is_one_that_the_data_takes(folder, capsys, data, word):
+    """Also of a data module of one's own, which has no predict_path, or nothing to predict."""
+    small = SMALL.replace("MNISTDataModule", data).partition("init_args: {batch_size")[0]
     (folder.parents[1] / "own.yaml").write_text(small)
     train(["fit", "--config=own.yaml", "--trainer.logger=null", "--run_name=own", *QUIET])
-    for name in ("own", "digits"):
-        main([name])
-        text = (folder.with_name(name) / "README.md").read_text()
-        [command] = re.findall(r"^python train.py (predict .*)$", text, re.MULTILINE)
-        assert ("--data.predict_path=FOLDER" in command) == (name == "digits")
-    for split_name in ("val", "test"):
-        assert f"{split_name}/acc" in rows((folder.with_name("own") / "README.md").read_text())
+    main(["own"])
+    text = (folder.with_name("own") / "README.md").read_text()
+    assert {"val/acc", "test/acc"} <= rows(text).keys()
+    [command] = re.findall(rf"^python train.py ({word} .*)$", text, re.MULTILINE)
+    assert "predict_path" not in command
     capsys.readouterr()
-    main_text = (folder.with_name("own") / "README.md").read_text()
-    [command] = re.findall(r"^python train.py (predict .*)$", main_text, re.MULTILINE)
     train([*command.split(), *QUIET])
-    assert capsys.readouterr().out.strip().endswith("runs/own/predictions.csv")
+    assert {"predict": "predictions.csv", "test": "test/loss"}[word] in capsys.readouterr().out
+
+    main(["digits"])
+    [command] = re.findall(
+        r"^python train.py (predict .*)$", (folder / "README.md").read_text(), re.M
+    )
+    picture().save("one.png")
+    train([*command.replace("FOLDER", "one.png").split(), *QUIET])
+    assert "predictions.csv" in capsys.readouterr().out

@@ -98,6 +98,12 @@ class Own(pl.LightningDataModule):
     val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 
 
+class NoPrediction(Own):
+    """The same, with nothing to predict."""
+
+    predict_dataloader = pl.LightningDataModule.predict_dataloader
+
+
 class Crash(pl.Callback):
     """Ends a training without warning.
 
