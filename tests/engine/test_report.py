@@ -479,6 +479,31 @@ def test_runs_that_differ_by_their_seed_only_are_a_mean_in_a_band(tmp_path, monk
     assert len(set(re.findall(r"border-left: 0.7em solid (#\w+)", html))) == 2
 
 
+def test_a_mean_has_the_learning_rate_of_runs_that_log_its_changes_only():
+    """As plateaus do, which drop at steps of their own; one run ends earlier."""
+    changes = [{0: 1.0, 4: 0.2}, {0: 1.0, 6: 0.4}, {0: 1.0}]
+    runs = []
+    for (i, found), length in zip(enumerate(changes), (8, 8, 3), strict=True):
+        metrics = pd.DataFrame({"step": np.arange(length), "lr": nan, "val/loss": 1.0})
+        for step, lr in found.items():
+            metrics.loc[step, "lr"] = lr
+        runs.append(Run(f"a-seed{i}", {}, metrics.astype(float)))
+    curve = mean_of("a", runs).curve("lr")
+    assert dict(zip(curve.x["step"], curve.y, strict=True)) == pytest.approx(
+        {0: 1.0, 4: 0.6, 6: 0.3}
+    )
+
+
+def test_layers_of_a_single_run_have_their_own_colours(tmp_path):
+    run = Run.read(with_all(tmp_path / "run"))
+    lines = lines_of([run])
+    norms = [line for line in lines if line.panel == "norms/weight"]
+    assert len({line.colour for line in norms} - {""}) == 2
+    names = [text.get_text() for text in still([run], norms).axes[0].get_legend().get_texts()]
+    assert names == ["norms/net.0/weight", "norms/net.2/weight"]
+    assert not any(line.colour for line in lines_of([run, run]))
+
+
 def test_a_real_training_is_reported_with_its_numbers(run, capsys):
     run("fit", "--config=small.yaml", "--trainer.logger=true", "--run_name=real")
     summary = dict(re.findall(r"^(best val/acc|test/acc) +(\S+)", capsys.readouterr().out, re.M))

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from anneal.errors import UserError
 from anneal.lightning_internals import metrics_to_log, validation_is_due
@@ -82,6 +83,8 @@ class RunDirectory(Callback):
         checkpoint["config"] = self.config
         checkpoint["model_class"] = f"{type(pl_module).__module__}.{type(pl_module).__qualname__}"
         checkpoint["environment"] = self.environment
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["predicts"] = is_overridden("predict_dataloader", data, LightningDataModule)
         for logger in loggers_with(trainer, "rows"):
             checkpoint["rows"] = logger.rows()
         if len(self.extra_rows) == 2:

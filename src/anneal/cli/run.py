@@ -132,7 +132,8 @@ class Run:
         """Test the last weights, if there is test data, and log that at their step."""
         trainer = self.trainer
         self._seconds = time.monotonic() - self._started
-        if not (self._has_trained or self._done or self._clock.has_validated):
+        trained = trainer.global_step != self.checkpoint.get("global_step", 0)
+        if not (trained or self._done or self._clock.has_validated):
             n = trainer.num_training_batches  # infinite where the data was not asked for
             data = f"the training data gives {n} batches (is a rest dropped?), " if n == 0 else ""
             raise UserError(
@@ -195,15 +196,12 @@ class Run:
             if isinstance(logger, Viewer):
                 logger.finish(status)
         if self.command == "fit" and self.loggers and "trainer" in vars(self):
-            quick = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-            if self._has_trained and self.trainer.is_global_zero and not quick:
+            trainer: Any = self.trainer
+            trained = trainer.global_step and not (self._done or trainer.fast_dev_run)
+            if trained and trainer.is_global_zero:
                 from anneal.report.curves import draw_curves  # imports pandas
 
                 draw_curves(self.folder)
-
-    @property
-    def _has_trained(self) -> bool:
-        return bool(self.trainer.global_step != self.checkpoint.get("global_step", 0))
 
     def _callbacks(self, settings: dict[str, Any]) -> list[Any]:
         """Return the user's and the default ones that these, or other settings, don't replace."""

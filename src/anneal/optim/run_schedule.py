@@ -91,11 +91,15 @@ class RunSchedule(LRScheduler):
                 "the learning rate is still rising at the end"
             )
         self.period = 1 if self.schedule.unit == "step" else steps_per_epoch
+        had = self.resumed.get("total_steps")
+        self.steps -= (ended := self.steps == had)  # where the learning rate stays at its last
         self._build()
         if self.resumed and self.inner and not self.is_plateau:
-            had, name = self.resumed.get("total_steps"), type(self.inner).__name__
+            name = type(self.inner).__name__
             if line := lr_jump(before, self.get_last_lr(), name, had, total_steps):
                 rank_zero_info(line)
+        if ended:
+            self.step()
 
     def _build(self) -> None:
         """Build the inner scheduler over the groups as they are configured, and bring it here."""

@@ -69,7 +69,8 @@ def card(folder: Path, run: "Run") -> str:
         tested=any(family(metric)[0] == "test" for found in measured.values() for metric in found),
         figures=[name for name in (CURVES, *figures.values()) if (folder / name).is_file()],
         task=task,
-        predict_path=any(key.startswith("data.predict_path") for key in run.config),
+        predicts=bool(task) and checkpoint.get("predicts", True),
+        predict_path="data.predict_path" in run.config,
         exported=[p.name for p in sorted(folder.glob("model*")) if is_exported(p)],
         data=_settings(run.config, [key for key in run.config if key.startswith("data")]),
         classes=checkpoint.get("class_names") or [],
@@ -89,19 +90,18 @@ def _head(run: "Run", measured: list[dict[str, float]], task: str) -> Any:
     in_folder = "data.root" in run.config and "data.dataset" not in run.config
     kind = "imagefolder" if in_folder else name.lower()
     found = {metric: value for values in measured[::-1] for metric, value in values.items()}
-    results, metrics = [], {}
+    results = []
     for metric, value in found.items():
         stage, what = family(metric)
         if stage and what != "loss":
-            metrics[what] = on_hub = ON_HUB.get(what, what)
-            result = EvalResult(TASKS[task], kind, name, on_hub, round(value, 6))
+            result = EvalResult(TASKS[task], kind, name, ON_HUB.get(what, what), round(value, 6))
             result.dataset_split, result.metric_name = stage, metric
             results.append(result)
     return ModelCardData(
         library_name="pytorch",
         tags=["pytorch", "lightning", *[task] * bool(task)],
         pipeline_tag=TASKS[task] if task in ("classification", "multilabel") else None,
-        metrics=list(metrics),
+        metrics=list(dict.fromkeys(result.metric_type for result in results)),
         model_name=run.name,
         eval_results=results or None,
     )

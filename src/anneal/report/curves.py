@@ -39,6 +39,7 @@ class Line:
     curve: Curve  # all of its points
     kept: Array  # indices of those that are drawn
     band: tuple[Array, Array] | None = None  # lowest and highest values, of a mean of runs
+    colour: str = ""  # of its own, among the layers or groups of a single run; "": its run's
 
     @property
     def stage(self) -> str:
@@ -69,6 +70,9 @@ def lines_of(runs: Sequence[Run]) -> list[Line]:
                     found.setdefault(panel, []).append(line)
     for lines in found.values():
         points = max(50, min(POINTS, BUDGET // len(lines)))
+        if len(runs) == 1 and len(lines) > len({line.stage for line in lines}):
+            for line, colour in zip(lines, colours(len(lines)), strict=True):
+                line.colour = colour
         for line in lines:
             line.kept = line.curve.extremes(points)
             if (ends := runs[line.run].band) and not (line.in_training or line.is_learning_rate):
@@ -140,22 +144,25 @@ def still(runs: Sequence[Run], lines: Sequence[Line]) -> Figure:
         kind, limits = scale(panel, lines)
         axes.set(ylabel=TITLES.get(panel, panel), yscale=kind)
         axes.grid(alpha=0.3)
-        for line in lines:
-            if line.panel == panel:
-                drawn = line.curve.take(line.kept)
-                if line.band:
-                    x, colour = drawn.x["step"], palette[line.run]
-                    axes.fill_between(x, *line.band, color=colour, alpha=0.2, linewidth=0)
-                axes.plot(
-                    drawn.x["step"],
-                    drawn.y,
-                    color=palette[line.run],
-                    alpha=0.6 if line.in_training else 1,
-                    linewidth=WIDTHS["training" if line.in_training else "validation"],
-                    drawstyle="steps-post" if line.is_learning_rate else None,
-                    marker="." if len(drawn.y) <= FEW and not line.is_learning_rate else None,
-                    markersize=3 if line.in_training else 6,
-                )
+        own = [line for line in lines if line.panel == panel]
+        for line in own:
+            drawn = line.curve.take(line.kept)
+            if line.band:
+                x, colour = drawn.x["step"], palette[line.run]
+                axes.fill_between(x, *line.band, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(
+                drawn.x["step"],
+                drawn.y,
+                color=line.colour or palette[line.run],
+                label=line.metric,
+                alpha=0.6 if line.in_training else 1,
+                linewidth=WIDTHS["training" if line.in_training else "validation"],
+                drawstyle="steps-post" if line.is_learning_rate else None,
+                marker="." if len(drawn.y) <= FEW and not line.is_learning_rate else None,
+                markersize=3 if line.in_training else 6,
+            )
+        if own[0].colour and len(own) <= MANY:
+            axes.legend(fontsize="x-small", ncols=math.ceil(len(own) / 10))
         if limits:
             axes.set_ylim(*limits)
         marked = runs if panel in marked_of(runs, panels) else []

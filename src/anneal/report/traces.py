@@ -101,9 +101,10 @@ def _look(line: Line) -> dict[str, Any]:
     few = len(line.kept) <= FEW and not line.is_learning_rate
     # A learning rate holds until the next one.
     shape = "hv" if line.is_learning_rate else "linear"
+    colour = {"color": line.colour} if line.colour else {}
     return {
         "mode": "lines+markers" if few else "lines",
-        "line": {"width": 1 if line.in_training else 2, "shape": shape},
+        "line": {"width": 1 if line.in_training else 2, "shape": shape, **colour},
         "marker": {"size": 3 if line.in_training else 5},
         "opacity": 0.6 if line.in_training else 1,
     }

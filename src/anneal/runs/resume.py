@@ -40,8 +40,8 @@ def lr_jump(
     """Return that a resume changes a learning rate by more than a hundredth, why, and how not to.
 
     Args:
-        before: Learning rates of the groups that the next step would have had.
-        now: Those that it has.
+        before: Learning rates of the groups as they were saved.
+        now: Those of the same step now.
         scheduler: Name of the scheduler.
         had: Steps in the run as it was saved; None: not known.
         has: Steps in the run now.
