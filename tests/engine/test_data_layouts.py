@@ -710,7 +710,7 @@ def test_show_batch_refuses_in_a_line(run, capsys, words, told):
 @pytest.mark.parametrize(
     ("data", "told"), [(Points, "batches of Points are not images"), (Few, "there is no batch")]
 )
-@pytest.mark.filterwarnings("ignore:You defined a .validation_step", "ignore:The .train_dataloader")
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step", "ignore:Total length of")
 def test_show_batch_takes_images_with_targets(data, told):
     trainer = Trainer(**QUIET, max_epochs=1)
     with pytest.raises(UserError, match=told):

@@ -101,7 +101,8 @@ def summarize(splits: dict[str, ImageFolder]) -> Figure:
             cells += zip(row, [f"{drawn[k]}\n{said}", *[""] * (each - 1)], strict=True)
     print(text_table(rows, left=1))
     images = [(thumbnail(train, i), caption) for i, caption in cells[:MOST]]
-    title = f"{train.prefix}: {len(names)} of {train.task}"
+    kind = {"classification": "classes", "multilabel": "labels"}.get(train.task, "columns")
+    title = f"{train.prefix}: {len(names)} {kind}"
     return plot_image_grid(title, images, each * (10 // each), fontsize=7)
 
 

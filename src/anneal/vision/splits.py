@@ -82,7 +82,11 @@ def hold_out(images: Listing, layout: Any) -> dict[str, str]:
 
 
 def draw(by: np.ndarray, part: float, seed: int) -> np.ndarray:
-    """Return a mask of the same part of each class, at least one, and not all."""
+    """Return a mask of the same part of each class, at least one, and not all.
+
+    Classes of one count as one class together.
+    """
+    by = np.where(np.bincount(by)[by] == 1, by.max(initial=0) + 1, by)
     order = np.random.RandomState(seed).permutation(len(by))  # the same in every release of NumPy
     order = order[by[order].argsort(kind="stable")]
     counts = np.bincount(by)
