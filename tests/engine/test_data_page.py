@@ -60,7 +60,7 @@ def test_each_layout_of_the_page_is_read_by_its_commands(tmp_path, monkeypatch, 
     assert out.count("runs/check") == len([w for w in commands(PAGE) if w[2] == "check"])
     assert "not to train on" not in out
     for line in (
-        "cat           10    2\n",
+        "cat         9    2     1\n",
         "old    ",
         "cyst   ",
         "age  38 to 60",
