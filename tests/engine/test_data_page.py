@@ -63,7 +63,7 @@ def test_each_layout_of_the_page_is_read_by_its_commands(tmp_path, monkeypatch, 
         "cat         9    2     1\n",
         "old    ",
         "cyst   ",
-        "age  38 to 60",
+        "38 to 60",
         "runs/show-batch.png",
     ):
         assert line in out, out
