@@ -180,11 +180,10 @@ def _find(paths: list[str], root: Path, file: Path, sources: dict[str, str]) -> 
         known |= {image: [image] for image in images}
         found = [known.get(path, []) for path in wanted]
         lost = [path for path, of in zip(wanted, found, strict=True) if len(of) != 1]
-        tried.append((len(lost), base, found, lost))
+        tried.append((len(lost), base, lost))
         if not lost:
             sources |= stamps
             return base, [of[0] for of in found]
-    n, base, found, lost = min(tried, key=lambda t: t[0])
-    maybe = " or ".join(found[wanted.index(lost[0])][:2])
-    such = f"{lost[0]} ({maybe}?)" if maybe else lost[0]
-    raise UserError(f"{file}: {n:,} of {len(paths):,} images are not in {base}, such as {such}")
+    n, base, lost = min(tried)
+    of = f"{n:,} of {len(paths):,} images are not in {base}, or several times"
+    raise UserError(f"{file}: {of}, such as {lost[0]}")
