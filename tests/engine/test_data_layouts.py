@@ -209,6 +209,10 @@ def test_usual_columns_need_no_option_and_ids_no_ending(read, head):
     assert read(head, ROWS)["train"].class_names == ["blue", "green", "red"]
 
 
+def test_the_same_line_twice_is_one_image(read):
+    assert sum(map(len, read(["path", "label"], [*ROWS, ROWS[0]]).values())) == 30
+
+
 @pytest.mark.parametrize("where", ["below root", "beside the table", "deeper", "absolute"])
 def test_paths_are_relative_to_root_or_to_the_table(images, tmp_path, monkeypatch, where):
     monkeypatch.chdir(tmp_path)
@@ -241,6 +245,10 @@ def test_a_table_of_parquet_has_numbers_as_they_are(images, tmp_path, monkeypatc
     train = ImageFolder.splits(images, layout=layout)["train"]
     assert (train.task, train.class_names) == ("multilabel", ["a", "b"])
     assert (train.labels.sum(1) == 1).all()
+    frame = pd.DataFrame({"id": NAMES, "label": [np.array(list("ab")), np.array(["b"]), None] * 10})
+    (tmp_path / "t.parquet").write_text("another one")
+    train = ImageFolder.splits(images, layout=layout)["train"]
+    assert (train.task, train.class_names) == ("multilabel", ["a", "b"])
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
 
@@ -640,7 +648,14 @@ def drawn(monkeypatch):
     return kept
 
 
-def test_show_batch_draws_what_the_training_gets(run, flat, drawn, capsys):
+def test_show_batch_draws_what_the_training_gets(run, flat, drawn, capsys, monkeypatch):
+    mix = ImageFolderDataModule.on_after_batch_transfer
+
+    def lighter(self, batch, i):  # with numbers that nothing of it seeds
+        images, targets = mix(self, batch, i)
+        return images + torch.rand(()), targets
+
+    monkeypatch.setattr(ImageFolderDataModule, "on_after_batch_transfer", lighter)
     pattern = r"--data.label_pattern=(?P<label>[a-z]+)_\d+"
     more = ("--data.mixup=0.4", "--data.progressive.start_size=16", "--seed_everything=5")
     size = ("--data.progressive.start_epoch=1", "--data.progressive.end_epoch=2")
@@ -710,7 +725,7 @@ def test_show_batch_refuses_in_a_line(run, capsys, words, told):
 @pytest.mark.parametrize(
     ("data", "told"), [(Points, "batches of Points are not images"), (Few, "there is no batch")]
 )
-@pytest.mark.filterwarnings("ignore:You defined a .validation_step", "ignore:The .train_dataloader")
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step", "ignore:Total length of")
 def test_show_batch_takes_images_with_targets(data, told):
     trainer = Trainer(**QUIET, max_epochs=1)
     with pytest.raises(UserError, match=told):

@@ -1,10 +1,11 @@
 """The first batches of a training as a figure: images as the network gets them."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -23,14 +24,8 @@ class Enough(Exception):
     """The batches that were asked for are there."""
 
 
-def first_batches(
-    trainer: Trainer, model: LightningModule, data: LightningDataModule, number: int
-) -> Batches:
-    """Return the first batches of a training, without a step of it.
-
-    Raises:
-        UserError: They are no pairs of images and targets.
-    """
+def first_batches(trainer: Trainer, model: LightningModule, data: Any, number: int) -> Batches:
+    """Return the first batches of a training, without a step of it."""
     seen: Batches = []
 
     def training_step(batch: Any, batch_idx: int) -> Tensor:
@@ -51,11 +46,11 @@ def first_batches(
     nothing = SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
     model.configure_optimizers = lambda: nothing  # type: ignore[method-assign]
     trainer.callbacks[:0] = [Clock(), SeedEveryEpoch()]  # type: ignore[attr-defined]
-    try:
+    with suppress(Enough):
         trainer.fit(model, data)
-    except Enough:
-        return seen
-    raise UserError("show-batch: there is no batch: see trainer.limit_train_batches")
+    if not seen:
+        raise UserError("show-batch: there is no batch: see trainer.limit_train_batches")
+    return seen
 
 
 def in_words(target: Tensor, names: Sequence[str], task: str | None) -> str:
@@ -64,24 +59,23 @@ def in_words(target: Tensor, names: Sequence[str], task: str | None) -> str:
         return names[int(target)]
     of = list(zip(target.reshape(-1).tolist(), names, strict=True))
     if task == "regression":
-        lines = [f"{name} {value:.4g}" if len(of) > 1 else f"{value:.4g}" for value, name in of]
-        return "\n".join(lines[:LINES])
+        return "\n".join(
+            [f"{name if len(of) > 1 else ''} {v:.4g}".strip() for v, name in of][:LINES]
+        )
     there = sorted((pair for pair in of if pair[0] >= 0.005), reverse=True)
     if all(value == 1 for value, _ in there):
         return "\n".join([name for _, name in there][:LINES]) or "(none)"
     return " +\n".join([f"{value:.2g} {name}" for value, name in there][:LINES])
 
 
-def draw_batches(batches: Batches, data: LightningDataModule) -> Figure:
+def draw_batches(batches: Batches, data: Any) -> Figure:
     """Draw images with their targets; each batch begins a row."""
-    task, names = getattr(data, "task", None), getattr(data, "class_names", None)
     outputs = max(int(t.max()) + 1 if t.ndim == 1 else t.shape[1] for _, t in batches)
-    names = legible(names or [str(i) for i in range(outputs)])
+    names = legible(getattr(data, "class_names", None) or [str(i) for i in range(outputs)])
     cells: list[tuple[Tensor, str]] = []
     for images, targets in batches:
-        images = images[:, : 3 if images.shape[1] >= 3 else 1]
-        words = [in_words(target, names, task) for target in targets]
-        cells += zip(images, words, strict=True)
+        words = [in_words(target, names, getattr(data, "task", None)) for target in targets]
+        cells += zip(images[:, : 3 if images.shape[1] >= 3 else 1], words, strict=True)
         cells += [(torch.full((1, 1, 1), 255), "")] * (-len(images) % COLUMNS)
     shape = " x ".join(map(str, batches[0][0].shape[1:]))
     title = f"The first {len(batches)} training batches of {type(data).__name__}: {shape}"

@@ -26,7 +26,7 @@ from anneal.image_grid import legible, plot_image_grid
 from anneal.runs.folder import RUNS, next_free_path
 from anneal.text_table import text_table
 from anneal.vision.decode import UnreadableImageError, decode, formats
-from anneal.vision.files import ImageFiles, count
+from anneal.vision.files import ImageFiles
 from anneal.vision.index import ImageFolder
 from anneal.vision.layouts import Layout, base_of, split_folders
 from anneal.vision.transforms import ValTransform
@@ -77,32 +77,27 @@ def check(pictures: ImageFiles) -> Iterator[tuple[str, str, str]]:
 
 
 def summarize(splits: dict[str, ImageFolder]) -> Figure:
-    """Print what each split has of each class, and draw some images of each."""
+    """Print what each split has of each class or number, and draw some images of each."""
     train, names = splits["train"], splits["train"].class_names
-    labels, drawn = train.labels, legible(names)
     rows = [["", *splits], ["images", *(f"{len(pictures):,}" for pictures in splits.values())]]
-    cells: list[tuple[int, str]] = []  # of the train split, or -1
-    if train.task == "regression":
-        each = 1
-        for k, name in enumerate(names):
-            values = [pictures.labels[:, k] for pictures in splits.values()]
-            rows.append([name, *(f"{v.min():.4g} to {v.max():.4g}" for v in values)])
-        spread = np.linspace(0, len(labels) - 1, min(len(labels), SHOWN)).astype(int)
-        for i in labels[:, 0].argsort()[spread]:
-            cells.append((i, "\n".join(f"{value:.4g}" for value in labels[i])))
-    else:
-        each = min(8, max(1, SHOWN // len(names)))
-        counts = zip(*(count(pictures.labels, names) for pictures in splits.values()), strict=True)
-        for k, numbers in enumerate(counts):
-            rows.append([names[k], *(f"{n:,}" for n in numbers)])
-            found = np.flatnonzero(labels == k if labels.ndim == 1 else labels[:, k])[:each]
-            said = ", ".join(f"{n:,} {split}" for n, split in zip(numbers, splits, strict=True))
-            row = [*found.tolist(), *[-1] * (each - len(found))]
-            cells += zip(row, [f"{drawn[k]}\n{said}", *[""] * (each - 1)], strict=True)
+    cells: list[tuple[Tensor, str]] = []
+    each = min(8, max(1, SHOWN // len(names)))
+    for k, drawn in enumerate(legible(names)):
+        of = [p.labels == k if p.labels.ndim == 1 else p.labels[:, k] for p in splits.values()]
+        if train.task == "regression":
+            said = [f"{values.min():.4g} to {values.max():.4g}" for values in of]
+            found = of[0].argsort()[np.linspace(0, len(train) - 1, each).astype(int)]
+        else:
+            said = [f"{int(values.sum()):,}" for values in of]
+            found = np.flatnonzero(of[0])[:each]
+        rows.append([names[k], *said])
+        if len(cells) < MOST:
+            cells += [(thumbnail(train, i), "") for i in [*found, *[-1] * (each - len(found))]]
+            said = [f"{n} {split}" for n, split in zip(said, splits, strict=True)]
+            cells[-each] = cells[-each][0], f"{drawn}\n{', '.join(said)}"
     print(text_table(rows, left=1))
-    images = [(thumbnail(train, i), caption) for i, caption in cells[:MOST]]
-    title = f"{train.prefix}: {len(names)} of {train.task}"
-    return plot_image_grid(title, images, each * (10 // each), fontsize=7)
+    title = f"{train.task} of {train.prefix}: {len(names)}"
+    return plot_image_grid(title, cells, each * (10 // each), fontsize=7)
 
 
 def thumbnail(pictures: ImageFolder, index: int) -> Tensor:

@@ -18,7 +18,7 @@ from anneal.data.seeding import derive_seed, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
 from anneal.system import cores
-from anneal.vision.files import ImageFiles, ImageSource, count
+from anneal.vision.files import ImageFiles, ImageSource, missing
 from anneal.vision.index import ImageFolder
 from anneal.vision.layouts import Layout
 from anneal.vision.loader import DecodedDataset, ImageLoader, UnreadableImage
@@ -182,8 +182,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         for split, pictures in self.splits.items():
             for note in getattr(pictures, "notes", ()):
                 rank_zero_info(f"{self.root}, {split}: {note}")
-            counts = count(pictures.labels, names) if self.task != "regression" else []
-            if none := [name for name, n in zip(names, counts, strict=False) if not n]:
+            if self.task != "regression" and (none := missing(pictures.labels, names)):
                 shown = ", ".join(none[:3]) + (", ..." if len(none) > 3 else "")
                 rank_zero_warn(f"{self.root}: {split} has none of {len(none)} classes: {shown}")
         if self.mixup or self.cutmix:

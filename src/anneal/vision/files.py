@@ -150,10 +150,10 @@ def pack(paths: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(b"".join(encoded), np.uint8), ends
 
 
-def count(labels: np.ndarray, class_names: list[str]) -> list[int]:
-    """Return how many images each class or label has."""
-    counts = np.bincount(labels, minlength=len(class_names)) if labels.ndim == 1 else labels.sum(0)
-    return [int(n) for n in counts]
+def missing(labels: np.ndarray, class_names: list[str]) -> list[str]:
+    """Return the classes or labels that have no image."""
+    there = labels if labels.ndim == 1 else np.flatnonzero(labels.any(0))
+    return [class_names[i] for i in np.setdiff1d(np.arange(len(class_names)), there)]
 
 
 def is_hidden(name: str) -> bool:

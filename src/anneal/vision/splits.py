@@ -8,11 +8,7 @@ import numpy as np
 
 from anneal.errors import UserError
 
-SPELLED = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
+SPELLED = {"train": "train training", "val": "val valid validation dev", "test": "test testing"}
 
 
 @dataclass
@@ -30,7 +26,7 @@ class Listing:
 
 def split_of(name: str) -> str | None:
     """Return the split that a folder or a value is called by, in any spelling of it."""
-    return next((split for split, names in SPELLED.items() if name.lower() in names), None)
+    return next((split for split, of in SPELLED.items() if name.lower() in of.split()), None)
 
 
 def strata(targets: np.ndarray, task: str) -> np.ndarray:
@@ -47,12 +43,9 @@ def strata(targets: np.ndarray, task: str) -> np.ndarray:
 def hold_out(images: Listing, layout: Any) -> dict[str, str]:
     """Take the splits that are not there out of `train`; return how that was done, for each.
 
-    Of images in groups, whole groups are taken, each by its rarest class.
-
-    Raises:
-        UserError: A class would be missing from one.
+    Groups are taken as a whole, by their rarest class. A class that one would lack is a UserError.
     """
-    notes, left = {}, 1.0  # of the whole
+    notes, left = {}, 1.0  # of all
     for split, option in (("test", "test_split"), ("val", "validation_split")):
         part = getattr(layout, option)
         if split in images.splits or not part:
@@ -60,9 +53,9 @@ def hold_out(images: Listing, layout: Any) -> dict[str, str]:
         train = np.flatnonzero(images.splits == "train")
         by = strata(images.targets[train], images.task)
         groups = train if images.groups is None else images.groups[train]
-        units, unit = np.unique(groups, return_inverse=True)
+        unit = np.unique(groups, return_inverse=True)[1]
         frequent = np.bincount(by)[by].argsort(kind="stable")[::-1]
-        of_unit = np.empty(len(units), np.int64)
+        of_unit = np.zeros(unit.max(initial=-1) + 1, np.int64)
         of_unit[unit[frequent]] = by[frequent]
         taken = draw(of_unit, part / left, layout.split_seed)[unit]
         for i in np.unique(by) if images.task == "classification" else ():
@@ -83,6 +76,7 @@ def hold_out(images: Listing, layout: Any) -> dict[str, str]:
 
 def draw(by: np.ndarray, part: float, seed: int) -> np.ndarray:
     """Return a mask of the same part of each class, at least one, and not all."""
+    by = np.where(np.bincount(by)[by] == 1, by.max(initial=0) + 1, by)  # those of one together
     order = np.random.RandomState(seed).permutation(len(by))  # the same in every release of NumPy
     order = order[by[order].argsort(kind="stable")]
     counts = np.bincount(by)

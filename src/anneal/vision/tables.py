@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,8 @@ def _read(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path, 
     with reading(file):
         if file.suffix.lower() in (".parquet", ".pq"):
             try:
-                cells = pd.read_parquet(file).astype(object)
-                table = cells.where(cells.notna(), "").astype(str)
+                cells = pd.read_parquet(file).astype(object).map(partial(_joined, layout))
+                table = cells.where(cells.notna(), "").map(str)
             except ImportError as e:
                 raise UserError(f"{file}: pyarrow reads Parquet: pip install pyarrow") from e
         else:
@@ -74,11 +75,12 @@ def _read(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path, 
                     raise ValueError(
                         f"{len(row)} cells, not {len(head)}, in the line {mark.join(row)}"
                     )
-            table = pd.DataFrame(rows, columns=head, dtype=str)
+            table = pd.DataFrame(rows, columns=head, dtype=object)
             table = table.loc[:, ~table.columns.duplicated()]
             if mark == ";":  # then numbers have a decimal comma
                 table = table.replace(rf"^({INTEGER}),(\d+)$", r"\1.\2", regex=True)
-    table = table.rename(columns=str.strip).apply(lambda column: column.str.strip())
+    # As objects: with pyarrow, some of pandas's functions of text differ.
+    table = table.rename(columns=str.strip).map(str.strip).astype(object)
     path = _column(table, str(file), "path", layout)
     if not path or not len(table):
         has = ", ".join(table.columns)
@@ -87,12 +89,16 @@ def _read(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path, 
     return str(file), base, table
 
 
+def _joined(layout: Any, cell: Any) -> Any:
+    return layout.label_separator.join(map(str, cell)) if isinstance(cell, np.ndarray) else cell
+
+
 def _names(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path, pd.DataFrame]:
     """Return what a pattern finds in the names of files, a column for each of its groups."""
     name = f"data.label_pattern={layout.label_pattern}"
     paths, _ = sort_out(root, walk(root, sources))
     try:
-        stems = pd.Series([Path(path).stem for path in paths], dtype=str)
+        stems = pd.Series([Path(path).stem for path in paths], dtype=object)
         table = stems.str.extract(f"^(?:{layout.label_pattern})$").fillna("").rename(columns=str)
     except (re.error, ValueError) as e:
         raise UserError(f"{name}: {e}; such as (?P<label>[a-z]+)_.*") from e
@@ -174,11 +180,10 @@ def _find(paths: list[str], root: Path, file: Path, sources: dict[str, str]) -> 
         known |= {image: [image] for image in images}
         found = [known.get(path, []) for path in wanted]
         lost = [path for path, of in zip(wanted, found, strict=True) if len(of) != 1]
-        tried.append((len(lost), base, found, lost))
+        tried.append((len(lost), base, lost))
         if not lost:
             sources |= stamps
             return base, [of[0] for of in found]
-    n, base, found, lost = min(tried, key=lambda t: t[0])
-    maybe = " or ".join(found[wanted.index(lost[0])][:2])
-    such = f"{lost[0]} ({maybe}?)" if maybe else lost[0]
-    raise UserError(f"{file}: {n:,} of {len(paths):,} images are not in {base}, such as {such}")
+    n, base, lost = min(tried)
+    of = f"{n:,} of {len(paths):,} images are not in {base}, or several times"
+    raise UserError(f"{file}: {of}, such as {lost[0]}")
