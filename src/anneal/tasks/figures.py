@@ -154,7 +154,8 @@ def draw_regression(preds: Tensor, target: Tensor, names: Sequence[str]) -> Figu
         style: dict[str, Any] = {"s": 6, "alpha": 0.4, "linewidths": 0, "rasterized": True}
         upper.scatter(x, y, **style)
         upper.axline((x[0], x[0]), slope=1, color="grey", linestyle="--")
-        upper.set(title=fitted(names[i], 2.6, 11), xlabel="true", ylabel="predicted")
+        upper.set_title(fitted(names[i], 2, 10), fontsize=10)
+        upper.set(xlabel="true", ylabel="predicted")
         lower.scatter(y, (preds - target)[:, i].tolist(), **style)
         lower.axhline(0, color="grey", linestyle="--")
         lower.set(xlabel="predicted", ylabel="predicted - true")
@@ -164,12 +165,18 @@ def draw_regression(preds: Tensor, target: Tensor, names: Sequence[str]) -> Figu
 
 
 def draw_top_losses(top: Sequence[Any], task: Task, names: Sequence[str]) -> Figure:
-    """Draw the samples with the highest loss, as `true -> predicted`, highest first."""
+    """Draw the samples with the highest loss, as `true → predicted`, highest first."""
     what = "mistakes" if task.name == "classification" else "samples"
     which = f"All {what}" if len(top) < TOP else f"The {TOP} {what} with the top losses"
     images = []
     for loss, preds, target, image in top:
-        true, said = (", ".join(task.words(x, names)) or "none" for x in (target, preds))
-        gap = "\n" if len(true + said) > 12 else " "
-        images.append((image, f"{true} →{gap}{said} ({loss:.2g})"))
-    return plot_image_grid(f"{which}: true → predicted (loss)", images, COLUMNS, fontsize=8)
+        true, said = task.apart(target, preds, names)
+        lines = _first(true, " →"), _first(said, f" ({loss:.2g})")
+        images.append((image, ("\n" if len("".join(lines)) > 24 else " ").join(lines)))
+    return plot_image_grid(f"{which}: {task.arrow} (loss)", images, COLUMNS, fontsize=8)
+
+
+def _first(words: Sequence[str], end: str) -> str:
+    """Return the first word, how many more there are, and an end that is never cut."""
+    end = (f" +{len(words) - 1}" if len(words) > 1 else "") + end
+    return fitted(words[0] if words else "none", 1.4 - 0.06 * len(end), 8) + end

@@ -25,6 +25,7 @@ class Task(nn.Module):
         things: What the outputs are of, at `least` so many.
         monitor: The metric that decides which checkpoint is the best.
         predicted: What `activate` returns.
+        arrow: What the two words of a sample with a top loss are.
         form: How a number of it is written.
         takes_logits: Whether metrics are given the outputs as they are.
         options: Arguments of the model that are for this task, that of `weights` first.
@@ -37,6 +38,7 @@ class Task(nn.Module):
     monitor: ClassVar[str]
     least: ClassVar[int] = 2
     predicted: ClassVar[str] = "probabilities"
+    arrow: ClassVar[str] = "true → predicted"
     form: ClassVar[str] = ".6f"
     takes_logits: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ()
@@ -117,6 +119,11 @@ class Task(nn.Module):
     def words(self, values: Tensor, names: Sequence[str]) -> list[str]:
         """Return what a prediction or target of one sample says, for a line or two."""
 
+    def apart(self, target: Tensor, preds: Tensor, names: Sequence[str]) -> Sequence[list[str]]:
+        """Return the words for target and prediction of one sample that differ."""
+        true, said = self.words(target, names), self.words(preds, names)
+        return [x for x in true if x not in said], [x for x in said if x not in true]
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds, as plain values."""
         return {name: getattr(self, name).tolist() for name in self.saved}
@@ -187,7 +194,7 @@ class MultiLabel(Task):
     """
 
     name, things, monitor = "multilabel", "labels", "val/map"
-    options, saved = ("pos_weight",), ("thresholds",)
+    options, saved, arrow = ("pos_weight",), ("thresholds",), "missed → wrongly predicted"
 
     def __init__(self, pos_weight: Weights = None) -> None:
         super().__init__()
@@ -276,6 +283,10 @@ class Regression(Task):
     def words(self, values: Tensor, names: Sequence[str]) -> list[str]:
         named = zip(names, values.tolist(), strict=True)
         return [f"{name} {v:.4g}" if len(names) > 1 else f"{v:.4g}" for name, v in named]
+
+    def apart(self, target: Tensor, preds: Tensor, names: Sequence[str]) -> Sequence[list[str]]:
+        worst = int(((preds - target) / self.std.cpu()).abs().argmax())
+        return self.words(target, names)[worst:][:1], [f"{preds[worst]:.4g}"]
 
 
 class StandardisedR2(R2Score):
