@@ -42,7 +42,11 @@ class Computation(nn.Module):
     def forward(self, batch: Tensor) -> Any:
         """Return probabilities or values, (N, outputs) float32, of pixels (N, C, H, W) uint8."""
         if not hasattr(self.model, "task"):
-            return self.model(batch)
+            outputs = self.model(batch)
+            if not isinstance(outputs, Tensor):
+                kind = type(outputs).__name__
+                raise UserError(f"forward returns a {kind}, and a file holds one tensor")
+            return outputs
         return self.model.task.activate(self.model.predict_logits(batch).float())
 
     def tolerance(self, outputs: Tensor) -> Tensor:
@@ -140,7 +144,7 @@ def _about(
     return about | {
         "class_names": json.dumps(model.class_names or [str(i) for i in range(model.num_classes)]),
         "task": task.name,
-        "task_state": json.dumps({name: value.tolist() for name, value in task.state().items()}),
+        "task_state": json.dumps(task.state()),
         "input": f"pixels: uint8 (batch, {', '.join(map(str, shape))}), 0 to 255; {wanted}",
         "output": f"{task.predicted}: float32 (batch, {task.things})",
     }
