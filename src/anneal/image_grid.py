@@ -3,13 +3,11 @@
 import math
 import sys
 from collections.abc import Sequence
-from functools import cache
 
 from matplotlib import rcParams
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.ft2font import FT2Font
-from matplotlib.textpath import TextPath
 from torch import Tensor
 
 CELL = 1.5  # inches
@@ -44,15 +42,20 @@ def plot_image_grid(
     return figure
 
 
-@cache
 def fitted(name: str, width: float, fontsize: float) -> str:
     """Return a name as `legible` has it, without its middle if it is wider than so many inches."""
-    whole = name.replace(r"\$", "$")
-    kept = len(whole)
-    while kept > 1 and TextPath((0, 0), name, fontsize).get_extents().width / 72 > width:
-        kept -= 1
-        name = f"{whole[: kept - kept // 2]}…{whole[len(whole) - kept // 2 :]}".replace("$", r"\$")
-    return name
+    fonts = [findfont(FontProperties(family=[f])) for f in rcParams["font.family"]]
+    font = get_font(fonts)
+    font.set_size(fontsize, 72)
+    whole = shown = name.replace(r"\$", "$")
+    kept, most = len(whole), 64 * 72 * width
+    while kept > 1:
+        font.set_text(shown)
+        if (now := font.get_width_height()[0]) <= most:
+            break
+        kept = min(kept - 1, int(kept * most / now) + 2)
+        shown = f"{whole[: kept - kept // 2]}…{whole[len(whole) - kept // 2 :]}"
+    return shown.replace("$", r"\$")
 
 
 def legible(names: Sequence[str]) -> list[str]:

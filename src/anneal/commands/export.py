@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from anneal.errors import UserError, first_line
@@ -21,7 +22,7 @@ from anneal.runs.folder import read_checkpoint, run_of
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # by torch.onnx.export, and to run the result
 BATCHES = (1, 2, 7)
-TOLERANCE = 1e-4  # of a probability; of values, as a share of how far they lie apart
+TOLERANCE = 1e-4  # of a probability, or of what else `Computation.scale` says
 TIMED = 20
 COUNTS = "it computes something else for each number of images"
 REASONS = {  # what torch's messages mean
@@ -42,14 +43,18 @@ class Computation(nn.Module):
     def forward(self, batch: Tensor) -> Any:
         """Return probabilities or values, (N, outputs) float32, of pixels (N, C, H, W) uint8."""
         if not hasattr(self.model, "task"):
-            return self.model(batch)
+            outputs = self.model(batch)
+            if not isinstance(outputs, Tensor):
+                kind = type(outputs).__name__
+                raise UserError(f"forward returns a {kind}, and a file holds one tensor")
+            return outputs
         return self.model.task.activate(self.model.predict_logits(batch).float())
 
-    def tolerance(self, outputs: Tensor) -> Tensor:
-        """Return the least difference that is too much: of values, by how far they lie apart."""
+    def scale(self, outputs: Tensor) -> Tensor:
+        """Return how far outputs lie apart: 1 for probabilities."""
         if (task := getattr(self.model, "task", None)) is None:
-            return TOLERANCE * outputs.abs().max()
-        return TOLERANCE * getattr(task, "std", torch.ones(()))
+            return outputs.abs().max()
+        return getattr(task, "std", torch.ones(()))
 
 
 def export(
@@ -68,13 +73,16 @@ def export(
     network = Computation(model).to(memory_format=torch.contiguous_format).eval()
     about = _about(model, datamodule, checkpoint, stored, example)
     unfinished = path.with_name(f".{path.name}")
+    of = {"probabilities": "a probability", "values": "a standard deviation"}.get(
+        about["output"].partition(":")[0], "the largest output"
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        exported, difference, excess = _write(form, network, example, about, unfinished)
-        if not excess < 1:
+        exported, difference = _write(form, network, example, about, unfinished)
+        if not difference < TOLERANCE:
             raise UserError(
-                f"what is exported as {form} differs from the model by up to {difference:.2g}, "
-                f"{excess:.2g} times what is tolerated: nothing is written",
+                f"what is exported as {form} differs from the model by up to {difference:.2g} of "
+                f"{of}, more than {TOLERANCE:g}: nothing is written",
                 status=1,
             )
         unfinished.replace(path)
@@ -87,7 +95,7 @@ def export(
     return (
         f"{path}\n"
         f"size         {path.stat().st_size / 1e6:.2f} MB\n"
-        f"difference   {difference:.1g} at most from the model, in batches of {batches}\n"
+        f"difference   {difference:.1g} of {of} at most, in batches of {batches}\n"
         f"latency      {1000 * _seconds(exported, example):.2f} ms for one sample on this CPU, the "
         f"median of {TIMED}"
     )
@@ -99,6 +107,11 @@ def _example(model: Any, datamodule: LightningDataModule) -> Tensor:
     if hasattr(model, "task") and shape:
         return _pixels(max(BATCHES), shape)
     example = model.example_input_array
+    if example is None and not is_overridden("val_dataloader", datamodule):
+        raise UserError(
+            f"export needs to know what the network takes: give {type(datamodule).__name__} an "
+            "image_shape, such as (3, 224, 224), or the module an example_input_array"
+        )
     if example is None:
         datamodule.prepare_data()
         datamodule.setup("validate")
@@ -128,7 +141,7 @@ def _about(
     about = {
         "shape": json.dumps(shape),
         "dtype": str(example.dtype),
-        "input": f"input: {example.dtype} (batch, {', '.join(map(str, shape))})",
+        "input": f"input: {str(example.dtype)[6:]} (batch, {', '.join(map(str, shape))})",
         "output": "output: what forward returns",
         "run": (run_of(checkpoint) or checkpoint).resolve().name,
         "checkpoint": checkpoint.name,
@@ -140,27 +153,27 @@ def _about(
     return about | {
         "class_names": json.dumps(model.class_names or [str(i) for i in range(model.num_classes)]),
         "task": task.name,
-        "task_state": json.dumps({name: value.tolist() for name, value in task.state().items()}),
-        "input": f"pixels: uint8 (batch, {', '.join(map(str, shape))}), 0 to 255; {wanted}",
+        "task_state": json.dumps(task.state()),
+        "input": about["input"].replace("input", "pixels") + f", 0 to 255; {wanted}",
         "output": f"{task.predicted}: float32 (batch, {task.things})",
     }
 
 
 def _write(
     form: str, network: Computation, example: Tensor, about: dict[str, str], path: Path
-) -> tuple[Exported, float, float]:
+) -> tuple[Exported, float]:
     """Write the file; return what is read from it, and how far it is from the network at most."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own, of each torch release others
             _WRITERS[form](network, example[:2], about, path)
             exported = read(path)
-            found = torch.tensor([_difference(network, exported, example[:n]) for n in BATCHES])
-    except OSError:
+            differences = [_difference(network, exported, example[:n]) for n in BATCHES]
+    except (OSError, UserError):
         raise
     except Exception as e:  # what torch and onnxscript raise is of a dozen types
         raise _no_export(form, e) from e
-    return exported, *found.amax(0).tolist()  # NaN if one is
+    return exported, float(torch.tensor(differences).max())  # NaN if one is
 
 
 def _no_export(form: str, error: BaseException) -> UserError:
@@ -212,11 +225,9 @@ def _pixels(n: int, shape: tuple[int, ...]) -> Tensor:
     return (256 * noise * torch.rand(n, 1, 1, 1, generator=generator)).to(torch.uint8)
 
 
-def _difference(network: Computation, exported: Exported, batch: Tensor) -> tuple[float, float]:
-    """Return the greatest difference, as it is and in what is tolerated."""
+def _difference(network: Computation, exported: Exported, batch: Tensor) -> float:
     outputs = network(batch)
-    difference = (outputs - exported(batch)).abs()
-    return float(difference.max()), float((difference / network.tolerance(outputs)).max())
+    return float(((outputs - exported(batch)).abs() / network.scale(outputs)).max())
 
 
 def _seconds(exported: Exported, example: Tensor) -> float:

@@ -115,7 +115,7 @@ def save_predictions(
             f"nothing was predicted: {next(iter(skipped.items()), 'no batch was read')}"
         )
     names: Sequence[str] = model.class_names or list(map(str, range(len(samples[0]))))
-    k = getattr(model, "top_k", TOP_K)
+    lines = task.table(samples, names, getattr(model, "top_k", TOP_K))
     paths: Sequence[Any] = range(len(samples))
     if files:
         readable = (i for i in range(len(files)) if files.path(i) not in skipped)
@@ -123,8 +123,8 @@ def save_predictions(
         paths = [files.path(i) for i in numbers]
     folder.mkdir(parents=True, exist_ok=True)  # of a checkpoint that lies in no run
     path = next_free_path(folder / "predictions.csv")
-    lines = ([label, *task.row(s, names, k)] for label, s in zip(paths, samples, strict=True))
-    write_csv(path, [["path" if files else "index", *task.header(names, k)], *lines])
+    first = ["path" if files else "index", *paths]
+    write_csv(path, ([cell, *line] for cell, line in zip(first, lines, strict=True)))
     if files:
         with suppress(UnreadableImageError):  # of files that are no images
             images = [decode(files.read(i)) for i in numbers[:SHOWN]]

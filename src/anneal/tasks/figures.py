@@ -35,13 +35,11 @@ def of_classes(found: Found, task: Task, names: Sequence[str], drawn: Sequence[s
         right = found["preds"] == found["target"]
         figures["calibration"] = draw_calibration(found["confidence"], right)
     hits, support, said = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    rates = [hits / said, hits / support, 2 * hits / (support + said)]
-    columns = [rate.nan_to_num().tolist() for rate in rates]
+    rates = hits / said, hits / support, 2 * hits / (support + said)
     head = ["class", "precision", "recall", "f1", "support"]
-    rows = zip(names, *([f"{x:.4f}" for x in c] for c in columns), support.tolist(), strict=True)
     counts = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
     return figures, {
-        "classes": [head, *map(list, rows)],
+        "classes": _table(head, names, *(rate.nan_to_num() for rate in rates), support),
         "confusion": [["true \\ predicted", *names], *counts],
     }
 
@@ -50,32 +48,27 @@ def of_labels(found: Found, task: Any, names: Sequence[str], drawn: Sequence[str
     """Return precision over recall of each label, and a table of the labels."""
     preds, target, n = found["preds"], found["target"].int(), len(names)
     ap = of.multilabel_average_precision(preds, target, n, average=None)
-    chosen = task.thresholds.expand(n)
-    f1 = [
-        of.multilabel_f1_score((preds > at).int(), target, n, average=None) for at in (0.5, chosen)
-    ]
+    cuts = torch.full((n,), 0.5), task.thresholds.expand(n)
+    f1 = [of.multilabel_f1_score((preds >= at).int(), target, n, average=None) for at in cuts]
     head = ["label", "positives", "ap", "f1_at_0.5", "threshold_of_val", "f1_at_threshold"]
-    columns = [[f"{x:.4f}" for x in values.tolist()] for values in (ap, f1[0], chosen, f1[1])]
-    rows = zip(names, target.sum(0).tolist(), *columns, strict=True)
-    curves = draw_curves(of.multilabel_precision_recall_curve(preds, target, n), ap, drawn)
-    return {"pr-curves": curves}, {"labels": [head, *map(list, rows)]}
+    table = _table(head, names, target.sum(0), ap, f1[0], cuts[1], f1[1])
+    curves = of.multilabel_precision_recall_curve(preds, target, n)
+    return {"pr-curves": draw_curves(curves, ap, drawn)}, {"labels": table}
 
 
 def of_targets(found: Found, task: Task, names: Sequence[str], drawn: Sequence[str]) -> Drawn:
     """Return predictions over targets, the residuals, and a table of the targets."""
     preds, target = found["preds"].double(), found["target"].double()
     errors = preds - target
-    spread = (target - target.mean(0)).square().sum(0)
-    rates = (
-        errors.abs().mean(0),
-        errors.square().mean(0).sqrt(),
-        1 - errors.square().sum(0) / spread,
-    )
-    head = ["target", "mae", "rmse", "r2"]
-    rows = zip(names, *([f"{x:.5g}" for x in rate.tolist()] for rate in rates), strict=True)
-    return {"regression": draw_regression(preds, target, drawn)}, {
-        "targets": [head, *map(list, rows)]
-    }
+    mae, mse = errors.abs().mean(0), errors.square().mean(0)
+    r2 = 1 - mse / target.var(0, correction=0)
+    table = _table(["target", "mae", "rmse", "r2"], names, mae, mse.sqrt(), r2)
+    return {"regression": draw_regression(preds, target, drawn)}, {"targets": table}
+
+
+def _table(head: Sequence[str], names: Sequence[str], *columns: Tensor) -> list[list[Any]]:
+    numbers = ([f"{x:.5g}" for x in column.tolist()] for column in columns)
+    return [list(head), *map(list, zip(names, *numbers, strict=True))]
 
 
 DRAWN = {"classification": of_classes, "multilabel": of_labels, "regression": of_targets}
@@ -154,7 +147,8 @@ def draw_regression(preds: Tensor, target: Tensor, names: Sequence[str]) -> Figu
         style: dict[str, Any] = {"s": 6, "alpha": 0.4, "linewidths": 0, "rasterized": True}
         upper.scatter(x, y, **style)
         upper.axline((x[0], x[0]), slope=1, color="grey", linestyle="--")
-        upper.set(title=fitted(names[i], 2.6, 11), xlabel="true", ylabel="predicted")
+        upper.set_title(fitted(names[i], 2, 10), fontsize=10)
+        upper.set(xlabel="true", ylabel="predicted")
         lower.scatter(y, (preds - target)[:, i].tolist(), **style)
         lower.axhline(0, color="grey", linestyle="--")
         lower.set(xlabel="predicted", ylabel="predicted - true")
@@ -164,12 +158,18 @@ def draw_regression(preds: Tensor, target: Tensor, names: Sequence[str]) -> Figu
 
 
 def draw_top_losses(top: Sequence[Any], task: Task, names: Sequence[str]) -> Figure:
-    """Draw the samples with the highest loss, as `true -> predicted`, highest first."""
+    """Draw the samples with the highest loss, as `true → predicted`, highest first."""
     what = "mistakes" if task.name == "classification" else "samples"
     which = f"All {what}" if len(top) < TOP else f"The {TOP} {what} with the top losses"
     images = []
     for loss, preds, target, image in top:
-        true, said = (", ".join(task.words(x, names)) or "none" for x in (target, preds))
-        gap = "\n" if len(true + said) > 12 else " "
-        images.append((image, f"{true} →{gap}{said} ({loss:.2g})"))
-    return plot_image_grid(f"{which}: true → predicted (loss)", images, COLUMNS, fontsize=8)
+        true, said = task.apart(target, preds, names)
+        lines = _first(true, " →"), _first(said, f" ({loss:.2g})")
+        images.append((image, ("\n" if len("".join(lines)) > 24 else " ").join(lines)))
+    return plot_image_grid(f"{which}: {task.arrow} (loss)", images, COLUMNS, fontsize=8)
+
+
+def _first(words: Sequence[str], end: str) -> str:
+    """Return the first word, how many more there are, and an end that is never cut."""
+    end = (f" +{len(words) - 1}" if len(words) > 1 else "") + end
+    return fitted(words[0] if words else "none", 1.4 - 0.068 * len(end), 8) + end

@@ -18,58 +18,43 @@ Weights = Literal["balanced"] | list[float] | None
 
 
 class Task(nn.Module):
-    """What the outputs (N, K) of a network mean; the base of the three tasks.
+    """What the outputs (N, K) of a network mean; the base of the three tasks."""
 
-    Attributes:
-        name: The task in configurations and checkpoints.
-        things: What the outputs are of, at `least` so many.
-        monitor: The metric that decides which checkpoint is the best.
-        predicted: What `activate` returns.
-        form: How a number of it is written.
-        takes_logits: Whether metrics are given the outputs as they are.
-        options: Arguments of the model that are for this task, that of `weights` first.
-        saved: Attributes that a checkpoint holds.
-        chooser: What a validation is to measure for `choose`.
-    """
-
-    name: ClassVar[str]
-    things: ClassVar[str]
-    monitor: ClassVar[str]
+    name: ClassVar[str]  # in configurations and checkpoints
+    things: ClassVar[str]  # what the outputs are of, at least so many:
     least: ClassVar[int] = 2
-    predicted: ClassVar[str] = "probabilities"
+    monitor: ClassVar[str]  # the metric that decides which checkpoint is the best
+    predicted: ClassVar[str] = "probabilities"  # what `activate` returns, and how it is written:
     form: ClassVar[str] = ".6f"
-    takes_logits: ClassVar[bool] = False
-    options: ClassVar[tuple[str, ...]] = ()
-    saved: ClassVar[tuple[str, ...]] = ()
+    arrow: ClassVar[str] = "true → predicted"  # what `apart` returns
+    takes_logits: ClassVar[bool] = False  # whether metrics are given the outputs as they are
+    options: ClassVar[tuple[str, ...]] = ()  # of the model for this task, that of `weights` first
+    saved: ClassVar[tuple[str, ...]] = ()  # attributes that a checkpoint holds
     weights: Weights = None  # of the training loss, as asked for
     weight: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("weight", None, persistent=False)
-        self.chooser: Metric | None = None
+        self.chooser: Metric | None = None  # what a validation is to measure for `choose`
 
     def prepare(self, targets: Tensor | None, names: Sequence[str]) -> None:
-        """Take what a training needs from the targets of its whole split, if they are known.
-
-        Raises:
-            UserError: The weights that are asked for make no sense.
-        """
-        asked = self.weights
+        """Take what a training needs from the targets of its whole split, if they are known."""
+        asked, n = self.weights, len(names)
         if not asked:
             return
-        option = f"model.{self.options[0]}={asked}"
-        if asked == "balanced":
-            if targets is None:
-                raise UserError(f"{option}: the data has no train_targets to count")
-            self.weight = self.balanced(targets, len(names)).float()
-            for name, weight in zip(names, self.weight.tolist(), strict=True):
-                if not 0 < weight < torch.inf:
-                    raise UserError(f"{option}: none or all of the training data is {name!r}")
-        elif len(asked) != len(names) or min(asked) < 0 or max(asked) == 0:
-            raise UserError(f"{option}: give {len(names)} numbers, none below 0, or balanced")
+        if asked != "balanced":
+            weight, wrong = torch.tensor(asked, dtype=torch.float32), f"give {n} numbers above 0"
+        elif targets is None:
+            raise UserError(f"model.{self.options[0]}: the data has no train_targets to count")
         else:
-            self.weight = torch.tensor(asked, dtype=torch.float32)
+            weight, wrong = (
+                self.balanced(targets, n).float(),
+                "some of them are on no sample or all",
+            )
+        if len(weight) != n or not ((weight > 0) & weight.isfinite()).all():
+            raise UserError(f"model.{self.options[0]}={asked} for {', '.join(names)}: {wrong}")
+        self.weight = weight
 
     @abstractmethod
     def balanced(self, targets: Tensor, n: int) -> Tensor:
@@ -96,26 +81,27 @@ class Task(nn.Module):
         return {"preds": self.activate(outputs), "target": self.fitting(outputs, target)}
 
     def fitting(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return numbers for each output in the outputs' shape and type."""
+        """Return targets, a number for each output, in the outputs' shape and type."""
         if target.numel() != outputs.numel():
-            shapes = f"targets are {list(target.shape)}, outputs {list(outputs.shape)}"
-            raise UserError(f"{self.name} needs a number for each output: {shapes}")
+            shapes = f"{list(outputs.shape)}, and not {list(target.shape)}"
+            raise UserError(f"targets of {self.name} have the shape of the outputs, {shapes}")
         return target.reshape(outputs.shape).to(outputs.dtype)
 
     def choose(self) -> None:
         """Decide what is left to the validations of a training."""
 
-    def header(self, names: Sequence[str], k: int) -> list[str]:
-        """Return the columns of a table of predictions, of `k` classes."""
-        return list(names)
-
-    def row(self, values: Tensor, names: Sequence[str], k: int) -> list[str]:
-        """Return the line of a sample in that table, from its predictions, (K,)."""
-        return [f"{value:{self.form}}" for value in values.tolist()]
+    def table(self, samples: Sequence[Tensor], names: Sequence[str], k: int) -> list[list[str]]:
+        """Return predictions, (K,) each, as lines under the names of columns, of `k` classes."""
+        return [list(names), *([f"{x:{self.form}}" for x in s.tolist()] for s in samples)]
 
     @abstractmethod
     def words(self, values: Tensor, names: Sequence[str]) -> list[str]:
         """Return what a prediction or target of one sample says, for a line or two."""
+
+    def apart(self, target: Tensor, preds: Tensor, names: Sequence[str]) -> Sequence[list[str]]:
+        """Return the words for target and prediction of one sample that differ."""
+        true, said = self.words(target, names), self.words(preds, names)
+        return [x for x in true if x not in said], [x for x in said if x not in true]
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds, as plain values."""
@@ -164,14 +150,14 @@ class Classification(Task):
         confidence = self.activate(outputs).amax(1)
         return {"preds": outputs.argmax(1), "target": target, "confidence": confidence}
 
-    def header(self, names: Sequence[str], k: int) -> list[str]:
+    def table(self, samples: Sequence[Tensor], names: Sequence[str], k: int) -> list[list[str]]:
         ranks = range(1, min(k, len(names)) + 1)
-        return [name for r in ranks for name in (f"class_{r}", f"probability_{r}")]
-
-    def row(self, values: Tensor, names: Sequence[str], k: int) -> list[str]:
-        top = values.topk(min(k, len(values)))
-        ranked = zip(top.indices.tolist(), super().row(top.values, names, k), strict=True)
-        return [cell for i, p in ranked for cell in (names[i], p)]
+        tops = [zip(*(x.tolist() for x in s.topk(len(ranks))), strict=True) for s in samples]
+        head = [name for r in ranks for name in (f"class_{r}", f"probability_{r}")]
+        return [
+            head,
+            *([x for p, i in top for x in (names[i], f"{p:{self.form}}")] for top in tops),
+        ]
 
     def words(self, values: Tensor, names: Sequence[str]) -> list[str]:
         if values.ndim:  # probabilities, which a label has not
@@ -187,7 +173,7 @@ class MultiLabel(Task):
     """
 
     name, things, monitor = "multilabel", "labels", "val/map"
-    options, saved = ("pos_weight",), ("thresholds",)
+    options, saved, arrow = ("pos_weight",), ("thresholds",), "missed → wrongly predicted"
 
     def __init__(self, pos_weight: Weights = None) -> None:
         super().__init__()
@@ -225,11 +211,10 @@ class MultiLabel(Task):
         far = (thresholds - 0.5).abs().masked_fill(f1 < f1.amax(1, keepdim=True), torch.inf)
         self.thresholds = thresholds[far.argmin(1)]
 
-    def header(self, names: Sequence[str], k: int) -> list[str]:
-        return ["labels", *names]
-
-    def row(self, values: Tensor, names: Sequence[str], k: int) -> list[str]:
-        return ["|".join(self.words(values, names)), *super().row(values, names, k)]
+    def table(self, samples: Sequence[Tensor], names: Sequence[str], k: int) -> list[list[str]]:
+        said = ["labels", *("|".join(self.words(sample, names)) for sample in samples)]
+        lines = super().table(samples, names, k)
+        return [[labels, *line] for labels, line in zip(said, lines, strict=True)]
 
     def words(self, values: Tensor, names: Sequence[str]) -> list[str]:
         said = (values >= self.thresholds).tolist()
@@ -276,6 +261,10 @@ class Regression(Task):
     def words(self, values: Tensor, names: Sequence[str]) -> list[str]:
         named = zip(names, values.tolist(), strict=True)
         return [f"{name} {v:.4g}" if len(names) > 1 else f"{v:.4g}" for name, v in named]
+
+    def apart(self, target: Tensor, preds: Tensor, names: Sequence[str]) -> Sequence[list[str]]:
+        worst = int(((preds - target) / self.std.cpu()).abs().argmax())
+        return self.words(target, names)[worst:][:1], [f"{preds[worst]:.4g}"]
 
 
 class StandardisedR2(R2Score):

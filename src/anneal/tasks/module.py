@@ -138,7 +138,8 @@ class TaskModule(LightningModule):
         if self._run and self._run.state.fn == "fit":
             for option, value in self._options.items():
                 if value and option not in self.task.options:
-                    raise UserError(f"model.{option} is not for {self.task.name}: leave it out")
+                    off = f"--model.{option}={0 if option == 'label_smoothing' else 'null'}"
+                    raise UserError(f"model.{option} is not for {self.task.name}: set {off}")
             names = names or list(map(str, range(self.num_classes)))
             self.task.prepare(self._in_data("train_targets"), names)
         # Groups would merge metrics that agree on the first batch: acc and acc_top3 at 100 %.

@@ -37,13 +37,7 @@ class TestReport(Callback):
         self.top: list[Loss] = []
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         if not isinstance(outputs, dict) or not {"loss", "preds", "target"} <= outputs.keys():
             return
