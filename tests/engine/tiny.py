@@ -98,6 +98,14 @@ class Crash(pl.Callback):
             raise OSError("crash")
 
 
+class Interrupt(Crash):
+    """Ends a training as Ctrl-C does."""
+
+    def on_train_batch_start(self, trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 class BusError(v2.Transform):
     """An augmentation that ends the worker as a full /dev/shm does."""
 

@@ -71,15 +71,10 @@ class ProgressBar(WholeRun, TQDMProgressBar):
 
 
 class RichProgressBar(WholeRun, LightningRichProgressBar):
-    """Lightning's coloured bar, with a line for every epoch.
+    """Lightning's coloured bar, which leaves a line with the metrics for every epoch, too."""
 
-    Args:
-        refresh_rate: Batches between two updates; 0 turns the bar off.
-        leave: Whether the bar of an epoch stays.
-    """
-
-    def __init__(self, refresh_rate: int = 10, leave: bool = True, **kwargs: Any) -> None:
-        super().__init__(refresh_rate, leave=leave, **kwargs)
+    def __init__(self, leave: bool = True, **kwargs: Any) -> None:
+        super().__init__(leave=leave, **kwargs)
 
 
 def _done(trainer: Trainer) -> float:

@@ -24,7 +24,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anneal.errors import UserError, first_line
 from anneal.loggers.viewers import Viewer, default_project, typed
-from anneal.system import code_version
 
 RECORDINGS = "*run-*/run-*.wandb"
 ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
@@ -95,16 +94,11 @@ class WandbLogger(Viewer, LightningWandbLogger):
     def log_config(self, config: dict[str, Any], file: str | os.PathLike[str]) -> None:
         """Put the resolved configuration into the run, once before training, and its `file` too."""
         run = self.experiment
-        self.add_config({**config, "code": code_version()})
+        run.config.update(config, allow_val_change=True)
         if not run.disabled:
             # Under another name, because wandb writes a `config.yaml` of its own there.
             copy = shutil.copyfile(file, Path(run.dir) / "anneal.yaml")
             run.save(copy, base_path=run.dir, policy="now")
-
-    @rank_zero_only
-    def add_config(self, values: dict[str, Any]) -> None:
-        """Add values to the configuration that W&B shows."""
-        self.experiment.config.update(values, allow_val_change=True)
 
     def recorded(self) -> Iterable[tuple[int, str]]:
         for file in self._recordings.glob(RECORDINGS):
