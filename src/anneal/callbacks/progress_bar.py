@@ -37,7 +37,7 @@ class WholeRun(LightningProgressBar):
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # W&B's id, which says nothing here
         if trainer.training and 0 < (left := self._seconds_left(trainer)) < math.inf:
-            metrics["eta"] = tqdm.format_interval(left)
+            metrics["eta"] = tqdm.format_interval(round(left))
         return metrics
 
     def _seconds_left(self, trainer: Trainer) -> float:
