@@ -318,7 +318,7 @@ def test_training_goes_on_when_wandb_dies(tmp_path, capfd):
     logger.finalize("success")
     logger.finish()
     err = capfd.readouterr().err
-    assert err.count("stopped recording") == 1
+    assert err.count("WandbLogger has stopped recording") == 1
     with suppress(ConnectionError):
         wandb.teardown()
 

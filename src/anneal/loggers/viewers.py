@@ -9,8 +9,8 @@ import shlex
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,7 @@ class Viewer(Logger):
 
     look = ""  # the address or the command that shows the run; empty: nothing does
     _sent: frozenset[tuple[int, str]] = frozenset()
+    _lost = False
 
     def recorded(self) -> Iterable[tuple[int, str]]:
         """Return the steps and names of what earlier processes have sent."""
@@ -54,8 +55,19 @@ class Viewer(Logger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Send a row at the index of the optimizer step, but for what was sent before a resume."""
         metrics = {k: v for k, v in metrics.items() if (step, k) not in self._sent}
-        if metrics.keys() - {"epoch"}:
-            self.send(metrics, step)
+        if metrics.keys() - {"epoch"} and not self._lost:
+            with self.unless_lost():
+                self.send(metrics, step)
+
+    @contextmanager
+    def unless_lost(self) -> Iterator[None]:
+        """Train on without a viewer that fails; a resume sends what it has lost."""
+        try:
+            yield
+        except Exception as e:
+            self._lost = True
+            what = f"{type(self).__name__} has stopped recording: {first_line(e)}"
+            print(f"{what}. metrics.csv goes on", file=sys.stderr)
 
     def send(self, metrics: dict[str, Any], step: int | None) -> None:
         """Send a row."""
@@ -102,7 +114,6 @@ class TensorBoardLogger(Viewer, LightningTensorBoardLogger):
             self.experiment.file_writer.add_summary(part)
 
     def log_image(self, key: str, images: list[str], step: int | None = None) -> None:
-        """Show image files."""
         for path in images:
             pixels = np.asarray(Image.open(path).convert("RGB"))
             self.experiment.add_image(key, pixels, step, dataformats="HWC")
@@ -166,14 +177,17 @@ class MLFlowLogger(Viewer, LightningMLFlowLogger):
         self.experiment.log_artifact(self.run_id, str(file))
 
     def log_image(self, key: str, images: list[str], step: int | None = None) -> None:
-        """Send image files."""
-        for path in images:
-            self.experiment.log_artifact(self.run_id, path, "images")
+        with self.unless_lost():
+            for path in images:
+                self.experiment.log_artifact(self.run_id, path, "images")
+
+    def finalize(self, status: str = "success") -> None:
+        with self.unless_lost():
+            super().finalize(status)
 
     def finish(self, exit_code: int = 0) -> None:
-        if self._initialized:
-            status = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}.get(exit_code, "FAILED")
-            self.experiment.set_terminated(self.run_id, status)
+        if self._initialized and not self._lost:
+            self.finalize({0: "FINISHED", 130: "KILLED", 143: "KILLED"}.get(exit_code, "FAILED"))
 
 
 class TrackioLogger(Viewer):
@@ -210,7 +224,6 @@ class TrackioLogger(Viewer):
         self.experiment.config.update(_settings(config))
 
     def log_image(self, key: str, images: list[str], step: int | None = None) -> None:
-        """Send image files."""
         for path in images:
             self.experiment.log({key: self._trackio().Image(path)}, step)
 

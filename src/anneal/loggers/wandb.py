@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,6 @@ class WandbLogger(Viewer, LightningWandbLogger):
         )
         del self._wandb_init["anonymous"]  # wandb warns about it
         self._want_offline = offline
-        self._lost = False
         self._recordings = self.run_dir / "wandb"
 
     @property
@@ -107,11 +106,6 @@ class WandbLogger(Viewer, LightningWandbLogger):
                 row = json.loads(line).get("history", {}).get("item", {})
                 yield from ((row.get("trainer/global_step", -1), name) for name in row)
 
-    def send(self, metrics: dict[str, Any], step: int | None) -> None:
-        """Send one row; its x axis is `trainer/global_step`, the index of the optimizer step."""
-        with self._unless_lost():
-            super().send(metrics, step)
-
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         if checkpoint_callback.monitor:
             self._checkpoint_callbacks.setdefault(0, checkpoint_callback)  # the run's own is first
@@ -136,7 +130,7 @@ class WandbLogger(Viewer, LightningWandbLogger):
 
     def log_image(self, key: str, images: list[Any], *args: Any, **kwargs: Any) -> None:
         """Send images, as Lightning's logger does."""
-        with self._unless_lost():
+        with self.unless_lost():
             super().log_image(key, images, *args, **kwargs)
 
     @rank_zero_only
@@ -150,16 +144,6 @@ class WandbLogger(Viewer, LightningWandbLogger):
         except Exception as error:  # what was trained does not depend on the tracker
             later = typed("wandb", "sync", "--include-online", self._recordings)
             say(f"not all was sent ({_reason(error)}). Send later: {later}")
-
-    @contextmanager
-    def _unless_lost(self) -> Iterator[None]:
-        # wandb records in a process of its own. If that dies, training continues without it.
-        try:
-            yield
-        except OSError as error:
-            if not self._lost:
-                say(f"stopped recording: {_reason(error)}. metrics.csv goes on")
-            self._lost = True
 
 
 def start(arguments: Mapping[str, Any], folder: Path, offline: bool) -> Any:
