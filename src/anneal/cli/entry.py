@@ -54,6 +54,7 @@ examples:
   %(prog)s --model.optimizer=SGD --model.optimizer.lr=0.1    choose a class by its name
   %(prog)s --model.help=MNISTConvNet            what a class can be given
   %(prog)s --print_config                       the whole configuration, nothing run
+  %(prog)s --json                               what it has come to, as one line for scripts
   %(prog)s fit --help                           all options of a command
 """
 SOURCE = Path(__file__).parents[1]
