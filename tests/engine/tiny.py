@@ -142,6 +142,14 @@ class Signal(pl.Callback):
             signal.raise_signal(self.number)
 
 
+class Interrupt(Crash):
+    """Ends a training as Ctrl-C does."""
+
+    def on_train_batch_start(self, trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 class BusError(v2.Transform):
     """An augmentation that ends the worker as a full /dev/shm does."""
 

@@ -1,6 +1,5 @@
 """The progress bars: a line for each epoch, and the time that is left of the whole run."""
 
-import math
 import time
 from contextlib import suppress
 from typing import Any
@@ -11,7 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar as LightningRichProgress
 from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 from tqdm import tqdm
 
-from anneal.progress import in_training, resume_position
+from anneal.progress import resume_position
 
 
 class WholeRun(LightningProgressBar):
@@ -20,36 +19,19 @@ class WholeRun(LightningProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._since, self._start = time.monotonic(), _done(trainer)
-        self._validating, self._validated = 0.0, self._start  # for how long, and up to where
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_start(trainer, pl_module)
-        if in_training(trainer):
-            self._validating -= time.monotonic()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_end(trainer, pl_module)
-        if in_training(trainer):
-            self._validating += time.monotonic()
-            self._validated = _done(trainer)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # W&B's id, which says nothing here
-        if trainer.training and 0 < (left := self._seconds_left(trainer)) < math.inf:
-            metrics["eta"] = tqdm.format_interval(left)
-        return metrics
-
-    def _seconds_left(self, trainer: Trainer) -> float:
-        left, done, start = math.inf, _done(trainer), self._start
-        if done > start:
-            training = time.monotonic() - self._since - self._validating
-            left = training * (1 - done) / (done - start)
-        if self._validated > start:
-            left += self._validating * (1 - self._validated) / (self._validated - start)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        limits = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]
-        return min([left, *(limit for limit in limits if limit is not None)])
+        left = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]
+        if trainer.training and (done := _done(trainer)) > self._start:
+            # With the validations that it has had.
+            seconds = time.monotonic() - self._since
+            left.append(seconds * (1 - done) / (done - self._start))
+        if trainer.training and (shortest := min(filter(None, left), default=0.0)) > 0:
+            metrics["eta"] = tqdm.format_interval(round(shortest))
+        return metrics
 
 
 class ProgressBar(WholeRun, TQDMProgressBar):
@@ -71,15 +53,10 @@ class ProgressBar(WholeRun, TQDMProgressBar):
 
 
 class RichProgressBar(WholeRun, LightningRichProgressBar):
-    """Lightning's coloured bar, with a line for every epoch.
+    """Lightning's coloured bar, which leaves a line with the metrics for every epoch, too."""
 
-    Args:
-        refresh_rate: Batches between two updates; 0 turns the bar off.
-        leave: Whether the bar of an epoch stays.
-    """
-
-    def __init__(self, refresh_rate: int = 10, leave: bool = True, **kwargs: Any) -> None:
-        super().__init__(refresh_rate, leave=leave, **kwargs)
+    def __init__(self, leave: bool = True, **kwargs: Any) -> None:
+        super().__init__(leave=leave, **kwargs)
 
 
 def _done(trainer: Trainer) -> float:

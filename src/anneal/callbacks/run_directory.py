@@ -41,16 +41,16 @@ class RunDirectory(Callback):
             return
         file = self._write_config()
         for logger in loggers_with(trainer, "log_config"):
-            logger.log_config(yaml.safe_load(self.config), file)
+            logger.log_config(yaml.safe_load(self.config) | {"code": code_version()}, file)
         for logger in loggers_with(trainer, "rewind"):
             saved = self.resumed_from or {}
             pending = saved.get("step_metrics", [0, {}])[1]
             step = saved.get("global_step", 0)
             without = saved.get("extra_rows", [0, 0])
             rows = logger.rewind(step, saved.get("rows"), without, pending)
-            every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-            for viewer in loggers_with(trainer, "catch_up") if any(rows) else ():
-                viewer.catch_up(*rows, every)
+            if self.resumed_from is not None:
+                for viewer in loggers_with(trainer, "catch_up"):
+                    viewer.catch_up(rows, trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not any(optimizer.param_groups for optimizer in trainer.optimizers):
@@ -58,10 +58,6 @@ class RunDirectory(Callback):
                 f"{type(pl_module).__name__}.configure_optimizers returns no optimizer: nothing "
                 "would be trained"
             )
-        for logger in loggers_with(trainer, "add_config"):
-            # What the configuration leaves to the device.
-            fused = trainer.optimizers[0].param_groups[0].get("fused")
-            logger.add_config({"fused": bool(fused)})
         callback = ScheduleCallback.of(trainer)
         if callback and self.path.is_dir() and trainer.is_global_zero:
             rows = callback.schedule.groups()

@@ -13,6 +13,7 @@ from lightning.pytorch import seed_everything
 
 import anneal.cli.fsdp  # noqa: F401  (registers --trainer.strategy=fsdp2)
 from anneal import launch
+from anneal.cli.as_json import RESULT
 from anneal.cli.chosen import refused
 from anneal.cli.commands import COMMANDS
 from anneal.cli.entry import keep_help
@@ -109,7 +110,11 @@ def do(run: Run, project: Project) -> None:
         if line := refused(e, run.objects):
             raise line from e
         raise
+    except KeyboardInterrupt:
+        status = 130
+        raise
     finally:
+        RESULT.update(run.facts())
         run.finish(status)
 
 

@@ -86,7 +86,7 @@ class CSVLogger(Logger):
         count: int | None = None,
         without: Sequence[int] = (0, 0),
         pending: Iterable[str] = (),
-    ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    ) -> list[dict[str, str]]:
         """Go back to where a checkpoint was saved; to be called when training starts.
 
         Lines of tests stay: a resumed training does not write them again.
@@ -98,11 +98,10 @@ class CSVLogger(Logger):
             pending: What was logged next, if it was: that line stays too.
 
         Returns:
-            The lines that stay, and those taken out because training writes them again, as text
-            by column.
+            The lines that stay, as text by column: training writes the others again.
         """
         if not self.path.exists():
-            return [], []
+            return []
         self.finalize("rewind")
         columns, rows = self._read()
         tests = [name for name in columns if name.startswith("test/")]
@@ -117,7 +116,7 @@ class CSVLogger(Logger):
         ]
         kept = [row for row, stays in zip(rows, stay, strict=True) if stays]
         self._replace(columns, kept)
-        return kept, [row for row, stays in zip(rows, stay, strict=True) if not stays]
+        return kept
 
     def has(self, names: Iterable[str], step: int) -> bool:
         """Return whether a line of this step has values under all these names."""

@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anneal.errors import UserError, first_line
 from anneal.loggers.viewers import Viewer, default_project, typed
-from anneal.system import code_version
 
 RECORDINGS = "*run-*/run-*.wandb"
 ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
@@ -69,7 +68,6 @@ class WandbLogger(Viewer, LightningWandbLogger):
         )
         del self._wandb_init["anonymous"]  # wandb warns about it
         self._want_offline = offline
-        self._lost = False
         self._recordings = self.run_dir / "wandb"
 
     @property
@@ -95,16 +93,11 @@ class WandbLogger(Viewer, LightningWandbLogger):
     def log_config(self, config: dict[str, Any], file: str | os.PathLike[str]) -> None:
         """Put the resolved configuration into the run, once before training, and its `file` too."""
         run = self.experiment
-        self.add_config({**config, "code": code_version()})
+        run.config.update(config, allow_val_change=True)
         if not run.disabled:
             # Under another name, because wandb writes a `config.yaml` of its own there.
             copy = shutil.copyfile(file, Path(run.dir) / "anneal.yaml")
             run.save(copy, base_path=run.dir, policy="now")
-
-    @rank_zero_only
-    def add_config(self, values: dict[str, Any]) -> None:
-        """Add values to the configuration that W&B shows."""
-        self.experiment.config.update(values, allow_val_change=True)
 
     def recorded(self) -> Iterable[tuple[int, str]]:
         for file in self._recordings.glob(RECORDINGS):
@@ -112,11 +105,6 @@ class WandbLogger(Viewer, LightningWandbLogger):
             for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
                 row = json.loads(line).get("history", {}).get("item", {})
                 yield from ((row.get("trainer/global_step", -1), name) for name in row)
-
-    def send(self, metrics: dict[str, Any], step: int | None) -> None:
-        """Send one row; its x axis is `trainer/global_step`, the index of the optimizer step."""
-        with self._unless_lost():
-            super().send(metrics, step)
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         if checkpoint_callback.monitor:
@@ -142,7 +130,7 @@ class WandbLogger(Viewer, LightningWandbLogger):
 
     def log_image(self, key: str, images: list[Any], *args: Any, **kwargs: Any) -> None:
         """Send images, as Lightning's logger does."""
-        with self._unless_lost():
+        with self.unless_lost():
             super().log_image(key, images, *args, **kwargs)
 
     @rank_zero_only
@@ -156,16 +144,6 @@ class WandbLogger(Viewer, LightningWandbLogger):
         except Exception as error:  # what was trained does not depend on the tracker
             later = typed("wandb", "sync", "--include-online", self._recordings)
             say(f"not all was sent ({_reason(error)}). Send later: {later}")
-
-    @contextmanager
-    def _unless_lost(self) -> Iterator[None]:
-        # wandb records in a process of its own. If that dies, training continues without it.
-        try:
-            yield
-        except OSError as error:
-            if not self._lost:
-                say(f"stopped recording: {_reason(error)}. metrics.csv goes on")
-            self._lost = True
 
 
 def start(arguments: Mapping[str, Any], folder: Path, offline: bool) -> Any:
