@@ -33,9 +33,11 @@ class ClassificationModule(LightningModule):
         net: The network, from images (N, C, H, W) to logits (N, num_classes).
         class_names: Names by label; None until the data or a checkpoint tells them.
         counts: Samples of the last validation and test, by split.
+        compile_net: Whether torch.compile runs the network.
     """
 
     net: nn.Module
+    compile_net = False
 
     def __init__(self, num_classes: int | None) -> None:
         super().__init__()
@@ -109,6 +111,8 @@ class ClassificationModule(LightningModule):
             self.evaluated = MetricCollection(metrics, compute_groups=False)
         if self.num_classes and not isinstance(self.net, FSDPModule):  # its pieces have no layout
             self.net.to(memory_format=torch.channels_last)
+        if self.num_classes and self.compile_net:
+            self.net.compile()  # in place: the names of the weights stay
 
     def on_fit_start(self) -> None:
         if not isinstance(self.net, FSDPModule):

@@ -41,6 +41,7 @@ class Classifier(ClassificationModule):
             recipes; lr is scaled to the actual number (processes x batch_size x accumulation).
             None: lr is not scaled.
         rules: What applies to some of the parameters only: settings or an optimizer.
+        compile: Whether torch.compile runs the network.
         top_k: Number of classes of the third metric: `acc_top3` counts a prediction as right if
             the class is among the 3 most likely.
     """
@@ -62,6 +63,7 @@ class Classifier(ClassificationModule):
         decay_bias: bool = True,
         lr_batch_size: int | None = None,
         rules: Sequence[Rule] = (),
+        compile: bool = False,
         top_k: int = 3,
     ) -> None:
         super().__init__(num_classes)
@@ -80,6 +82,7 @@ class Classifier(ClassificationModule):
         self.decay_bias = decay_bias
         self.lr_batch_size = lr_batch_size
         self.rules = rules
+        self.compile_net = compile
         for name, values in (("mean", mean), ("std", std)):
             # In units of pixels. Not part of the state: the hyperparameters hold them.
             self.register_buffer(name, 255 * torch.tensor(values).view(-1, 1, 1), persistent=False)
