@@ -1,14 +1,19 @@
 """What took the memory that has run out, and which batch size would fit."""
 
+import gc
+import math
 import re
+from collections.abc import Iterable
 from contextlib import suppress
-from ctypes import Structure, c_size_t
-from traceback import clear_frames, walk_tb
+from ctypes import CDLL, Structure, c_size_t
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.modules.module import register_module_forward_hook
 
 from anneal.errors import first_line
 
@@ -16,20 +21,19 @@ WORDS = re.compile(r"can't allocate memory|out of memory|bad_alloc|ALLOC_FAILED"
 EVALUATE = {"validation_step", "test_step", "predict_step"}
 WAIT = FSDPModule, nn.SyncBatchNorm  # for other processes, in every forward pass
 AT_ONCE = 4  # times the largest output: what a layer takes and gives, and the gradients of both
-CPU, GPU = 0.5, 0.8  # how much of what is free can be used: a heap has more gaps
+CPU, GPU = 0.5, 0.8  # of what is free: a heap has more gaps
 
 
 class Heap(Structure):
-    """What glibc says of its heap; the last but one is what is free in it."""
+    """What glibc's mallinfo2 tells; `i` is what is free in the heap."""
 
     _fields_ = [(name, c_size_t) for name in "abcdefghij"]
 
 
 def is_out_of_memory(e: BaseException) -> bool:
     """Return whether an exception says that the memory of this machine or of a GPU is full."""
-    return isinstance(e, MemoryError) or (
-        isinstance(e, RuntimeError) and bool(WORDS.search(str(e)))
-    )
+    words = isinstance(e, RuntimeError) and WORDS.search(str(e))
+    return isinstance(e, MemoryError) or bool(words)
 
 
 def explain(e: BaseException, model: Any = None, trainer: Any = None) -> str:
@@ -40,7 +44,8 @@ def explain(e: BaseException, model: Any = None, trainer: Any = None) -> str:
     firsts = [b[0] if isinstance(b, list | tuple) and b else b for b in batches]
     sizes = [(b.shape, b.dtype) for b in firsts if isinstance(b, Tensor) and b.ndim > 1]
     del frames, batches, firsts
-    clear_frames(e.__traceback__)  # which hold what was computed so far
+    e.__traceback__ = e.__context__ = None  # whose frames hold what was computed so far
+    gc.collect()
     if trainer and sizes and not any(isinstance(m, WAIT) for m in model.modules()):
         with suppress(Exception):  # no room for a few images either, or no network of images
             return _account(model, trainer, *sizes[-1], evaluates)
@@ -48,36 +53,69 @@ def explain(e: BaseException, model: Any = None, trainer: Any = None) -> str:
 
 
 def _account(model: Any, trainer: Any, size: Any, dtype: Any, evaluates: bool) -> str:
-    n, device, fits = size[0], trainer.strategy.root_device, trainer.state.fn == "fit"
+    n, device, trains = size[0], trainer.strategy.root_device, trainer.state.fn == "fit"
+    on_cpu = device.type == "cpu"
     model.zero_grad(set_to_none=True)
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
-    parts = {"weights": _bytes([*model.parameters(), *model.buffers()])}
     kept = _bytes(t for state in states for t in state.values())
-    there = parts["weights"] + kept if device.type == "cpu" else 0  # else they were moved away
-    if fits:
+    parts = {"weights": _bytes([*model.parameters(), *model.buffers()])}
+    there = parts["weights"] + kept if on_cpu else 0  # a trainer that ends moves them there
+    if trains:
         parts["gradients"] = _bytes(p for group in groups for p in group["params"])
-        moments = sum(
-            _bytes(g["params"]) * (2 if "betas" in g else 1)
-            for g in groups
-            if "betas" in g or g.get("momentum")
-        )
-        parts["optimizer state"] = kept or moments
-    free = _free(device) - sum(parts.values()) + there
+        moments = [(2 if "betas" in g else bool(g.get("momentum")), g["params"]) for g in groups]
+        parts["optimizer state"] = kept or sum(m * _bytes(params) for m, params in moments)
+    room = (CPU if on_cpu else GPU) * _free(device) + there - sum(parts.values())
     model.to(device)
-    two, four = (
-        _activations(
-            model, trainer, torch.zeros(b, *size[1:], dtype=dtype, device=device), evaluates
-        )
-        for b in (2, 4)
-    )
+    images = [torch.zeros(b, *size[1:], dtype=dtype, device=device) for b in (2, 4)]
+    two, four = (_activations(model, trainer, each, evaluates) for each in images)
     parts[f"activations of {' x '.join(map(str, size))}"] = n * (four - two) // 2
-    told = ", ".join(f"{name} {nbytes / 1e9:.2f} GB" for name, nbytes in parts.items())
-    most = min(n // 2, int(2 * free / (four - two)))
+    most = int(min(n // 2, 2 * room / (four - two)))
     batch = max((b for b in range(1, most + 1) if n % b == 0), default=0)
-    steps = trainer.accumulate_grad_batches * n // max(1, batch)
-    same = f" --trainer.accumulate_grad_batches={steps}" if fits else ""
-    advice = f"a batch of {batch} fits: --data.batch_size={batch}{same}"
-    return (
-        f"out of memory: {told}; {advice if batch else 'none fits: lower the model or the images'}"
-    )
+    advice = "not even a batch of 1 fits: take a smaller model or smaller images"
+    if batch:
+        advice = f"a batch of {batch} fits: --data.batch_size={batch}"
+        steps = trainer.accumulate_grad_batches * n // batch
+        advice += f" --trainer.accumulate_grad_batches={steps}" if trains else ""
+    told = ", ".join(f"{name} {nbytes / 1e9:.2f} GB" for name, nbytes in parts.items())
+    return f"out of memory: {told}; {advice}"
+
+
+def _activations(model: Any, trainer: Any, images: Tensor, evaluates: bool) -> int:
+    """Return the bytes that a forward pass leaves to the backward pass, and needs at once."""
+    saved: dict[int, int] = {}
+    outputs: list[int] = []
+
+    def keep(t: Tensor) -> Tensor:
+        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    hook = register_module_forward_hook(lambda *args: outputs.append(_bytes(args[2:])))
+    packing = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+    eager, precision = torch.compiler.set_stance("force_eager"), trainer.precision_plugin
+    with eager, precision.forward_context(), packing, torch.set_grad_enabled(not evaluates):
+        result = model(images)  # while it is there, no two of what it keeps have one address
+    hook.remove()
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), result]}
+    return sum(n for place, n in saved.items() if place not in own) + AT_ONCE * max(outputs)
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    return sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+
+
+def _free(device: torch.device) -> float:
+    """Return the bytes that this process can still take; infinite if nobody tells."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return float(torch.cuda.mem_get_info(device)[0])
+    with suppress(Exception):  # no Linux
+        import resource
+
+        free = 1024 * int(Path("/proc/meminfo").read_text().split()[7])  # MemAvailable
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
+        mallinfo = CDLL(None).mallinfo2
+        mallinfo.restype = Heap
+        return min(free, limit - used + mallinfo().i) if limit != resource.RLIM_INFINITY else free
+    return math.inf

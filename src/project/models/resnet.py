@@ -1,13 +1,15 @@
 """Classifier of photos: a ResNet or any other network of torchvision or timm, new or pretrained."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import StochasticDepth, stochastic_depth
 from torchvision.transforms.v2.functional import center_crop
 
 from anneal import (
@@ -15,7 +17,6 @@ from anneal import (
     UserError,
     build_network,
     checkpoint_gradients,
-    drop_residuals,
     head_of,
     load_weights,
     pixels_of,
@@ -110,7 +111,8 @@ class ImageClassifier(Classifier):
             typed = ", ".join(f"model.{k}={str(getattr(self, k)).lower()}" for k in wrong)
             flags = " ".join(f"--model.{k}={str(v).lower()}" for k, v in wrong.items())
             kind = " and ".join(NARROW) if resnet else "ResNets"
-            raise UserError(f"{typed} is for {kind}, not {self.arch}: drop it with {flags}")
+            are, them = ("are", "them") if len(wrong) > 1 else ("is", "it")
+            raise UserError(f"{typed} {are} for {kind}, not {self.arch}: drop {them} with {flags}")
         if self.zoom_tta is not None and self.zoom_tta <= 1:
             raise UserError(f"model.zoom_tta={self.zoom_tta}: must be more than 1, such as 1.375")
         if not 0 <= (self.stochastic_depth or 0) < 1:
@@ -118,31 +120,29 @@ class ImageClassifier(Classifier):
 
     def build(self) -> None:
         """Build `self.net`; called when the number of classes is known."""
-        drop, classes = self.stochastic_depth, self.num_classes
+        classes, drop = self.num_classes, self.stochastic_depth
         options: dict[str, Any] = {"zero_init_residual": True} if self.zero_init_residual else {}
         if self.arch in ("googlenet", "inception_v3"):  # torchvision's weights take other pixels
             scaled = self.weights in models.get_model_weights(self.arch).__members__
             options = {"aux_logits": False, "init_weights": True, "transform_input": scaled}
+        if drop is not None and self.arch.startswith("timm/"):
+            options, drop = {"drop_path_rate": drop}, None
         if self.width != 64 or self.small_stem:
             layers = NARROW[self.arch]
             self.net = NarrowResNet(layers, self.width, self.small_stem, classes, **options)
-            drop_residuals(self.net, drop or 0)
         else:
-            self.net = build_network(self.arch, classes, drop, **options)
+            self.net = build_network(self.arch, classes, **options)
+        if drop is not None:
+            drop_residuals(self.net, drop)
         if self.blurpool:
             add_blurpool(self.net)
         if self.grad_checkpointing:
             checkpoint_gradients(self.net)
         if self.body_lr_factor != 1:
             n = len(head_of(self.net))
-            for depth, name, factor in (
-                (f":-{n}", "body", self.body_lr_factor),
-                (f"-{n}:", "head", 1.0),
-            ):
-                self.rules = [
-                    *self.rules,
-                    Rule({"depth": depth}, None, {"lr_factor": factor}, name),
-                ]
+            groups = ((f":-{n}", "body", self.body_lr_factor), (f"-{n}:", "head", 1.0))
+            rules = [Rule({"depth": d}, None, {"lr_factor": f}, name) for d, name, f in groups]
+            self.rules = [*self.rules, *rules]
         if self.freeze_body:
             self.net.requires_grad_(False)
             head_of(self.net).requires_grad_(True)
@@ -209,3 +209,24 @@ def add_blurpool(net: nn.Module) -> None:
             m.register_forward_pre_hook(
                 lambda _, args: F.avg_pool2d(F.avg_pool2d(args[0], 2, 1, padding=1), 2, 1)
             )
+
+
+def drop_residuals(net: nn.Module, rate: float) -> None:
+    """Leave out residual branches in training, image by image: the last one with this probability.
+
+    That of those before it grows with their depth, as in the paper.
+    """
+    drops = [m for m in net.modules() if isinstance(m, StochasticDepth)]  # of torchvision's own
+    blocks = [m for m in net.modules() if isinstance(m, BasicBlock | Bottleneck)]
+    if rate and not drops + blocks:
+        raise UserError(f"model.stochastic_depth: {type(net).__name__} has no option for it")
+    last = max((drop.p for drop in drops), default=1)
+    for drop in drops:
+        drop.p *= rate / last
+    for i, block in enumerate(blocks, 1):
+        norm = getattr(block, "bn3", block.bn2)
+        norm.register_forward_hook(partial(_drop, rate * i / len(blocks)))
+
+
+def _drop(p: float, module: nn.Module, args: Any, out: Tensor) -> Any:
+    return stochastic_depth(out, p, "row", module.training)
