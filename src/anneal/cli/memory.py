@@ -77,7 +77,7 @@ def _account(model: Any, trainer: Any, size: Any, dtype: Any, evaluates: bool) -
         advice = f"a batch of {batch} fits: --data.batch_size={batch}"
         steps = trainer.accumulate_grad_batches * n // batch
         advice += f" --trainer.accumulate_grad_batches={steps}" if trains else ""
-    told = ", ".join(f"{name} {nbytes / 1e9:.2f} GB" for name, nbytes in parts.items())
+    told = ", ".join(f"{name} {nbytes / 1e9:.3g} GB" for name, nbytes in parts.items() if nbytes)
     return f"out of memory: {told}; {advice}"
 
 

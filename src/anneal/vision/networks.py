@@ -52,7 +52,7 @@ def build_network(arch: str, num_classes: int, **options: Any) -> nn.Module:
         net: Any = timm.create_model(arch[5:], num_classes=num_classes, **options)
     except TypeError as e:  # of an argument that it does not take
         raise UserError(f"model.arch={arch}: {first_line(e)}") from e
-    if not net.pretrained_cfg.get("classifier"):
+    if not hasattr(net, "get_classifier"):
         raise UserError(f"model.arch={arch}: it is no classifier")
     return cast(nn.Module, net)
 
