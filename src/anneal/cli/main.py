@@ -18,6 +18,7 @@ from anneal.cli.chosen import refused
 from anneal.cli.commands import COMMANDS
 from anneal.cli.entry import keep_help
 from anneal.cli.failures import describe_failure
+from anneal.cli.memory import explain, is_out_of_memory
 from anneal.cli.prepare import Project, prepare
 from anneal.cli.run import Run
 from anneal.cli.words import Words, read_words
@@ -100,6 +101,8 @@ def do(run: Run, project: Project) -> None:
         status = int(e.code or 0)
         raise
     except Exception as e:
+        if is_out_of_memory(e):
+            raise UserError(explain(e, run.model, run.trainer), status=1) from e
         if "Error(s) in loading state_dict" in str(e):
             path = str(run.ckpt_path)
             raise UserError(state_dict_mismatch(path, str(e), run.differences())) from e
