@@ -1,8 +1,8 @@
 """Macro-F1 on unbalanced classes: plain training, balanced sampling, class weights.
 
-The solar cells of the package elpv-dataset (`pip install elpv-dataset`; for trials only, its license
-is non-commercial): 1,508 without a defect, 295 and 106 in doubt, 715 with one. `elpv.yaml` is
-trained in each way with the same seeds, by the command `compare`, which resumes what was
+The solar cells of the package elpv-dataset (`pip install elpv-dataset`; for trials only, as its
+license is non-commercial): 1,508 without a defect, 295 and 106 in doubt, 715 with one. `elpv.yaml`
+is trained in each way with the same seeds, by the command `compare`, which resumes what was
 interrupted. The test is a quarter of the cells, the same for all.
 
     python benchmarks/elpv.py
@@ -76,7 +76,9 @@ def main() -> None:
         gain = 0.0
         if label != labels[0]:
             gain, low, high, *_ = paired(list(f1[labels[0]]), list(f1[label]))
-            cells["gain of f1_macro"] = f"{100 * gain:.1f} points ({100 * low:.1f} to {100 * high:.1f})"
+            cells["gain of f1_macro"] = (
+                f"{100 * gain:.1f} points ({100 * low:.1f} to {100 * high:.1f})"
+            )
         rows.append(Row(name, 100 * gain, cells))
     hand_over(rows)
 

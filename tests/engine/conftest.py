@@ -15,18 +15,13 @@ def run(run, tmp_path, monkeypatch):
 
     Its figures are blank: to draw them takes longer than the training.
     """
-<<<<<<< HEAD
     for what in (
         "figures.draw_confusion",
         "figures.draw_calibration",
         "test_report.draw_top_losses",
     ):
         monkeypatch.setattr(f"anneal.tasks.{what}", lambda *_: Figure())
-=======
-    for what in ("confusion", "top_losses"):
-        monkeypatch.setattr(f"anneal.callbacks.test_report.draw_{what}", lambda *_: Figure())
     monkeypatch.setattr("anneal.report.curves.still", lambda *_: Figure())
->>>>>>> report
     (tmp_path / "small.yaml").write_text(SMALL)
     return run
 
