@@ -26,6 +26,7 @@ BESIDE = re.compile(
 )
 GENERATED = re.compile(rf"-\d{{3}}$|{STAMP.pattern}")  # names of a sweep's runs, and of others
 SEED_IN_NAME = re.compile(r"[-_]s(eed)?[-_=]?\d+$")
+LONG_NUMBER = re.compile(r"-?\d+\.\d+(e-?\d+)?")
 FEW_KEYS = 3  # that differ, and a label can say them
 OURS_AND_TORCHS = re.compile(r"^(anneal|torch|lightning)\..*\.")  # classes with a short name
 
@@ -199,10 +200,15 @@ def labels_of(configs: Sequence[dict[str, str]]) -> list[str]:
     if len({*short}) < len(keys):
         short = [".".join(key.split(".")[-2:]) for key in keys]
     found = [
-        ", ".join(f"{name}={c[k]}" for k, name in zip(keys, short, strict=True) if k in c)
+        ", ".join(f"{name}={_brief(c[k])}" for k, name in zip(keys, short, strict=True) if k in c)
         for c in configs
     ]
     return found if len({*found}) == len(configs) else [""] * len(configs)
+
+
+def _brief(value: str) -> str:
+    """Return a drawn number in four digits."""
+    return f"{float(value):.4g}" if len(value) > 8 and LONG_NUMBER.fullmatch(value) else value
 
 
 def mean_of(name: str, runs: Sequence[Run]) -> Run:
