@@ -326,6 +326,6 @@ def test_the_look_at_the_images_changes_nothing():
     net = Noisy(width=8, depth=1)
     net.net[0].eval()
     state, modes = torch.get_rng_state(), [m.training for m in net.modules()]
-    net._try_images(type("Data", (), {"image_shape": (1, 28, 28)}))
+    try_images(net, type("Data", (), {"image_shape": (1, 28, 28)}))
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in net.modules()] == modes
