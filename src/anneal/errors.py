@@ -1,7 +1,9 @@
 """The one exception that is shown to a person as a line, and not as a traceback."""
 
+import csv
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
@@ -78,6 +80,15 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as e:
         reason = f"{e.reason} at byte {e.start}"
         raise UserError(f"{path} can't be read: {reason}; save it as UTF-8") from e
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Name a list or table that can't be understood."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, csv.Error) as e:
+        raise UserError(f"{file} can't be read: {type(e).__name__}: {first_line(e)}") from e
 
 
 def first_line(error: BaseException) -> str:

@@ -89,9 +89,9 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
         csv.writer(file).writerows(safe)
 
 
-def key_of(path: Path) -> str:
-    """Return a file name for what is cached about a folder."""
-    return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
+def key_of(path: Path, *more: Any) -> str:
+    """Return a file name for what is cached about a folder, and whatever else it follows from."""
+    return hashlib.sha256(os.fsencode(path.resolve()) + repr(more).encode()).hexdigest()[:16]
 
 
 def keep_freed_memory() -> None:

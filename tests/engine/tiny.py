@@ -83,6 +83,13 @@ class Few(pl.LightningDataModule):
         return DataLoader(TensorDataset(torch.zeros(3, 2)), batch_size=4, drop_last=True)
 
 
+class Points(pl.LightningDataModule):
+    """Samples that are no images, with targets."""
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.zeros(4, 2), torch.zeros(4)), batch_size=4)
+
+
 class Crash(pl.Callback):
     """Ends a training without warning.
 

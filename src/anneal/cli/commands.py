@@ -1,5 +1,6 @@
 """The commands on a run: each takes the run, and its other arguments are its options."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,8 @@ from anneal.commands.lr_find import report, search
 from anneal.commands.predict import ExportedModel, Predictions, check_predicts, save_predictions
 from anneal.commands.replay import repeat
 from anneal.commands.schedule import preview
+from anneal.commands.schedule_plots import save_figure
+from anneal.commands.show_batch import draw_batches, first_batches
 from anneal.errors import UserError
 from anneal.lightning_internals import set_logged_step
 from anneal.runs.exported import ENDINGS, is_exported, read
@@ -129,6 +132,20 @@ def lr_find(
         report(found, output or run.folder / "lr_find.png")
 
 
+def show_batch(run: Run, batches: int = 2, output: Path | None = None) -> None:
+    """Draw the first training batches with their targets, as the network gets them.
+
+    Args:
+        batches: How many.
+        output: The figure's file. None: show-batch.png in the folder of runs.
+    """
+    path = output or next_free_path(run.folder / "show-batch.png")
+    save_figure(
+        draw_batches(first_batches(run.trainer, run.model, run.data, batches), run.data), path
+    )
+    print(path)
+
+
 def replay(run: Run, file: Path) -> None:
     """Repeat the step that a run failed in: at which layer, tensor and sample.
 
@@ -142,4 +159,6 @@ def replay(run: Run, file: Path) -> None:
     print(found)
 
 
-COMMANDS = {f.__name__: f for f in (validate, test, predict, export, schedule, lr_find, replay)}
+OF_THE_NAME = validate, test, predict, export, schedule, lr_find, replay
+COMMANDS: dict[str, Callable[..., None]] = {f.__name__: f for f in OF_THE_NAME}
+COMMANDS["show-batch"] = show_batch

@@ -34,6 +34,7 @@ RUN_COMMANDS = {
     "export": "Write a checkpoint's network to a file of ONNX or torch.export, and check it.",
     "schedule": "Show the learning rate of every step before a run, without its data.",
     "lr_find": "Raise the learning rate step by step, and suggest the one to start with.",
+    "show-batch": "Draw the first training batches with their targets, as the network gets them.",
     "replay": "Repeat the step that a run failed in: at which layer, tensor and sample.",
 }
 TOOLS = {  # what works on files and finished runs: module and function, and what it does
