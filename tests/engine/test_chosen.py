@@ -23,6 +23,7 @@ from anneal import testing as photos
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.cli.ranges import LEAST, SHARES, check_range
 from anneal.runs.metrics import direction
+from anneal.tasks.try_images import try_images
 from anneal.testing import main
 
 FIT = ("fit", "--config=small.yaml")
@@ -325,6 +326,6 @@ def test_the_look_at_the_images_changes_nothing():
     net = Noisy(width=8, depth=1)
     net.net[0].eval()
     state, modes = torch.get_rng_state(), [m.training for m in net.modules()]
-    net._try_images(type("Data", (), {"image_shape": (1, 28, 28)}))
+    try_images(net, type("Data", (), {"image_shape": (1, 28, 28)}))
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in net.modules()] == modes

@@ -223,7 +223,7 @@ def test_a_checkpoint_holds_plain_values_and_the_names_of_the_classes(trained: P
 
 def test_a_checkpoint_of_other_classes_is_refused(trained: Path) -> None:
     data = Named("cat", "dog", "Eule")
-    match = "number 2 is 'owl' in the checkpoint and 'Eule' in the data"
+    match = "class 2 is 'owl' in the checkpoint and 'Eule' in the data"
     for run in (Trainer(**QUIET).fit, Trainer(**QUIET).test):
         with pytest.raises(UserError, match=match):
             run(Fixed(3), data, ckpt_path=trained)

@@ -128,7 +128,7 @@ def test_saved_configuration_is_whole(run):
     assert config["seed_everything"] == 7
     assert config["trainer"]["precision"] == "bf16-mixed"
     assert config["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.SGD"
-    assert config["checkpoint"]["monitor"] == "val/acc"
+    assert config["checkpoint"]["monitor"] is None  # it follows from the task
     assert "ckpt_path" not in config
 
 

@@ -38,7 +38,7 @@ def test_each_layout_of_the_page_is_read_by_its_commands(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "anneal.callbacks.test_report.TestReport.on_test_end", lambda *_: None, raising=False
+        "anneal.tasks.test_report.TestReport.on_test_end", lambda *_: None, raising=False
     )
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     text = PAGE.read_text()

@@ -284,14 +284,14 @@ class TaskModule(LightningModule):
             shown = name == self.task.monitor.removeprefix("val/")
             self.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
 
-    @staticmethod
-    def _check_names(checkpoint: Sequence[str] | None, data: Sequence[str] | None) -> None:
-        """Refuse a checkpoint whose outputs mean something else than the labels of the data."""
+    def _check_names(self, checkpoint: Sequence[str] | None, data: Sequence[str] | None) -> None:
+        """Refuse a checkpoint whose outputs mean something else than the names in the data."""
+        thing = {"classes": "class"}.get(self.task.things, "output")
         for i, (stored, now) in enumerate(zip_longest(checkpoint or [], data or [])):
             if checkpoint and data and stored != now:
                 raise UserError(
-                    "the checkpoint was trained on other names than the data has: number "
-                    f"{i} is {stored!r} in the checkpoint and {now!r} in the data"
+                    f"the checkpoint was trained on other {self.task.things} than the data has: "
+                    f"{thing} {i} is {stored!r} in the checkpoint and {now!r} in the data"
                     f"{other_unicode(now or '', [stored or ''])}"
                 )
 
