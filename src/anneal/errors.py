@@ -32,7 +32,9 @@ SHOWN: list[str] = []  # the mistakes that were shown, as `--json` says them
 
 def show(text: str) -> None:
     """Print a line, or several, to stderr, after all that was printed before."""
-    SHOWN.extend(re.findall(r"^error: (.*)", text, re.MULTILINE))
+    *_, raised = text.split("Traceback (most recent call last):")
+    shown = r"^error: (.*)" if raised == text else r"^\S.*"  # what is not indented
+    SHOWN.extend(re.findall(shown, raised, re.MULTILINE))
     sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)
 

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from launch import Training
 from tiny import Tiny, fit
 
 from anneal.callbacks import progress_bar
@@ -157,7 +158,7 @@ def test_json_has_what_a_training_and_its_test_have_come_to(run, capfd):
         (["test", "--ckpt_path=last"], "test", 2, ".*"),
         ([*FIT, "--data.batch_size=1000000", "--data.drop_last=true"], "fit", 2, ".*"),
         ([*FIT, "--trainer.callbacks+=tiny.Crash", "--trainer.callbacks.step=3"], "fit", 1,
-         "OSError: crash"),
+         "OSError: crash\nto repeat this step: python train.py replay runs/r/failure-3.json"),
     ],
 )  # fmt: skip
 def test_json_has_the_error_and_the_exit_status(run, capfd, words, command, status, error):
@@ -181,3 +182,13 @@ def test_json_says_that_a_run_was_interrupted_and_where_it_resumes(run, capfd):
     found = result(capfd)
     assert found["status"] == 128 + signal.SIGINT
     assert Path(found["last_checkpoint"]).is_file()
+
+
+def test_json_is_one_line_of_several_processes_with_the_error_of_one(tmp_path):
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp")
+    crash = ("--trainer.callbacks+=tiny.Crash", "--trainer.callbacks.step=3")
+    output = Training(tmp_path, *FIT, *two, *crash, "--json").end()[1]
+    (line,) = [line for line in output.splitlines() if line.startswith("{")]
+    found = json.loads(line)
+    assert (found["folder"], found["status"]) == ("runs/r", 1)
+    assert found["error"].startswith("OSError: crash\nto repeat this step: ")

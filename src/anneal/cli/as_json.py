@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from traceback import format_exception_only
 from typing import Any
 
 from anneal.errors import SHOWN
@@ -29,7 +30,7 @@ def in_one_line(command: str, main: Callable[[], Any]) -> Any:
         status = int(e.code or 0)
         raise
     except Exception as e:
-        SHOWN.append(f"{type(e).__name__}: {e}")
+        SHOWN.append("".join(format_exception_only(e)).rstrip())
         raise
     finally:
         os.dup2(stdout, 1)
