@@ -2,11 +2,13 @@
 
 import json
 import re
+import shlex
 import signal
 from pathlib import Path
 
 import pytest
 from launch import Training
+from pages import ROOT
 from tiny import Tiny, fit
 
 from anneal.callbacks import progress_bar
@@ -15,6 +17,7 @@ from anneal.cli.run import significant
 from anneal.progress import Clock
 from anneal.testing import main
 
+RUNS = ROOT / "docs/runs.md"
 FIT = ("fit", "--config=small.yaml", "--run_name=r")
 
 
@@ -192,3 +195,13 @@ def test_json_is_one_line_of_several_processes_with_the_error_of_one(tmp_path):
     found = json.loads(line)
     assert (found["folder"], found["status"]) == ("runs/r", 1)
     assert found["error"].startswith("OSError: crash\nto repeat this step: ")
+
+
+def test_the_page_shows_json_as_it_is(run, capfd):
+    (words, shown), *_ = re.findall(r"\$ python train.py (.*--json)\n(.*)", RUNS.read_text())
+    with pytest.raises(SystemExit):
+        main(shlex.split(words))
+    assert capfd.readouterr().out.strip() == shown
+    keys = set(re.findall(r"`(\w+)`", RUNS.read_text().partition("| key | |")[2]))
+    run(*FIT, "--trainer.max_steps=6", "--json")
+    assert result(capfd).keys() == keys
