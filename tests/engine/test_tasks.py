@@ -519,6 +519,23 @@ def test_names_of_forty_letters_neither_overlap_nor_are_cut(task, n, kind):
         assert any("…" in text for text in shown) or what in ("calibration", "regression")
 
 
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_an_average_of_the_weights_and_a_resume_keep_units_and_thresholds(copied, task):
+    (copied.parent / "small.yaml").write_text(SMALL)
+    ema = ["--run_name=ema", "--trainer.callbacks=EMA", "--trainer.callbacks.decay=0.5"]
+    main(["fit", "--config=small.yaml", f"--data=tasks_data.{KINDS[task]}", *FIT, *ema])
+    main(["fit", "--ckpt_path=last", "--run=ema", *FIT[1:6], "--trainer.max_epochs=4"])
+    states = [
+        torch.load(copied / name / "checkpoints/last.ckpt", weights_only=True)["task_state"]
+        for name in (task, "ema")
+    ]
+    if task == "regression":
+        assert states[0] == states[1]
+        assert states[0]["mean"] == pytest.approx([2005] * 4, abs=1)
+    assert all(len(value) == 4 for value in states[1].values())
+
+
 # Files to predict, modules without a task
 
 
