@@ -84,19 +84,23 @@ def summarize(splits: dict[str, ImageFolder]) -> Figure:
     each = min(8, max(1, SHOWN // len(names)))
     for k, drawn in enumerate(legible(names)):
         of = [p.labels == k if p.labels.ndim == 1 else p.labels[:, k] for p in splits.values()]
+        words = [""] * each
         if train.task == "regression":
             said = [f"{values.min():.4g} to {values.max():.4g}" for values in of]
             found = of[0].argsort()[np.linspace(0, len(train) - 1, each).astype(int)]
+            words = [f"{value:.4g}" for value in of[0][found]]
         else:
             said = [f"{int(values.sum()):,}" for values in of]
             found = np.flatnonzero(of[0])[:each]
+            words[0] = ", ".join(f"{n} {split}" for n, split in zip(said, splits, strict=True))
         rows.append([names[k], *said])
         if len(cells) < MOST:
-            cells += [(thumbnail(train, i), "") for i in [*found, *[-1] * (each - len(found))]]
-            said = [f"{n} {split}" for n, split in zip(said, splits, strict=True)]
-            cells[-each] = cells[-each][0], f"{drawn}\n{', '.join(said)}"
+            words[0] = f"{drawn}\n{words[0]}"
+            indices = [*found, *[-1] * (each - len(found))]
+            cells += [(thumbnail(train, i), w) for i, w in zip(indices, words, strict=True)]
     print(text_table(rows, left=1))
-    title = f"{train.task} of {train.prefix}: {len(names)}"
+    kind = {"multilabel": "labels", "regression": "numbers"}.get(train.task, "classes")
+    title = f"{train.prefix}: {len(names)} {kind}"
     return plot_image_grid(title, cells, each * (10 // each), fontsize=7)
 
 

@@ -80,7 +80,7 @@ def convert(
         writer[len(stored)] = data
         stored.append(index)
     if not stored:
-        raise UserError(f"{pictures.prefix}: no {out.name} picture can be read")
+        raise UserError(f"{pictures.prefix}, {out.name}: no picture can be read")
     writer.done()
     writer.merge()
     names, ends = pack(pictures.path(i).removeprefix(pictures.prefix) for i in stored)
