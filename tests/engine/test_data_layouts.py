@@ -21,6 +21,7 @@ from anneal.data.seeding import make_generator
 from anneal.errors import UserError
 from anneal.vision import check, layouts, shards
 from anneal.vision.datamodule import ImageFolderDataModule
+from anneal.vision.files import ImageFiles
 from anneal.vision.index import ImageFolder
 from anneal.vision.layouts import Layout
 from anneal.vision.splits import hold_out, strata
@@ -569,6 +570,25 @@ def test_what_can_not_be_read_is_skipped_with_its_target(flat, options):
     batches = train(flat, epochs=1, **options, **more)[0]
     assert sum(len(target) for _, target in batches) == 25
     assert all(len(images) == len(target) for images, target in batches)
+
+
+class Own(ImageFolderDataModule):
+    """Finds its images by itself."""
+
+    def find_splits(self):
+        splits = {}
+        for split, names in (("train", NAMES[::2]), ("val", NAMES[1::2])):
+            splits[split] = ImageFiles([f"{self.root}/{name}.jpg" for name in names])
+            splits[split].class_names = ["odd", "even"]
+            splits[split].labels = np.arange(15) % 2
+        return splits
+
+
+def test_a_data_module_of_ones_own_may_find_its_images_elsewhere(images):
+    data = Own(str(images), batch_size=5, num_workers=0)
+    data.setup()
+    assert (data.task, data.class_names) == ("classification", ["odd", "even"])
+    assert [target.dtype for _, target in data.train_dataloader()] == [torch.int64] * 3
 
 
 # ---- balanced

@@ -1,5 +1,6 @@
 """Names of classes in figures: each is another one, and none is an empty box."""
 
+import itertools
 import sys
 import warnings
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 
 from anneal import image_grid
-from anneal.image_grid import fitted, legible
+from anneal.image_grid import fitted, legible, plot_image_grid
 from anneal.tasks.figures import draw_confusion, draw_top_losses
 from anneal.tasks.kinds import Classification
 
@@ -88,3 +89,11 @@ def test_a_long_name_keeps_both_ends_and_its_width(name):
         assert name.startswith(first)
         assert name.endswith(last)
         assert box.width / figure.dpi > 1.2
+
+
+def test_captions_keep_within_their_cells():
+    images = [(torch.zeros(1, 8, 8), f"{name}\n50%") for name in legible(NAMES[:2] * 4)]
+    figure = plot_image_grid("", images, 8)
+    FigureCanvasAgg(figure).draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))

@@ -16,6 +16,7 @@ from helpers import SMALL
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from pages import ROOT, commands
 from tasks_data import Labels, OneOf, Values
 from test_classification import QUIET, Samples, Shift
 from torch import Tensor
@@ -518,6 +519,23 @@ def test_names_of_forty_letters_neither_overlap_nor_are_cut(task, n, kind):
         assert any("…" in text for text in shown) or what in ("calibration", "regression")
 
 
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_an_average_of_the_weights_and_a_resume_keep_units_and_thresholds(copied, task):
+    (copied.parent / "small.yaml").write_text(SMALL)
+    ema = ["--run_name=ema", "--trainer.callbacks=EMA", "--trainer.callbacks.decay=0.5"]
+    main(["fit", "--config=small.yaml", f"--data=tasks_data.{KINDS[task]}", *FIT, *ema])
+    main(["fit", "--ckpt_path=last", "--run=ema", *FIT[1:6], "--trainer.max_epochs=4"])
+    states = [
+        torch.load(copied / name / "checkpoints/last.ckpt", weights_only=True)["task_state"]
+        for name in (task, "ema")
+    ]
+    if task == "regression":
+        assert states[0] == states[1]
+        assert states[0]["mean"] == pytest.approx([2005] * 4, abs=1)
+    assert all(len(value) == 4 for value in states[1].values())
+
+
 # Files to predict, modules without a task
 
 
@@ -589,3 +607,38 @@ def test_a_module_with_several_outputs_is_a_line(tmp_path):
         export(
             module, Samples(*[torch.zeros(2)] * 2), tmp_path / "a.ckpt", "onnx", tmp_path / "a.onnx"
         )
+
+
+# The page
+
+PAGE = ROOT / "docs/tasks.md"
+
+
+@pytest.mark.filterwarnings("ignore:No positive samples", "ignore:.*score for one or more classes")
+def test_each_command_of_the_page_runs_and_leaves_what_it_lists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = PAGE.read_text()
+    ((name, recipe),) = re.findall(r"```yaml\n# (\S+)\n(.*?)```", text, re.DOTALL)
+    head, *lines = csv.reader(re.search(r"```csv\n(.*?)```", text, re.DOTALL)[1].splitlines())
+    Path(name).parent.mkdir()
+    Path(name).write_text(recipe)
+    image_folder(Path("made"), train=12, val=0)
+    images = [p.rename(tmp_path / p.name) for p in sorted(Path("made").rglob("*.JPEG"))]
+    Path("data/scans").mkdir(parents=True)
+    with open("data/scans.csv", "w", newline="") as file:
+        csv.writer(file).writerow(head)
+        for i, image in enumerate(images):
+            image.rename(f"data/scans/{i:04}.jpg")
+            csv.writer(file).writerow([f"{i:04}.jpg", *lines[i % 4][1:]])
+    few = ["--trainer.max_epochs=1", "--data.num_workers=0", "--model.width=2"]
+    few += ["--trainer.accelerator=cpu", "--trainer.logger=false", *FIT[4:6]]
+    for words in commands(PAGE):
+        assert words[:2] == ["python", "train.py"]
+        main([*words[2:], *(few if words[2].startswith("-") else few[1:2])])
+    for run, files in zip(("kind", "findings", "age"), FILES.values(), strict=True):
+        found = {path.name.removeprefix("test-") for path in Path("runs", run).glob("test-*")}
+        assert found | {"top-losses.png"} == files | {"top-losses.png"}
+        assert all(f"test-{name.partition('.')[0]}" in text for name in files)
+    assert Path("runs/age/model.pt2").is_file()
+    assert rows(Path("runs/findings/predictions.csv"))[0]["path"].startswith("data/scans/")

@@ -102,6 +102,9 @@ def test_every_command_trains_a_step(folder, words):
         assert (folder / "runs/schedule.png").is_file()
     elif words[0] == "make":
         assert "1 passed" in (folder / "log").read_text()
+    elif words[2:3] == ["predict"]:
+        (path,) = folder.glob("runs/*/predictions.csv")
+        assert "data/photos/val/" in path.read_text()
     elif words[2:3] == ["test"]:
         assert "Test metric" in (folder / "log").read_text()
     else:

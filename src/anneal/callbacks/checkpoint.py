@@ -55,7 +55,7 @@ class Checkpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._chosen = monitor, mode
-        self._watch(monitor or "val/acc")
+        self.watch(monitor or "val/acc")
         self.last_every = every_n_train_steps
         self.last_interval = train_time_interval
         self._due = self._stop = False
@@ -66,9 +66,10 @@ class Checkpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if self._chosen[0] is None:
-            self._watch(str(getattr(pl_module, "checkpoint_monitor", self.monitor)))
+            self.watch(getattr(pl_module, "checkpoint_monitor", None) or str(self.monitor))
 
-    def _watch(self, monitor: str) -> None:
+    def watch(self, monitor: str) -> None:
+        """Take a metric for the one that decides what is best."""
         self.monitor, self.mode = monitor, direction(monitor, self._chosen[1], "checkpoint")
         self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         flat = monitor.replace("/", "_")

@@ -33,6 +33,7 @@ from anneal.progress import Clock
 from anneal.runs.ended import is_tested, stopped_early, why_told
 from anneal.runs.folder import last_of
 from anneal.runs.resume import Differences, differences, nothing_left
+from anneal.tasks.kinds import TASKS
 from anneal.tasks.test_report import TestReport
 
 
@@ -233,6 +234,8 @@ class Run:
     def _callbacks(self, settings: dict[str, Any]) -> list[Any]:
         """Return the user's and the default ones that these, or other settings, don't replace."""
         named = {name: self.built[name] for name in DEFAULT_CALLBACKS}
+        if not self.config.checkpoint.monitor and (task := self.checkpoint.get("task")):
+            named["checkpoint"].watch(TASKS[task].monitor)
         chosen = as_list(settings["callbacks"])
         for name, kind in REPLACED.items():
             if any(isinstance(callback, kind) for callback in chosen):

@@ -67,8 +67,11 @@ def of_targets(found: Found, task: Task, names: Sequence[str], drawn: Sequence[s
 
 
 def _table(head: Sequence[str], names: Sequence[str], *columns: Tensor) -> list[list[Any]]:
-    numbers = ([f"{x:.5g}" for x in column.tolist()] for column in columns)
-    return [list(head), *map(list, zip(names, *numbers, strict=True))]
+    lines = zip(names, *(column.tolist() for column in columns), strict=True)
+    return [
+        list(head),
+        *([f"{x + 0:.5g}" if x.__class__ is float else x for x in line] for line in lines),
+    ]
 
 
 DRAWN = {"classification": of_classes, "multilabel": of_labels, "regression": of_targets}

@@ -220,9 +220,10 @@ class TaskModule(LightningModule):
         self._counted = checkpoint.get("hits_and_seen", [0, 0])
 
     @property
-    def checkpoint_monitor(self) -> str:
-        """The metric that decides which checkpoint is the best, known when the data is."""
-        return TASKS[self._task_in_data() or self.task.name].monitor
+    def checkpoint_monitor(self) -> str | None:
+        """The metric that decides which checkpoint is the best, once the task is known."""
+        name = self._task_in_data() or self._known_task
+        return TASKS[name].monitor if name in TASKS else None
 
     @property
     def _run(self) -> Any:

@@ -59,7 +59,7 @@ class TestReport(Callback):
         if "confidence" in self.found and "ece" not in own:
             right = (self.found["preds"] == self.found["target"]).int()
             ece = binary_calibration_error(self.found["confidence"], right, n_bins=BINS)
-            pl_module.log("test/ece", ece, sync_dist=True)
+            pl_module.log("test/ece", float(ece), sync_dist=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.top = _highest([loss for part in gather(trainer, self.top) for loss in part])
