@@ -1,5 +1,4 @@
 from .callbacks.ema import EMA as EMA
-from .classification import ClassificationModule as ClassificationModule
 from .cli.entry import main as main
 from .cli.fit import fit as fit
 from .cli.run import Run as Run
@@ -27,6 +26,8 @@ from .runs.folder import checkpoints_of as checkpoints_of
 from .runs.folder import find_run as find_run
 from .runs.folder import next_free_path as next_free_path
 from .runs.folder import read_checkpoint as read_checkpoint
+from .tasks.module import ClassificationModule as ClassificationModule
+from .tasks.module import TaskModule as TaskModule
 from .vision.datamodule import ImageFolderDataModule as ImageFolderDataModule
 from .vision.decode import UnreadableImageError as UnreadableImageError
 from .vision.decode import decode as decode

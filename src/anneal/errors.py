@@ -1,7 +1,10 @@
 """The one exception that is shown to a person as a line, and not as a traceback."""
 
+import csv
+import re
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
@@ -24,6 +27,18 @@ class UserError(Exception):
         self.status = status
 
 
+SHOWN: list[str] = []  # the mistakes that were shown, as `--json` says them
+
+
+def show(text: str) -> None:
+    """Print a line, or several, to stderr, after all that was printed before."""
+    *_, raised = text.split("Traceback (most recent call last):")
+    shown = r"^error: (.*)" if raised == text else r"^\S.*"  # what is not indented
+    SHOWN.extend(re.findall(shown, raised, re.MULTILINE))
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)
+
+
 def command(main: Callable[..., int]) -> Callable[..., int]:
     """For a module's `main`: prints a UserError after ``error:``, and returns its status.
 
@@ -35,7 +50,7 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*args)
         except UserError as e:
-            print(f"error: {e}", file=sys.stderr)
+            show(f"error: {e}")
             return e.status
         except KeyboardInterrupt:
             return 130
@@ -78,6 +93,15 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as e:
         reason = f"{e.reason} at byte {e.start}"
         raise UserError(f"{path} can't be read: {reason}; save it as UTF-8") from e
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Name a list or table that can't be understood."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, csv.Error) as e:
+        raise UserError(f"{file} can't be read: {type(e).__name__}: {first_line(e)}") from e
 
 
 def first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib import rcParams
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.ft2font import FT2Font
 from torch import Tensor
 
@@ -37,8 +37,25 @@ def plot_image_grid(
         box = (middle - w / 2, middle + w / 2, bottom, bottom - h)
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=box)
         above = bottom - h - 0.02
-        axes.text(middle, above, caption, ha="center", va="bottom", fontsize=fontsize)
+        lines = "\n".join(fitted(line, 0.95 * CELL, fontsize) for line in caption.split("\n"))
+        axes.text(middle, above, lines, ha="center", va="bottom", fontsize=fontsize)
     return figure
+
+
+def fitted(name: str, width: float, fontsize: float) -> str:
+    """Return a name as `legible` has it, without its middle if it is wider than so many inches."""
+    fonts = [findfont(FontProperties(family=[f])) for f in rcParams["font.family"]]
+    font = get_font(fonts)
+    font.set_size(fontsize, 72)
+    whole = shown = name.replace(r"\$", "$")
+    kept, most = len(whole), 64 * 72 * width
+    while kept > 1:
+        font.set_text(shown)
+        if (now := font.get_width_height()[0]) <= most:
+            break
+        kept = min(kept - 1, int(kept * most / now) + 2)
+        shown = f"{whole[: kept - kept // 2]}…{whole[len(whole) - kept // 2 :]}"
+    return shown.replace("$", r"\$")
 
 
 def legible(names: Sequence[str]) -> list[str]:

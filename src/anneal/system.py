@@ -4,6 +4,7 @@ import csv
 import ctypes
 import errno
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -88,9 +89,9 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
         csv.writer(file).writerows(safe)
 
 
-def key_of(path: Path) -> str:
-    """Return a file name for what is cached about a folder."""
-    return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
+def key_of(path: Path, *more: Any) -> str:
+    """Return a file name for what is cached about a folder, and whatever else it follows from."""
+    return hashlib.sha256(os.fsencode(path.resolve()) + repr(more).encode()).hexdigest()[:16]
 
 
 def keep_freed_memory() -> None:
@@ -124,3 +125,12 @@ def code_version() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):  # no git, no repository, no commit yet
         return {"commit": None, "dirty": None}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is one that JSON, and so a configuration, can hold."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True

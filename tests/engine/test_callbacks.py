@@ -22,12 +22,13 @@ from anneal.callbacks.lr_monitor import LearningRateMonitor
 from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.progress_bar import ProgressBar
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
-from anneal.callbacks.test_report import draw_confusion, draw_top_losses
 from anneal.data.in_memory import InMemoryBatches
 from anneal.errors import UserError
 from anneal.loggers.csv import CSVLogger
 from anneal.optim.schedule import Schedule
 from anneal.progress import Clock, position_in, resume_position
+from anneal.tasks.figures import draw_confusion, draw_top_losses
+from anneal.tasks.kinds import Classification
 from anneal.testing import logged
 
 
@@ -534,8 +535,9 @@ def test_pictures_show_something(tmp_path):
     draw_confusion(torch.eye(100, dtype=torch.long), [str(i) for i in range(100)]).savefig(
         tmp_path / "b.png"
     )
-    pictures = [(2.0, 0, 1, torch.randint(256, (c, 28, 28))) for c in (1, 3)]
-    draw_top_losses(pictures, ["cat", "dog"]).savefig(tmp_path / "c.png")
+    wrong = torch.tensor(0), torch.tensor(1)
+    pictures = [(2.0, *wrong, torch.randint(256, (c, 28, 28))) for c in (1, 3)]
+    draw_top_losses(pictures, Classification(), ["cat", "dog"]).savefig(tmp_path / "c.png")
     for name in "abc":
         pixels = image.imread(tmp_path / f"{name}.png")
         assert pixels.std() > 0.05

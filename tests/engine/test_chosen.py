@@ -23,6 +23,7 @@ from anneal import testing as photos
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.cli.ranges import LEAST, SHARES, check_range
 from anneal.runs.metrics import direction
+from anneal.tasks.try_images import try_images
 from anneal.testing import main
 
 FIT = ("fit", "--config=small.yaml")
@@ -197,7 +198,6 @@ def test_what_is_added_goes_to_the_default_of_a_list(run, capsys, flag, message)
         (added("tiny.Refuses"), r"Refuses\(\): KeyError\('in init'\) \(\S+tiny.py:\d+\)"),
         (added("tiny.Refuses", where="setup"), r"Refuses\(where='setup'\): KeyError\('in set"),
         (added("BackboneFinetuning"), r"BackboneFinetuning\(.*\): 'MLP' object has no attribute"),
-        (["--trainer.logger=MLFlowLogger"], r"MLFlowLogger\(save_dir=.*mlflow.* not met"),
         (["--model.optimizer=SparseAdam"], r"SparseAdam\(.*\): SparseAdam does not support dense"),
         (["--model.optimizer.lr=-1"], "optimizer: SGD: Invalid learning rate: -1.0"),
         ([f"{SCHEDULER}=ReduceLROnPlateau", f"{SCHEDULER}.factor=3"],
@@ -326,6 +326,6 @@ def test_the_look_at_the_images_changes_nothing():
     net = Noisy(width=8, depth=1)
     net.net[0].eval()
     state, modes = torch.get_rng_state(), [m.training for m in net.modules()]
-    net._try_images(type("Data", (), {"image_shape": (1, 28, 28)}))
+    try_images(net, type("Data", (), {"image_shape": (1, 28, 28)}))
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in net.modules()] == modes

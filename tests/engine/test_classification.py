@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from anneal import ClassificationModule, InMemoryBatches, UserError
+from anneal.tasks.try_images import try_images
 
 SMALL = "^Sees can't take images of 1 x 4 x 4: mat1"
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -238,8 +239,10 @@ def test_the_names_of_a_checkpoint_survive_data_without_names(trained: Path) -> 
 
 def test_a_classifier_has_two_classes_or_more() -> None:
     assert Fixed(2).num_classes == 2
-    with pytest.raises(UserError, match="a classifier needs at least 2 classes, not 1"):
-        Fixed(1)
+    with pytest.raises(UserError, match=r"model.num_classes=0: must be at least 1"):
+        Fixed(0)
+    with pytest.raises(UserError, match="classification needs at least 2 classes, not 1"):
+        Trainer(**QUIET).fit(Fixed(None), Named("cat"))
 
 
 def test_what_was_counted_within_an_epoch_is_saved_and_counted_on() -> None:
@@ -276,11 +279,11 @@ def test_images_of_the_first_and_the_last_size_are_tried(first: int) -> None:
     data = SimpleNamespace(image_shape=(1, 8, 8), size_of=lambda epoch: 8 if epoch else first)
     module = Sees()
     with nullcontext() if first > 4 else pytest.raises(UserError, match=SMALL):
-        module._try_images(data)
+        try_images(module, data)
     assert (2, 1, first, first) in module.seen
     assert all(part.training for part in module.modules())
     module.seen.clear()
-    module._try_images(SimpleNamespace(image_shape=(1, 8, 8)))
+    try_images(module, SimpleNamespace(image_shape=(1, 8, 8)))
     assert module.seen == {(2, 1, 8, 8)}
 
 

@@ -168,7 +168,8 @@ def test_a_pipe_or_a_huge_file_is_not_read(tmp_path):
             read_file(tmp_path / name)
 
 
-def test_check_lists_what_is_broken_and_odd(tmp_path, capsys):
+def test_check_lists_what_is_broken_and_odd(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     photos.image_folder(tmp_path)
     (tmp_path / "train/n01/page.JPEG").write_text("<!doctype html>")
     (tmp_path / "train/n01/._twin.JPEG").write_bytes(b"\0\5\x16\7")
@@ -177,8 +178,8 @@ def test_check_lists_what_is_broken_and_odd(tmp_path, capsys):
     photos.save(photos.picture(size=(900, 3)), tmp_path / "val/n02/thin.JPEG")
     assert check.main([str(tmp_path)]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "40 pictures read, 2 broken, 2 odd"
-    assert [line.split()[0] for line in lines[:-1]] == ["broken", "broken", "odd", "odd"]
+    assert lines[4] == "40 pictures read, 2 broken, 2 odd"
+    assert [line.split()[0] for line in lines[:4]] == ["broken", "broken", "odd", "odd"]
     assert any("really.JPEG: PNG by its content" in line for line in lines)
     (tmp_path / "train/n01/page.JPEG").unlink()
     (tmp_path / "train/n01/gone.JPEG").unlink()

@@ -96,7 +96,7 @@ def test_digits_predict_the_same_from_the_file(digits, run, tmp_path, capsys, fo
     run("export", "--ckpt_path=last", f"--format={form}", "--output=deep/digits" + ending)
     said = capsys.readouterr().out
     assert "size" in said
-    assert "ms for one picture" in said
+    assert "ms for one sample" in said
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["digits" + ending]  # in one file
     first = tmp_path / "runs/digits/predictions.csv"
     assert len(rows(first)) == 1000
@@ -300,12 +300,13 @@ def test_mistakes_are_one_line(digits, run, tmp_path, capsys, monkeypatch):
     assert line == "error: --format=onnx needs onnx: pip install -e '.[export]'"
 
 
-def test_what_is_no_classifier_or_has_no_shape_is_refused(tmp_path):
+def test_what_has_no_shape_is_refused(tmp_path):
     path = tmp_path / "a.onnx"
-    with pytest.raises(UserError, match="is for classifiers, and LightningModule"):
-        exporting.export(LightningModule(), LightningDataModule(), path, "onnx", path)
-    with pytest.raises(UserError, match="give LightningDataModule an image_shape"):
-        exporting.export(MLP(), LightningDataModule(), path, "onnx", path)
+    checkpoint = tmp_path / "a.ckpt"
+    for module in (LightningModule(), MLP()):
+        torch.save({"state_dict": module.state_dict(), "class_names": None}, checkpoint)
+        with pytest.raises(UserError, match="give LightningDataModule an image_shape"):
+            exporting.export(module, LightningDataModule(), checkpoint, "onnx", path)
 
 
 def test_other_pixels_than_it_takes_are_refused():
@@ -313,5 +314,5 @@ def test_other_pixels_than_it_takes_are_refused():
     taken = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
     assert file(taken).shape == taken.shape
     for pixels in (taken.float(), taken[..., 1:]):
-        with pytest.raises(UserError, match=r"a.onnx takes pixels of shape \[1, 28, 28\]"):
+        with pytest.raises(UserError, match=r"a.onnx takes inputs of shape \[1, 28, 28\]"):
             file(pixels)

@@ -12,8 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 
 from anneal import image_grid
-from anneal.callbacks.test_report import draw_confusion, draw_top_losses
-from anneal.image_grid import legible
+from anneal.image_grid import fitted, legible
+from anneal.tasks.figures import draw_confusion, draw_top_losses
+from anneal.tasks.kinds import Classification
+
+TOP = (1.0, torch.tensor(0), torch.tensor(3), torch.zeros(1, 8, 8))
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +51,7 @@ def test_names_that_no_font_has_are_numbers_and_the_line_says_which(capsys):
         warnings.simplefilter("error")  # of a missing glyph
         assert len({drawn(name).tobytes() for name in shown}) == len(names)
         pixels(draw_confusion(torch.eye(6, dtype=torch.int64), shown))
-        pixels(draw_top_losses([(1.0, 0, 3, torch.zeros(1, 8, 8))], shown))
+        pixels(draw_top_losses([TOP], Classification(), shown))
 
 
 def test_a_font_of_the_system_is_used(monkeypatch, capsys):
@@ -68,3 +71,20 @@ def test_a_name_is_no_formula(name):
     plain = drawn(legible([name])[0])
     mpl.rcParams["text.parse_math"] = False
     assert np.array_equal(plain, drawn(name))
+
+
+NAMES = ["a name of forty letters is longer than it", "W" * 40, "i" * 40, "$" * 40, "猫" * 40]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_long_name_keeps_both_ends_and_its_width(name):
+    short = fitted(legible([name])[0], 1.4, 8)
+    figure = Figure(figsize=(9, 1))
+    FigureCanvasAgg(figure).draw()
+    box = figure.text(0, 0, short, fontsize=8).get_window_extent()
+    assert box.width / figure.dpi <= 1.45
+    if "…" in short:
+        first, _, last = short.replace("\\", "").partition("…")
+        assert name.startswith(first)
+        assert name.endswith(last)
+        assert box.width / figure.dpi > 1.2

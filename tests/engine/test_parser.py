@@ -318,8 +318,8 @@ def test_all_mistakes_are_said_a_line_each(errors, in_tmp):
     assert errors("fit", f"--config={file}", *words, "tset") == [
         f"{file}: trainer.max_epoch: no such key; did you mean trainer.max_epochs?",
         "'tset' is neither a command (fit, validate, test, predict, export, schedule, lr_find, "
-        "replay, report, card, sweep, compare, cooldown, check, shards) nor an option; did you "
-        "mean test?",
+        "show-batch, replay, report, card, sweep, compare, cooldown, check, shards) nor an option; "
+        "did you mean test?",
         "--model.widht: no such option of TinyNet; did you mean --model.width?",
         "--model.sizes: expected a list of int, got 'abc'",
         "--data.batch_size: expected an int, got 'x'",
@@ -427,7 +427,7 @@ def test_a_missing_file_is_named_with_the_nearest(error, in_tmp):
     ],
 )
 def test_a_word_that_nothing_takes_is_explained(errors, words, wanted):
-    commands = "fit, validate, test, predict, export, schedule, lr_find, replay, report"
+    commands = "fit, validate, test, predict, export, schedule, lr_find, show-batch, replay, report"
     assert errors(*words)[-1 if "needs" in wanted else 0] == wanted.format(
         f"{commands}, card, sweep, compare, cooldown, check, shards"
     )

@@ -24,6 +24,7 @@ WALKED_PAGES = (
 WALKED = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in WALKED_PAGES)]
 # Whose commands are run by these tests.
 ELSEWHERE = {
+    "docs/data.md": "tests/engine/test_data_page.py",
     "docs/optimizers.md": "examples/optimizers/tests/test_figures.py",
     "docs/runs.md": "tests/engine/test_replay.py",
     "docs/your-own.md": "tests/engine/test_your_own.py",

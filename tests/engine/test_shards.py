@@ -113,12 +113,11 @@ def as_it_is(sample):
 
 def check_all(pictures, folder, order, num_workers):
     """Reads in an order, and compares with the folder."""
-    split = pictures.url.rsplit("/")[-1]
     loader = DataLoader(
         Read(pictures), None, sampler=order, num_workers=num_workers, collate_fn=as_it_is
     )
     for index, path, data in loader:
-        file = folder / split / path.split("#")[1]
+        file = folder / path.split("#")[1]
         assert data == file.read_bytes()
         assert file.parent.name == pictures.class_names[pictures.labels[index]]
 
@@ -199,7 +198,7 @@ def test_broken_pictures_are_named_and_the_others_converted(tmp_path, capsys):
     [
         (lambda root, out: (out.mkdir(), (out / "x").touch()), "is not an empty folder"),
         (lambda root, out: out.touch(), "is not an empty folder"),
-        (lambda root, out: (root / "train").rename(root / "training"), "there is no folder"),
+        (lambda root, out: (root / "train").rename(root / "other"), "there are no class folders"),
         (lambda root, out: [p.write_bytes(b"x") for p in (root / "val").rglob("*.JPEG")], "no pic"),
         (["--quality=0"], "--quality=0: must be 1 to 100"),
         (["--short_side=0"], "--short_side=0: must be"),

@@ -40,29 +40,16 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def list_photos(folder: Path) -> None:
-    """Write a few photos in class folders, and the list of them."""
-    from anneal.testing import image_folder
-
-    root = image_folder(folder / "data/photos")
-    with (folder / "data/photos.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(re.search(r"```csv\n(.*)\n", PAGE)[1].split(","))
-        for path in sorted(root.rglob("*.JPEG")):
-            split, name = path.relative_to(root).parts[:2]
-            table.writerow([path.relative_to(folder / "data"), name, split])
-
-
 def run_all(folder: Path) -> None:
     os.chdir(folder)
     log = os.open("log", os.O_CREAT | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    list_photos(folder)
+    import_module("anneal.testing").image_folder(folder / "data/photos")
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     for name in (PACKAGE, f"{PACKAGE}.data", f"{PACKAGE}.models"):
         import_module(name).__path__.append(str(folder / "src" / name.replace(".", "/")))
-    import_module("anneal.callbacks.test_report").TestReport.on_test_end = lambda *args: None
+    import_module("anneal.tasks.test_report").TestReport.on_test_end = lambda *args: None
     for number, words in enumerate(COMMANDS):
         print(words, flush=True)
         run(number, words)

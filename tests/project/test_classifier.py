@@ -82,6 +82,13 @@ def hand_count(images: Tensor, labels: Tensor) -> dict[str, float]:
         "loss": F.cross_entropy(logits.double(), labels).item(),
         "acc": hits.double().mean().item(),
         "acc_macro": sum(hits[labels == c].double().mean().item() for c in range(10)) / 10,
+        "f1_macro": sum(
+            2
+            * (hits & (labels == c)).sum().item()
+            / ((labels == c).sum() + (logits.argmax(1) == c).sum()).item()
+            for c in range(10)
+        )
+        / 10,
         "acc_top3": (ranked == labels[:, None]).any(1).double().mean().item(),
     }
 
@@ -106,7 +113,7 @@ def test_acc_is_right_over_all_and_macro_has_its_own_name() -> None:
 def test_top3_is_left_out_with_three_classes() -> None:
     data = Samples(*random_samples(classes=3))
     result = Trainer(**QUIET).validate(Fixed(num_classes=3), data, verbose=False)[0]
-    assert set(result) == {"val/loss", "val/acc", "val/acc_macro"}
+    assert set(result) == {"val/loss", "val/acc", "val/acc_macro", "val/f1_macro"}
 
 
 def test_label_smoothing_is_for_training_only() -> None:

@@ -24,7 +24,9 @@ class Checkpoint(ModelCheckpoint):
     A schedule with `kept_steps`, such as WSD's, has `step=N.ckpt` kept at each of them too.
 
     Args:
-        monitor: The metric that decides what is best, one that validation logs.
+        monitor: The metric that decides what is best, one that validation logs. None: the module's
+            `checkpoint_monitor`, which follows from its task (val/acc, val/map or val/loss), or
+            else val/acc.
         mode: Whether lower (`min`) or higher (`max`) is better; None: as the metric's name says.
         save_top_k: How many of the best to keep; 0: none, -1: all.
         every_n_train_steps: Also save `last.ckpt` every so many optimizer steps.
@@ -34,7 +36,7 @@ class Checkpoint(ModelCheckpoint):
 
     def __init__(
         self,
-        monitor: str = "val/acc",
+        monitor: str | None = None,
         mode: Literal["min", "max"] | None = None,
         save_top_k: int = 1,
         every_n_train_steps: int | None = None,
@@ -43,24 +45,34 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         if every_n_train_steps is not None and every_n_train_steps < 0:
             raise UserError(f"checkpoint.every_n_train_steps={every_n_train_steps}: below 0")
-        flat = monitor.replace("/", "_")
         super().__init__(
             dirpath=dirpath,
-            filename=f"best-epoch={{epoch:02d}}-{flat}={{{monitor}:.4f}}",
             auto_insert_metric_name=False,
-            monitor=monitor,
-            mode=direction(monitor, mode, "checkpoint"),
+            monitor=monitor or "val/acc",
             save_top_k=save_top_k,
             every_n_epochs=1,
             # A best one that a resumed run finds again has the same name and takes its place.
             enable_version_counter=False,
         )
+        self._chosen = monitor, mode
+        self._watch(monitor or "val/acc")
         self.last_every = every_n_train_steps
         self.last_interval = train_time_interval
         self._due = self._stop = False
         self._best_in_last = ""
         self.last_step = -1
         self.last_time = time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._chosen[0] is None:
+            self._watch(str(getattr(pl_module, "checkpoint_monitor", self.monitor)))
+
+    def _watch(self, monitor: str) -> None:
+        self.monitor, self.mode = monitor, direction(monitor, self._chosen[1], "checkpoint")
+        self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        flat = monitor.replace("/", "_")
+        self.filename = f"best-epoch={{epoch:02d}}-{flat}={{{monitor}:.4f}}"
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise UserError if validation doesn't log the monitored metric."""

@@ -1,17 +1,20 @@
 """The commands on a run: each takes the run, and its other arguments are its options."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from anneal.cli.run import Run
 from anneal.commands.export import export as write_export
 from anneal.commands.lr_find import report, search
-from anneal.commands.predict import Predictions, check_predicts, save_predictions
+from anneal.commands.predict import ExportedModel, Predictions, check_predicts, save_predictions
 from anneal.commands.replay import repeat
 from anneal.commands.schedule import preview
+from anneal.commands.schedule_plots import save_figure
+from anneal.commands.show_batch import draw_batches, first_batches
 from anneal.errors import UserError
 from anneal.lightning_internals import set_logged_step
-from anneal.runs.exported import ENDINGS, ExportedClassifier, is_exported, read
+from anneal.runs.exported import ENDINGS, is_exported, read
 from anneal.runs.folder import next_free_path
 
 
@@ -45,28 +48,29 @@ def predict(run: Run, return_predictions: bool | None = None) -> None:
     assert run.ckpt_path is not None
     model, path = run.model, run.ckpt_path
     if is_exported(path):
-        top_k: int = run.model.top_k  # type: ignore[assignment]
-        model, path = ExportedClassifier(read(path), top_k), None  # type: ignore[assignment]
+        model, path = ExportedModel(read(path), run.model), None  # type: ignore[assignment]
     seen = Predictions(run.model)
     run.trainer.callbacks.append(seen)  # type: ignore[attr-defined]
     try:
         run.trainer.predict(model, run.data, None, False, path, weights_only=True)
     except BaseException:
         if seen.batches:  # it was interrupted, or a later file ended it
-            save_predictions(run.folder, seen, model, run.data)
+            save_predictions(run.folder, seen, model, run.trainer, run.data)
         raise
-    save_predictions(run.folder, seen, model, run.data)
+    save_predictions(run.folder, seen, model, run.trainer, run.data)
 
 
 def export(
     run: Run, format: Literal["onnx", "torch_export"] = "onnx", output: Path | None = None
 ) -> None:
-    """Write a checkpoint's classifier to a file of ONNX or torch.export, and check it.
+    """Write a checkpoint's network to a file of ONNX or torch.export, and check it.
 
-    The file makes probabilities of plain pixels and holds the class names. It takes uint8 pixels,
-    (batch, C, H, W) from 0 to 255, with any number of images in a batch. H and W are those that the
-    data module validates with: of photos, the square that is cut from the resized image. All that
-    comes after is in the file. It computes in float32.
+    Of a model with a task, the file makes probabilities, or values in the targets' units, of plain
+    pixels, and holds their names. It takes uint8 pixels, (batch, C, H, W) from 0 to 255, with any
+    number of images in a batch. H and W are those that the data module validates with: of photos,
+    the square that is cut from the resized image. All that comes after is in the file. Of any other
+    module, the file computes `forward`, of what `example_input_array` or the data's batches are
+    like. It computes in float32.
 
     Args:
         format: `onnx`, for ONNX Runtime and others, or `torch_export`, for torch.export.load.
@@ -128,6 +132,20 @@ def lr_find(
         report(found, output or run.folder / "lr_find.png")
 
 
+def show_batch(run: Run, batches: int = 2, output: Path | None = None) -> None:
+    """Draw the first training batches with their targets, as the network gets them.
+
+    Args:
+        batches: How many.
+        output: The figure's file. None: show-batch.png in the folder of runs.
+    """
+    path = output or next_free_path(run.folder / "show-batch.png")
+    save_figure(
+        draw_batches(first_batches(run.trainer, run.model, run.data, batches), run.data), path
+    )
+    print(path)
+
+
 def replay(run: Run, file: Path) -> None:
     """Repeat the step that a run failed in: at which layer, tensor and sample.
 
@@ -141,4 +159,6 @@ def replay(run: Run, file: Path) -> None:
     print(found)
 
 
-COMMANDS = {f.__name__: f for f in (validate, test, predict, export, schedule, lr_find, replay)}
+OF_THE_NAME = validate, test, predict, export, schedule, lr_find, replay
+COMMANDS: dict[str, Callable[..., None]] = {f.__name__: f for f in OF_THE_NAME}
+COMMANDS["show-batch"] = show_batch

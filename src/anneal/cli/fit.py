@@ -5,7 +5,6 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 
-from anneal.classification import is_plain
 from anneal.cli.main import quiet
 from anneal.cli.parser import CLASSES, CommandParser, as_yaml, converted, dumped
 from anneal.cli.prepare import start_from
@@ -15,6 +14,7 @@ from anneal.cli.words import Words
 from anneal.runs import folder as runs
 from anneal.runs.config import FORMAT
 from anneal.runs.lock import released
+from anneal.system import is_plain
 
 
 @released()

@@ -13,6 +13,7 @@ from lightning.pytorch import seed_everything
 
 import anneal.cli.fsdp  # noqa: F401  (registers --trainer.strategy=fsdp2)
 from anneal import launch
+from anneal.cli.as_json import RESULT
 from anneal.cli.chosen import refused
 from anneal.cli.commands import COMMANDS
 from anneal.cli.entry import keep_help
@@ -26,7 +27,7 @@ from anneal.errors import UserError, first_line
 from anneal.runs.lock import released
 from anneal.runs.resume import check_optimizer, optimizer_mismatch, state_dict_mismatch
 
-ENGINE = ("anneal.callbacks", "anneal.vision")
+ENGINE = ("anneal.callbacks", "anneal.loggers", "anneal.vision")
 
 
 @released()
@@ -113,7 +114,11 @@ def do(run: Run, project: Project) -> None:
         if line := refused(e, run.objects):
             raise line from e
         raise
+    except KeyboardInterrupt:
+        status = 130
+        raise
     finally:
+        RESULT.update(run.facts())
         run.finish(status)
 
 

@@ -20,7 +20,7 @@ from anneal.launch import watch
 from anneal.runs.checkpoint_io import AtomicCheckpointIO
 from anneal.system import keep_freed_memory
 
-PREVIEW_COMMANDS = ("schedule", "lr_find", "replay")
+PREVIEW_COMMANDS = ("schedule", "lr_find", "show-batch", "replay")
 WHOLE_WEIGHTS = (StochasticWeightAveraging, WeightAveraging)
 Settings = dict[str, Any]
 
@@ -94,9 +94,9 @@ def preview_trainer(command: str, settings: Settings) -> Trainer:
         writers = Checkpoint | ProgressBar | ModelSummary
         callbacks = [c for c in as_list(settings["callbacks"]) if not isinstance(c, writers)]
         return start(settings | REPLAY | {"callbacks": callbacks})
-    if command == "lr_find":
+    if command in ("lr_find", "show-batch"):
         if settings["fast_dev_run"] or settings["barebones"]:
-            raise UserError("lr_find: leave out --trainer.fast_dev_run and --trainer.barebones")
+            raise UserError(f"{command}: leave out --trainer.fast_dev_run and --trainer.barebones")
         return start(settings | SEARCH)
     try:
         return start(settings)

@@ -1,4 +1,4 @@
-"""Export of a classifier: one file with all that it needs, whose results are checked."""
+"""Export a network: one file with all that it needs, whose results are checked."""
 
 import json
 import re
@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from anneal.errors import UserError, first_line
-from anneal.runs.exported import ENDINGS, INPUT, OUTPUT, Exported, read, seal_onnx
+from anneal.runs.exported import ENDINGS, Exported, read, seal_onnx
 from anneal.runs.folder import read_checkpoint, run_of
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # by torch.onnx.export, and to run the result
 BATCHES = (1, 2, 7)
-TOLERANCE = 1e-4  # of a probability
+TOLERANCE = 1e-4  # of a probability, or of what else `Computation.scale` says
 TIMED = 20
 COUNTS = "it computes something else for each number of images"
 REASONS = {  # what torch's messages mean
@@ -32,17 +33,28 @@ REASONS = {  # what torch's messages mean
 }
 
 
-class Probabilities(nn.Module):
-    """The computation of an exported file."""
+class Computation(nn.Module):
+    """The computation of an exported file: what is predicted, or `forward` without a task."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return probabilities (N, classes) float32 of pixels (N, C, H, W) uint8."""
-        probabilities: Tensor = self.model.predict_logits(pixels).float().softmax(1)
-        return probabilities
+    def forward(self, batch: Tensor) -> Any:
+        """Return probabilities or values, (N, outputs) float32, of pixels (N, C, H, W) uint8."""
+        if not hasattr(self.model, "task"):
+            outputs = self.model(batch)
+            if not isinstance(outputs, Tensor):
+                kind = type(outputs).__name__
+                raise UserError(f"forward returns a {kind}, and a file holds one tensor")
+            return outputs
+        return self.model.task.activate(self.model.predict_logits(batch).float())
+
+    def scale(self, outputs: Tensor) -> Tensor:
+        """Return how far outputs lie apart: 1 for probabilities."""
+        if (task := getattr(self.model, "task", None)) is None:
+            return outputs.abs().max()
+        return getattr(task, "std", torch.ones(()))
 
 
 def export(
@@ -53,23 +65,24 @@ def export(
     Returns lines to print: the file, its size, how exact and how fast it is. Raises UserError if it
     can't be exported or written, or differs from the model.
     """
-    if not (hasattr(model, "predict_logits") and hasattr(model, "class_names")):
-        raise UserError(f"export is for classifiers, and {type(model).__name__} is none")
-    shape = _shape(datamodule)
     _check(form, path)
     stored = read_checkpoint(checkpoint)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
-    network = Probabilities(model).to(memory_format=torch.contiguous_format).eval()
-    about = _about(model, datamodule, checkpoint, stored)
+    example = _example(model, datamodule)
+    network = Computation(model).to(memory_format=torch.contiguous_format).eval()
+    about = _about(model, datamodule, checkpoint, stored, example)
     unfinished = path.with_name(f".{path.name}")
+    of = {"probabilities": "a probability", "values": "a standard deviation"}.get(
+        about["output"].partition(":")[0], "the largest output"
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        exported, difference = _write(form, network, shape, about, unfinished)
+        exported, difference = _write(form, network, example, about, unfinished)
         if not difference < TOLERANCE:
             raise UserError(
-                f"what is exported as {form} differs from the model by up to {difference:.2g} in a "
-                f"probability, more than {TOLERANCE:g}: nothing is written",
+                f"what is exported as {form} differs from the model by up to {difference:.2g} of "
+                f"{of}, more than {TOLERANCE:g}: nothing is written",
                 status=1,
             )
         unfinished.replace(path)
@@ -82,21 +95,29 @@ def export(
     return (
         f"{path}\n"
         f"size         {path.stat().st_size / 1e6:.2f} MB\n"
-        f"difference   {difference:.1g} at most from the model, in batches of {batches}\n"
-        f"latency      {1000 * _seconds(exported, shape):.2f} ms for one picture on this CPU, the "
+        f"difference   {difference:.1g} of {of} at most, in batches of {batches}\n"
+        f"latency      {1000 * _seconds(exported, example):.2f} ms for one sample on this CPU, the "
         f"median of {TIMED}"
     )
 
 
-def _shape(datamodule: LightningDataModule) -> tuple[int, ...]:
-    """Return the shape of one image, channels first."""
+def _example(model: Any, datamodule: LightningDataModule) -> Tensor:
+    """Return a batch of what the network takes: of a model with a task, noise for images."""
     shape: tuple[int, ...] | None = getattr(datamodule, "image_shape", None)
-    if shape is None:
+    if hasattr(model, "task") and shape:
+        return _pixels(max(BATCHES), shape)
+    example = model.example_input_array
+    if example is None and not is_overridden("val_dataloader", datamodule):
         raise UserError(
-            f"export needs to know the pictures: give {type(datamodule).__name__} an image_shape, "
-            "such as (3, 224, 224)"
+            f"export needs to know what the network takes: give {type(datamodule).__name__} an "
+            "image_shape, such as (3, 224, 224), or the module an example_input_array"
         )
-    return shape
+    if example is None:
+        datamodule.prepare_data()
+        datamodule.setup("validate")
+        example = next(iter(datamodule.val_dataloader()))
+    batch: Tensor = example[0] if isinstance(example, tuple | list) else example
+    return batch[torch.arange(max(BATCHES)) % len(batch)]
 
 
 def _check(form: str, path: Path) -> None:
@@ -109,33 +130,46 @@ def _check(form: str, path: Path) -> None:
 
 
 def _about(
-    model: Any, datamodule: LightningDataModule, checkpoint: Path, stored: dict[str, Any]
+    model: Any,
+    datamodule: LightningDataModule,
+    checkpoint: Path,
+    stored: dict[str, Any],
+    example: Tensor,
 ) -> dict[str, str]:
     """Return the description that the file carries, by `exported.KEYS`."""
-    shape = _shape(datamodule)
-    return {
-        "class_names": json.dumps(model.class_names or [str(i) for i in range(model.num_classes)]),
+    shape = list(example.shape[1:])
+    about = {
         "shape": json.dumps(shape),
-        "input": f"{INPUT}: uint8 (batch, {', '.join(map(str, shape))}), 0 to 255; "
-        + getattr(datamodule, "input_description", ""),
-        "output": f"{OUTPUT}: float32 (batch, classes)",
+        "dtype": str(example.dtype),
+        "input": f"input: {str(example.dtype)[6:]} (batch, {', '.join(map(str, shape))})",
+        "output": "output: what forward returns",
         "run": (run_of(checkpoint) or checkpoint).resolve().name,
         "checkpoint": checkpoint.name,
         "config": stored.get("config", ""),
     }
+    if not hasattr(model, "task"):
+        return about
+    wanted, task = getattr(datamodule, "input_description", ""), model.task
+    return about | {
+        "class_names": json.dumps(model.class_names or [str(i) for i in range(model.num_classes)]),
+        "task": task.name,
+        "task_state": json.dumps(task.state()),
+        "input": about["input"].replace("input", "pixels") + f", 0 to 255; {wanted}",
+        "output": f"{task.predicted}: float32 (batch, {task.things})",
+    }
 
 
 def _write(
-    form: str, network: nn.Module, shape: tuple[int, ...], about: dict[str, str], path: Path
+    form: str, network: Computation, example: Tensor, about: dict[str, str], path: Path
 ) -> tuple[Exported, float]:
     """Write the file; return what is read from it, and how far it is from the network at most."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own, of each torch release others
-            _WRITERS[form](network, _pixels(2, shape), about, path)
+            _WRITERS[form](network, example[:2], about, path)
             exported = read(path)
-            differences = [_difference(network, exported, _pixels(n, shape)) for n in BATCHES]
-    except OSError:
+            differences = [_difference(network, exported, example[:n]) for n in BATCHES]
+    except (OSError, UserError):
         raise
     except Exception as e:  # what torch and onnxscript raise is of a dozen types
         raise _no_export(form, e) from e
@@ -158,13 +192,13 @@ def _no_export(form: str, error: BaseException) -> UserError:
     return UserError(f"{releases} can't make {form} of this network: {reason}", status=1)
 
 
-def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:
+def _write_onnx(network: nn.Module, batch: Tensor, about: dict[str, str], path: Path) -> None:
     program = torch.onnx.export(
         network,
-        (pixels,),
+        (batch,),
         dynamo=True,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
+        input_names=[about["input"].partition(":")[0]],
+        output_names=[about["output"].partition(":")[0]],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
@@ -174,10 +208,10 @@ def _write_onnx(network: nn.Module, pixels: Tensor, about: dict[str, str], path:
     seal_onnx(path)
 
 
-def _write_torch(network: nn.Module, pixels: Tensor, about: dict[str, str], path: Path) -> None:
+def _write_torch(network: nn.Module, batch: Tensor, about: dict[str, str], path: Path) -> None:
     # Not strict: what torch 2.6 writes strictly it can't read, where a layer stands in a list.
     shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(network, (pixels,), dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(network, (batch,), dynamic_shapes=shapes, strict=False)
     torch.export.save(program, path, extra_files=dict(about))
 
 
@@ -191,15 +225,16 @@ def _pixels(n: int, shape: tuple[int, ...]) -> Tensor:
     return (256 * noise * torch.rand(n, 1, 1, 1, generator=generator)).to(torch.uint8)
 
 
-def _difference(network: nn.Module, exported: Exported, pixels: Tensor) -> float:
-    return float((network(pixels) - exported(pixels)).abs().max())
+def _difference(network: Computation, exported: Exported, batch: Tensor) -> float:
+    outputs = network(batch)
+    return float(((outputs - exported(batch)).abs() / network.scale(outputs)).max())
 
 
-def _seconds(exported: Exported, shape: tuple[int, ...]) -> float:
-    """Return the median time of one image, after the first few."""
-    pixels, seconds = _pixels(1, shape), []
+def _seconds(exported: Exported, example: Tensor) -> float:
+    """Return the median time of one sample, after the first few."""
+    seconds = []
     for _ in range(3 + TIMED):
         start = time.perf_counter()
-        exported(pixels)
+        exported(example[:1])
         seconds.append(time.perf_counter() - start)
     return median(seconds[3:])

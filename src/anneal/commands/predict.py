@@ -1,8 +1,10 @@
-"""Predictions of a classifier as a CSV file and as a sheet of the images."""
+"""Predictions of a model as a CSV file and as a sheet of the images."""
 
+import json
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,18 @@ from torchvision.transforms.v2 import functional as F
 
 from anneal.errors import UserError
 from anneal.image_grid import legible, plot_image_grid
+from anneal.runs.exported import Exported
 from anneal.runs.folder import next_free_path
 from anneal.system import atomic_write, write_csv
-from anneal.vision.decode import decode
-from anneal.vision.files import ImageFiles
+from anneal.tasks.kinds import TASKS, Classification, Task
+from anneal.vision.decode import UnreadableImageError, decode
+from anneal.vision.files import ImageFiles, ImageSource
 
 SHOWN = 48  # images on a sheet
 COLUMNS = 8
+TOP_K = 5  # classes of a line, where the model does not say
 # From the training's mean, in its standard deviations: an image's mean, and the least deviation.
 FAR, FLAT = 1.5, 0.1
-
-# The most likely classes of a sample in their order: (name, probability).
-Top = list[tuple[str, float]]
 
 
 def check_predicts(model: LightningModule, trainer: Trainer) -> None:
@@ -34,16 +36,32 @@ def check_predicts(model: LightningModule, trainer: Trainer) -> None:
         raise UserError("predict runs in one process: --trainer.devices=1")
     if not hasattr(model, "class_names"):
         raise UserError(
-            f"predict writes the probabilities of classes, and {type(model).__name__} "
+            f"predict writes what a model with a task predicts, and {type(model).__name__} "
             "has no class_names: call its predict_step from Python"
         )
+
+
+class ExportedModel(LightningModule):
+    """An exported file as `predict` takes it."""
+
+    def __init__(self, exported: Exported, model: Any) -> None:
+        super().__init__()
+        self.exported = exported
+        self.top_k = getattr(model, "top_k", TOP_K)
+        self.class_names = json.loads(exported.about["class_names"])
+        self.task = TASKS[exported.about.get("task") or Classification.name]()
+        self.task.restore(json.loads(exported.about.get("task_state") or "{}"))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return probabilities or values, (N, outputs)."""
+        return self.exported(batch[0])
 
 
 class Predictions(Callback):
     """What a model predicts, and how far its images are off those it was trained on."""
 
     def __init__(self, model: LightningModule) -> None:
-        self.batches: list[Tensor] = []  # probabilities, (batch, classes) each
+        self.batches: list[Tensor] = []  # probabilities or values, (batch, outputs) each
         # Of each image the mean of its pixels, and whether that or its contrast is far off.
         self.levels: list[tuple[float, bool]] = []
         self.mean: Any = getattr(model, "mean", None)  # of the pixels it was trained on
@@ -52,7 +70,7 @@ class Predictions(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Any, *args: Any
     ) -> None:
-        self.batches.append(outputs.cpu())
+        self.batches.append(outputs.float().cpu())
         if self.mean is not None and self.std is not None:
             pixels = batch[0].float()
             scaled = ((pixels - self.mean.to(pixels)) / self.std.to(pixels)).flatten(1)
@@ -62,41 +80,60 @@ class Predictions(Callback):
             sys.exit(128 + signal.SIGTERM)
 
 
+def files_of(trainer: Trainer, datamodule: LightningDataModule) -> ImageSource | None:
+    """Return the files that are predicted, in their order; None: the data does not know them.
+
+    They are what the data module calls `predicted`, a list of paths or an `ImageSource`, or else
+    the `samples` of a dataset of torchvision's.
+    """
+    predicted = getattr(datamodule, "predicted", None)
+    if predicted is None:
+        dataset = getattr(trainer.predict_dataloaders, "dataset", None)
+        predicted = [path for path, _ in getattr(dataset, "samples", ())] or None
+    if predicted is None or isinstance(predicted, ImageSource):
+        return predicted
+    return ImageFiles([Path(path) for path in predicted])
+
+
 def save_predictions(
-    folder: Path, seen: Predictions, model: LightningModule, datamodule: LightningDataModule
+    folder: Path, seen: Predictions, model: Any, trainer: Trainer, datamodule: LightningDataModule
 ) -> None:
     """Write `predictions.csv` and, for images in files, `predictions.png`; print their paths.
 
-    The model's `class_names` and `top_k` say what is written; the data, which images couldn't be
-    read. If the command ended early, the first samples were predicted.
+    The model's `task`, `class_names` and `top_k` say what is written; the data, which images
+    couldn't be read. If the command ended early, the first samples were predicted.
 
     Raises:
         UserError: None was.
     """
-    names: Sequence[str] | None = model.class_names  # type: ignore[assignment]
-    tops = most_likely(seen.batches, model.top_k, names)  # type: ignore[arg-type]
-    pictures: ImageFiles | None = getattr(datamodule, "predicted", None)
-    skipped: dict[str, str] = datamodule.skipped if pictures else {}  # type: ignore[attr-defined]
-    if not tops:
+    task: Task = getattr(model, "task", None) or Classification()
+    samples = [sample for batch in seen.batches for sample in batch]
+    files = files_of(trainer, datamodule)
+    skipped: dict[str, str] = getattr(datamodule, "skipped", {}) if files else {}
+    if not samples:
         raise UserError(
             f"nothing was predicted: {next(iter(skipped.items()), 'no batch was read')}"
         )
+    names: Sequence[str] = model.class_names or list(map(str, range(len(samples[0]))))
+    lines = task.table(samples, names, getattr(model, "top_k", TOP_K))
+    paths: Sequence[Any] = range(len(samples))
+    if files:
+        readable = (i for i in range(len(files)) if files.path(i) not in skipped)
+        numbers = list(islice(readable, len(samples)))
+        paths = [files.path(i) for i in numbers]
     folder.mkdir(parents=True, exist_ok=True)  # of a checkpoint that lies in no run
     path = next_free_path(folder / "predictions.csv")
-    if pictures is None:
-        write_predictions(path, tops)
-    else:
-        readable = (i for i in range(len(pictures)) if pictures.path(i) not in skipped)
-        numbers = list(islice(readable, len(tops)))
-        paths = [pictures.path(i) for i in numbers]
-        write_predictions(path, tops, paths)
-        shown = dict(zip(names, legible(names), strict=True)) if names else {}
-        drawn = [[(shown.get(name, name), p) for name, p in top] for top in tops[:SHOWN]]
-        images = (decode(pictures.read(i)) for i in numbers)
-        sheet = next_free_path(path.with_suffix(".png"))
-        with atomic_write(sheet) as part:
-            draw_predictions(images, drawn, len(tops)).savefig(part, dpi=120, format="png")
-        print(sheet)
+    first = ["path" if files else "index", *paths]
+    write_csv(path, ([cell, *line] for cell, line in zip(first, lines, strict=True)))
+    if files:
+        with suppress(UnreadableImageError):  # of files that are no images
+            images = [decode(files.read(i)) for i in numbers[:SHOWN]]
+            drawn = legible(names)
+            said = [task.words(sample, drawn) for sample in samples[:SHOWN]]
+            sheet = next_free_path(path.with_suffix(".png"))
+            with atomic_write(sheet) as part:
+                draw_predictions(images, said, len(samples)).savefig(part, dpi=120, format="png")
+            print(sheet)
         if off := [(p, n) for p, (n, far) in zip(paths, seen.levels, strict=False) if far]:
             print(
                 f"{len(off)} of {len(paths)} pictures do not look like the training data (lighter, "
@@ -112,36 +149,12 @@ def save_predictions(
             print(f"  {broken}: {reason}", file=sys.stderr)
 
 
-def most_likely(
-    batches: Iterable[Tensor], k: int, class_names: Sequence[str] | None = None
-) -> list[Top]:
-    """Return the `k` most likely classes of every sample, from (batch, classes) each."""
-    tops: list[Top] = []
-    for probabilities in batches:
-        top = probabilities.float().topk(min(k, probabilities.shape[1]))
-        for values, classes in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-            names = [class_names[c] if class_names else str(c) for c in classes]
-            tops.append(list(zip(names, values, strict=True)))
-    return tops
-
-
-def write_predictions(path: Path, tops: Sequence[Top], paths: Sequence[str] | None = None) -> None:
-    """Write a CSV file with a line for each sample: path or index, and its most likely classes."""
-    ranks = range(1, len(tops[0]) + 1)
-    header = [name for r in ranks for name in (f"class_{r}", f"probability_{r}")]
-    rows: list[list[Any]] = [["path" if paths else "index", *header]]
-    for sample, top in zip(paths or range(len(tops)), tops, strict=True):
-        rows.append([sample, *(x for name, p in top for x in (name, f"{p:.6f}"))])
-    write_csv(path, rows)
-
-
-def draw_predictions(images: Iterable[Tensor], tops: Sequence[Top], total: int) -> Figure:
-    """Draw the first of `total` images, (3, H, W) uint8, under their most likely class."""
+def draw_predictions(images: Sequence[Tensor], said: Sequence[list[str]], total: int) -> Figure:
+    """Draw the first of `total` images, (3, H, W) uint8, under what is predicted for them."""
     pictures = []
-    for image, top in zip(islice(images, SHOWN), tops, strict=False):
-        name, probability = top[0]
-        short = name if len(name) <= 16 else f"{name[:15]}…"
+    for image, words in zip(images, said, strict=True):
         thumbnail = F.center_crop(F.resize(image, [128]), [128, 128])
-        pictures.append((thumbnail, f"{short}\n{probability:.0%}"))
+        first, *others = words or ["none"]
+        pictures.append((thumbnail, f"{first}\n{', '.join(others)}"))
     shown = "all" if len(pictures) == total else f"the first {len(pictures)} of"
     return plot_image_grid(f"Predictions of {shown} {total:,} pictures", pictures, COLUMNS)

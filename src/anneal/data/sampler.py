@@ -103,3 +103,17 @@ class EpochSampler:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Load nothing."""
+
+
+def balanced(classes: Tensor, generator: torch.Generator) -> Tensor:
+    """Return as many samples as there are, each class as often, in a random order.
+
+    No sample of a class, whose number `classes` has for each, comes twice before all came once.
+    """
+    shuffled = torch.randperm(len(classes), generator=generator)
+    members = shuffled[classes[shuffled].argsort(stable=True)]
+    counts = classes.unique(return_counts=True)[1]
+    turn = torch.arange(len(classes)) // len(counts)
+    own = torch.arange(len(classes)) % len(counts)
+    drawn = members[counts.cumsum(0)[own] - 1 - turn % counts[own]]
+    return drawn[torch.randperm(len(classes), generator=generator)]

@@ -31,7 +31,7 @@ MOVED = {
     "anneal.callbacks.interrupt.Interrupt": "anneal.callbacks.graceful_shutdown.GracefulShutdown",
     "anneal.callbacks.run_folder.RunFolder": "anneal.callbacks.run_directory.RunDirectory",
     "anneal.callbacks.samples.SamplesSeen": "anneal.progress.Clock",
-    "anneal.callbacks.test_pictures.TestPictures": "anneal.callbacks.test_report.TestReport",
+    "anneal.callbacks.test_pictures.TestPictures": "anneal.tasks.test_report.TestReport",
     "anneal.saving.WholeFileIO": "anneal.runs.checkpoint_io.AtomicCheckpointIO",
 }
 

@@ -1,4 +1,4 @@
-"""An exported classifier: one file, of ONNX or of torch.export, read back and run.
+"""An exported network: one file, of ONNX or of torch.export, read back and run.
 
 torch.export runs what a file holds in four places: its pickles, the names of its operators, and
 sizes and guards, which are Python expressions. Each is checked, so that a stranger's file can
@@ -18,15 +18,14 @@ from unittest.mock import patch
 from zipfile import ZipFile
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from anneal.errors import UserError, first_line
 
 ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
-INPUT, OUTPUT = "pixels", "probabilities"
-# What a file says of itself, all of it text: class_names and shape in JSON, config in YAML.
-KEYS = ("class_names", "shape", "input", "output", "run", "checkpoint", "config")
+# What a file says of itself, all of it text: the first three in JSON, config in YAML.
+KEYS: tuple[str, ...] = ("class_names", "shape", "task_state", "dtype", "task", "input", "output")
+KEYS += ("run", "checkpoint", "config")
 
 OPERATOR = re.compile(
     r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|torch\.sym_\w+|math\.\w+"
@@ -40,37 +39,23 @@ ONNX_END = b"\x72\x11\x0a\x05crc32\x12\x08"  # one more entry of its metadata, o
 
 @dataclass
 class Exported:
-    """A classifier in a file."""
+    """A network in a file."""
 
     path: Path
     about: dict[str, str]  # what it says of itself, by KEYS
-    # From pixels (N, C, H, W) uint8 to probabilities (N, classes) float32, on the CPU.
+    # From a batch, such as pixels (N, C, H, W) uint8, to outputs (N, ...) float32, on the CPU.
     compute: Callable[[Tensor], Tensor]
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Return probabilities (N, classes); raise UserError for pixels that it does not take."""
-        shape = json.loads(self.about["shape"])
-        if list(pixels.shape[1:]) != shape or pixels.dtype != torch.uint8:
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Return the outputs of a batch; raise UserError for one that the file does not take."""
+        shape, dtype = json.loads(self.about["shape"]), self.about.get("dtype") or "torch.uint8"
+        if list(batch.shape[1:]) != shape or str(batch.dtype) != dtype:
             raise UserError(
-                f"{self.path} takes pixels of shape {shape} and type torch.uint8, and the data "
-                f"gives {list(pixels.shape[1:])} and {pixels.dtype}"
+                f"{self.path} takes inputs of shape {shape} and type {dtype}, and the data gives "
+                f"{list(batch.shape[1:])} and {batch.dtype}"
             )
         with torch.autocast("cpu", enabled=False):  # the file's own precision, not the run's
-            return self.compute(pixels.cpu().contiguous())
-
-
-class ExportedClassifier(LightningModule):
-    """Exported file as `predict` takes it, which writes `top_k` classes of a sample."""
-
-    def __init__(self, exported: Exported, top_k: int) -> None:
-        super().__init__()
-        self.exported = exported
-        self.top_k = top_k
-        self.class_names = json.loads(exported.about["class_names"])
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return probabilities (N, classes)."""
-        return self.exported(batch[0])
+            return self.compute(batch.cpu().contiguous())
 
 
 def is_exported(path: Path) -> bool:
@@ -108,8 +93,8 @@ def _read_onnx(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Tensor]]:
         raise ValueError("its checksum is another one")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def compute(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: pixels.numpy()})[0])
+    def compute(batch: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: batch.numpy()})[0])
 
     return session.get_modelmeta().custom_metadata_map, compute
 

@@ -1,9 +1,8 @@
 """Read every image of a folder, and list what is broken or odd.
 
-Of a folder to train on, also say what training would refuse: its layout, its classes.
+Of a folder to train on, also say what training would refuse, and count and draw its classes.
 """
 
-import argparse
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -14,16 +13,27 @@ from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
-from anneal.errors import command
+from anneal.errors import UserError, command
+from anneal.image_grid import legible, plot_image_grid
+from anneal.runs.folder import RUNS, next_free_path
+from anneal.text_table import text_table
 from anneal.vision.decode import UnreadableImageError, decode, formats
 from anneal.vision.files import ImageFiles
-from anneal.vision.layouts import base_of, scan
+from anneal.vision.index import ImageFolder
+from anneal.vision.layouts import Layout, base_of, split_folders
+from anneal.vision.transforms import ValTransform
 
 SMALL = 32  # pixels
 LONG = 8  # times as long as wide
+SHOWN, MOST, SIDE = 96, 200, 128  # images of a sheet, if there are so many classes, their pixels
 
 
 def look(pictures: ImageFiles, index: int) -> tuple[str, str]:
@@ -66,19 +76,67 @@ def check(pictures: ImageFiles) -> Iterator[tuple[str, str, str]]:
                     yield pictures.path(i), kind, why
 
 
+def summarize(splits: dict[str, ImageFolder]) -> Figure:
+    """Print what each split has of each class or number, and draw some images of each."""
+    train, names = splits["train"], splits["train"].class_names
+    rows = [["", *splits], ["images", *(f"{len(pictures):,}" for pictures in splits.values())]]
+    cells: list[tuple[Tensor, str]] = []
+    each = min(8, max(1, SHOWN // len(names)))
+    for k, drawn in enumerate(legible(names)):
+        of = [p.labels == k if p.labels.ndim == 1 else p.labels[:, k] for p in splits.values()]
+        words = [""] * each
+        if train.task == "regression":
+            said = [f"{values.min():.4g} to {values.max():.4g}" for values in of]
+            found = of[0].argsort()[np.linspace(0, len(train) - 1, each).astype(int)]
+            words = [f"{value:.4g}" for value in of[0][found]]
+        else:
+            said = [f"{int(values.sum()):,}" for values in of]
+            found = np.flatnonzero(of[0])[:each]
+            words[0] = ", ".join(f"{n} {split}" for n, split in zip(said, splits, strict=True))
+        rows.append([names[k], *said])
+        if len(cells) < MOST:
+            words[0] = f"{drawn}\n{words[0]}"
+            indices = [*found, *[-1] * (each - len(found))]
+            cells += [(thumbnail(train, i), w) for i, w in zip(indices, words, strict=True)]
+    print(text_table(rows, left=1))
+    kind = {"multilabel": "labels", "regression": "numbers"}.get(train.task, "classes")
+    title = f"{train.prefix}: {len(names)} {kind}"
+    return plot_image_grid(title, cells, each * (10 // each), fontsize=7)
+
+
+def thumbnail(pictures: ImageFolder, index: int) -> Tensor:
+    """Return the middle of an image, or white."""
+    with suppress(UnreadableImageError):
+        if index >= 0:
+            return ValTransform(SIDE, SIDE, "bilinear", True)(decode(pictures.read(index)))
+    return torch.full((3, SIDE, SIDE), 255)
+
+
 @command
 def main(args: list[str] | None = None) -> int:
     """Print a line for each; the status is 1 if any is broken, 2 if training would refuse them."""
-    parser = argparse.ArgumentParser(prog="python train.py check", description=__doc__)
+    parser = ArgumentParser(prog="python train.py check", description=__doc__)
     parser.add_argument("folder", help="a folder (with its subfolders), a file or a pattern")
-    folder = parser.parse_args(args).folder
-    pictures = ImageFiles.find(folder)
+    parser.add_class_arguments(Layout)
+    options = parser.parse_args(args)
+    layout, root = Layout.of(options), Path(options.folder)
+    pictures = ImageFiles.find(options.folder)
     warnings.simplefilter("ignore")  # all there is to say of an image stands in its line
     counts: Counter[str] = Counter()
     for path, kind, why in check(pictures):
         counts[kind] += 1
         tqdm.write(f"{kind:6}  {path}: {why}")
     print(f"{len(pictures)} pictures read, {counts['broken']} broken, {counts['odd']} odd")
-    if (base_of(root := Path(folder)) / "train").is_dir():
-        scan(root)
+    try:
+        figure = summarize(ImageFolder.splits(root, layout=layout))
+    except UserError as e:
+        if any(
+            (layout.labels, layout.label_pattern, root.is_dir() and split_folders(base_of(root)))
+        ):
+            raise
+        print(f"not to train on as it is: {e}")
+    else:
+        RUNS.mkdir(exist_ok=True)
+        figure.savefig(sheet := next_free_path(RUNS / "check.png"), dpi=120)
+        print(sheet)
     return 1 if counts["broken"] else 0

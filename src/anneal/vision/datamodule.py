@@ -13,14 +13,16 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from anneal.data.in_memory import check_split_size, share_of
-from anneal.data.sampler import EpochSampler
+from anneal.data.sampler import EpochSampler, balanced
 from anneal.data.seeding import derive_seed, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
 from anneal.system import cores
-from anneal.vision.files import ImageFiles, ImageSource, left_out, missing
+from anneal.vision.files import ImageFiles, ImageSource, missing
 from anneal.vision.index import ImageFolder
+from anneal.vision.layouts import Layout
 from anneal.vision.loader import DecodedDataset, ImageLoader, UnreadableImage
+from anneal.vision.splits import strata
 from anneal.vision.transforms import MixUpCutMix, TrainTransform, Transform, ValTransform
 
 
@@ -55,17 +57,18 @@ class ProgressiveResizing:
         return round(size / self.multiple) * self.multiple
 
 
-class ImageFolderDataModule(LightningDataModule):
-    """Photos in class folders: ImageNet, or any others.
+class ImageFolderDataModule(Layout, LightningDataModule):
+    """Photos in class folders or in a table: ImageNet, or any others.
 
-    A batch is a pair of images, (N, 3, H, W) with values from 0 to 255, and labels, (N,) int64, or
-    (N, classes) shares of the classes with MixUp or CutMix. Classes are the folders in `train`, in
-    the order of the alphabet.
+    A batch is a pair of images, (N, 3, H, W) with values from 0 to 255, and targets: labels, (N,)
+    int64, or (N, outputs) float32, which are shares of the classes with MixUp or CutMix, 0 and 1 of
+    several labels, or numbers. Classes are in the order of the alphabet.
 
     Args:
-        root: Folder with `train` and `val` (and `test`, for the test after a training) and a folder
-            for each class in these, or ImageNet's archives as they unpack, or shards made by
-            `python train.py shards`, also as s3://bucket/prefix.
+        root: Folder with a folder for each class, or with such in `train` and `val` (and `test`,
+            for the test after a training), or with the images of `labels` or `label_pattern`, or
+            ImageNet's archives as they unpack, or shards made by `python train.py shards`, also as
+            s3://bucket/prefix.
         batch_size: Images in a batch of one process.
         num_workers: Processes that decode, for each training process; 0: the training process
             itself; None: one for each core that there is for it, at most 16.
@@ -84,11 +87,14 @@ class ImageFolderDataModule(LightningDataModule):
         cutmix: alpha of CutMix in training, 0: none. With both, either is drawn for each batch.
         repeats: How often each image comes in an epoch of unchanged length (repeated
             augmentation, Hoffer et al. 2020, arXiv 1901.09335).
+        sampler: `balanced`: each class comes equally often in an epoch, whose length stays; of
+            several labels the rarest counts.
         broken: Whether an image that can't be read ends the run or is skipped.
         max_broken: How many may be skipped.
         cache_dir: Where the list of files, and shards from a bucket, are kept for the next run;
             None: ~/.cache/anneal.
         predict_path: What to predict: a file, a folder or a pattern such as 'photos/*.jpg'.
+        **kwargs: Those of `Layout`.
     """
 
     def __init__(
@@ -109,12 +115,15 @@ class ImageFolderDataModule(LightningDataModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         repeats: int = 1,
+        sampler: Literal["balanced"] | None = None,
         broken: Literal["raise", "skip"] = "raise",
         max_broken: int = 100,
         cache_dir: Path | None = None,
         predict_path: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        LightningDataModule.__init__(self)
+        super().__init__(**kwargs)
         at_least(1, batch_size=batch_size, repeats=repeats)
         at_least(8, train_size=train_size, val_size=val_size)
         at_least(0, num_workers=num_workers or 0, mixup=mixup, cutmix=cutmix)
@@ -126,6 +135,7 @@ class ImageFolderDataModule(LightningDataModule):
         self.mixup = mixup
         self.cutmix = cutmix
         self.repeats = repeats
+        self.sampler = sampler
         self.broken = broken
         self.max_broken = max_broken
         self.cache_dir = cache_dir
@@ -148,21 +158,31 @@ class ImageFolderDataModule(LightningDataModule):
         """Make the list of files; Lightning calls this in one process of each machine."""
         if self.predict_path:
             return
-        splits = self.find_splits()
+        splits = self.splits or self.find_splits()
         if self.trainer and self.trainer.state.fn == "test" and "test" not in splits:
-            raise UserError(f"data.root: {self.root} has no folder test: use validate")
+            raise UserError(
+                f"data.root: {self.root} has no folder test: use validate, or train with "
+                "data.test_split"
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Find the images, once."""
         if self.splits or (stage == "predict" and self.predict_path):
             return
         self.splits = self.find_splits()
-        names = self.splits["train"].class_names
-        self.class_names = names
+        train = self.splits["train"]
+        names, self.task = train.class_names, train.task
+        self.class_names, self.train_targets = names, torch.tensor(train.labels)
+        if self.task == "regression" and (self.mixup or self.cutmix or self.sampler):
+            raise UserError("data: mixup, cutmix and sampler are for classes, not for regression")
+        if self.sampler and type(train).order is not ImageSource.order:
+            raise UserError(
+                "data.sampler: shards are read in their order; model.class_weight helps"
+            )
         for split, pictures in self.splits.items():
-            if others := getattr(pictures, "others", None):
-                rank_zero_info(f"{pictures.folder}{left_out(others)}")
-            if none := missing(pictures.labels, names):
+            for note in getattr(pictures, "notes", ()):
+                rank_zero_info(f"{self.root}, {split}: {note}")
+            if self.task != "regression" and (none := missing(pictures.labels, names)):
                 shown = ", ".join(none[:3]) + (", ..." if len(none) > 3 else "")
                 rank_zero_warn(f"{self.root}: {split} has none of {len(none)} classes: {shown}")
         if self.mixup or self.cutmix:
@@ -183,9 +203,10 @@ class ImageFolderDataModule(LightningDataModule):
     def train_dataloader(self) -> ImageLoader:
         """Return the training images, in an order of its own for each epoch."""
         pictures, transform = self.splits["train"], self.train_transform()
-        return self._batches(
-            pictures, transform, "train", shuffle=pictures.order, repeats=self.repeats
-        )
+        order = pictures.order
+        if self.sampler:
+            order = partial(balanced, torch.tensor(strata(pictures.labels, pictures.task)))
+        return self._batches(pictures, transform, "train", shuffle=order, repeats=self.repeats)
 
     def val_dataloader(self) -> ImageLoader:
         """Return the validation images, in the order of their names."""
@@ -225,7 +246,7 @@ class ImageFolderDataModule(LightningDataModule):
             from anneal.vision.streaming import ImageShards
 
             return ImageShards.splits(self.root, self.cache_dir)
-        return ImageFolder.splits(Path(self.root), self.cache_dir)
+        return ImageFolder.splits(Path(self.root), self.cache_dir, Layout.of(self))
 
     def _batches(
         self, pictures: ImageSource, transform: Transform, split: str, **share: Any

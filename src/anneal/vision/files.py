@@ -39,7 +39,7 @@ SYSTEM = re.compile(
 
 @dataclass(eq=False)
 class ImageSource:
-    """One split: encoded images and their labels.
+    """One split: encoded images and their targets.
 
     Paths lie in two arrays, so that any number of processes share them.
     """
@@ -47,8 +47,9 @@ class ImageSource:
     prefix: str  # the beginning of every path
     names: np.ndarray  # what follows it, all of them one after the other, UTF-8
     ends: np.ndarray  # where each of them ends in `names`, (N,) int64
-    labels: np.ndarray  # (N,) int64
-    class_names: list[str]  # one for each label
+    labels: np.ndarray  # (N,) int64, or (N, outputs) float32 unless they are classes
+    class_names: list[str]  # of the classes, labels or numbers
+    task: str = "classification"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -150,9 +151,9 @@ def pack(paths: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def missing(labels: np.ndarray, class_names: list[str]) -> list[str]:
-    """Return the classes that have no image."""
-    counts = np.bincount(labels, minlength=len(class_names))
-    return [name for name, n in zip(class_names, counts, strict=True) if not n]
+    """Return the classes or labels that have no image."""
+    there = labels if labels.ndim == 1 else np.flatnonzero(labels.any(0))
+    return [class_names[i] for i in np.setdiff1d(np.arange(len(class_names)), there)]
 
 
 def is_hidden(name: str) -> bool:

@@ -12,37 +12,41 @@ import numpy as np
 from anneal.system import cache_folder, key_of
 from anneal.vision import layouts
 from anneal.vision.files import ImageSource, endings, stamp
+from anneal.vision.layouts import Layout
 
 ARRAYS = ("names", "ends", "labels")
 
 
 class ImageFolder(ImageSource):
-    """One split of a folder, in which `others` are no images: how many, by kind."""
+    """One split of a folder, with `notes` on what was left out and how it was made."""
 
-    def __init__(self, folder: Path, others: dict[str, int], *arrays: Any) -> None:
+    def __init__(self, folder: Path, notes: list[str], *arrays: Any) -> None:
         super().__init__(f"{folder}{os.sep}", *arrays)
-        self.folder = folder
-        self.others = others
+        self.notes = notes
 
     @classmethod
-    def splits(cls, root: Path, cache_dir: Path | None = None) -> dict[str, "ImageFolder"]:
+    def splits(
+        cls, root: Path, cache_dir: Path | None = None, layout: Layout | None = None
+    ) -> dict[str, "ImageFolder"]:
         """Return `train`, `val` and, if there is one, `test` of a folder.
 
         The index is kept for the next run, in ~/.cache/anneal by default. It is made again when a
-        name in any folder below `root` has changed.
+        name in any folder below `root`, or the table of labels, has changed.
 
         Raises:
             UserError: The folder is in no such layout, or its parts disagree.
         """
-        base = layouts.base_of(root)
-        cache = (cache_dir or cache_folder()) / f"index-{key_of(base)}"
+        layout = layout or Layout()
+        key = key_of(layouts.base_of(root), layout)
+        cache = (cache_dir or cache_folder()) / f"index-{key}"
         if (index := _load(cache)) is None:
-            index = layouts.scan(root)
+            index = layouts.scan(root, layout)
             _store(cache, index)
+        folder, task = Path(root, index["base"]), index["task"]
         names = layouts.class_names(root, index["classes"])
         return {
-            split: cls(base / split, others, *(index[f"{split}_{a}"] for a in ARRAYS), names)
-            for split, others in index["splits"].items()
+            split: cls(folder, notes, *(index[f"{split}_{a}"] for a in ARRAYS), names, task)
+            for split, notes in index["splits"].items()
         }
 
 
@@ -67,7 +71,7 @@ def _load(cache: Path) -> dict[str, Any] | None:
 
 def _store(cache: Path, index: dict[str, Any]) -> None:
     """Store the index as a whole; where nothing can be written, the next run makes it again."""
-    about = {k: index[k] for k in ("classes", "sources", "splits")}
+    about = {k: index[k] for k in ("base", "classes", "sources", "splits", "task")}
     about["endings"] = sorted(endings())
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)

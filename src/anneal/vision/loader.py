@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -29,7 +30,7 @@ class UnreadableImage(NamedTuple):
 
 
 @dataclass(eq=False)
-class DecodedDataset(Dataset[tuple[Tensor, int] | UnreadableImage]):
+class DecodedDataset(Dataset[tuple[Tensor, Any] | UnreadableImage]):
     """Images by (epoch, place, index): decoded and transformed with random numbers of their own.
 
     They follow from the seed, the epoch and the place in the epoch's order, whatever process or
@@ -41,7 +42,7 @@ class DecodedDataset(Dataset[tuple[Tensor, int] | UnreadableImage]):
     size: Callable[[int], int]  # of an epoch
     seed: int
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int] | UnreadableImage:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Any] | UnreadableImage:
         epoch, place, index = key
         try:
             image = decode(self.pictures.read(index))
@@ -53,15 +54,15 @@ class DecodedDataset(Dataset[tuple[Tensor, int] | UnreadableImage]):
             # torch.manual_seed would look at every kind of device, for 0.1 ms.
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, place))
             image = self.transform(image, self.size(epoch))
-        return image, int(self.pictures.labels[index])
+        return image, self.pictures.labels[index]
 
 
 class ImageLoader(HasWorkers):
     """A DataLoader with an `EpochSampler`, whose workers stay from epoch to epoch.
 
-    A batch is images (N, 3, H, W) uint8 and labels (N,) int64. As a DataLoader itself it could not
-    skip a batch in which no image can be read, Lightning would refuse its sampler on several
-    processes, and warn of it in predictions.
+    A batch is images (N, 3, H, W) uint8 and the rows of an `ImageSource`'s labels. As a DataLoader
+    itself it could not skip a batch in which no image can be read, Lightning would refuse its
+    sampler on several processes, and warn of it in predictions.
 
     Workers that `give_way` leave the cores to this process, which computes on a CPU. For an image
     that can't be read, `on_unreadable` raises what is to end the training; otherwise the batch does
@@ -119,8 +120,8 @@ def _idle(worker: int) -> None:
 
 
 def collate(samples: list[Any]) -> tuple[Tensor, Tensor, list[UnreadableImage]]:
-    """Return images, labels and what can't be read; in the worker, so that one tensor travels."""
+    """Return images, targets and what can't be read; in the worker, so that one tensor travels."""
     good = [s for s in samples if not isinstance(s, UnreadableImage)]
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-    labels = torch.tensor([label for _, label in good], dtype=torch.int64)
+    labels = torch.from_numpy(np.array([label for _, label in good]))
     return images, labels, [s for s in samples if isinstance(s, UnreadableImage)]

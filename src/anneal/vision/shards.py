@@ -7,7 +7,6 @@ paths of all images. Train on them with --data.root=OUT or, after `aws s3 sync O
 s3://BUCKET/PREFIX`, with --data.root=s3://BUCKET/PREFIX.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -25,8 +25,9 @@ from anneal.data.seeding import make_generator
 from anneal.errors import UserError, command
 from anneal.system import cores
 from anneal.vision.decode import UnreadableImageError, decode
-from anneal.vision.files import left_out, pack
+from anneal.vision.files import pack
 from anneal.vision.index import ImageFolder
+from anneal.vision.layouts import Layout
 from anneal.vision.streaming import TABLE, need_litdata
 
 CHUNK = 64 << 20  # bytes, LitData's own default
@@ -79,19 +80,21 @@ def convert(
         writer[len(stored)] = data
         stored.append(index)
     if not stored:
-        raise UserError(f"{pictures.folder}: no picture can be read")
+        raise UserError(f"{pictures.prefix}, {out.name}: no picture can be read")
     writer.done()
     writer.merge()
     names, ends = pack(pictures.path(i).removeprefix(pictures.prefix) for i in stored)
     class_names, labels = np.array(pictures.class_names), pictures.labels[stored]
-    np.savez_compressed(out / TABLE, class_names=class_names, labels=labels, names=names, ends=ends)
+    task = np.array(pictures.task)
+    arrays: Any = {"class_names": class_names, "labels": labels, "names": names, "ends": ends}
+    np.savez_compressed(out / TABLE, task=task, **arrays)
 
 
 def _as_is(sample: Any) -> Any:
     return sample
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Convert all splits, and return the number of broken images."""
     need_litdata()
     if str(args.out).startswith("s3:"):
@@ -106,15 +109,15 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder: name another, or remove it")
-    splits = ImageFolder.splits(Path(args.folder))
+    splits = ImageFolder.splits(Path(args.folder), layout=Layout.of(args))
     broken = 0
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as made:
         whole = Path(made) / "whole"
         whole.mkdir()
         for split, pictures in splits.items():
-            if pictures.others:
-                tqdm.write(f"{pictures.folder}{left_out(pictures.others)}", file=sys.stderr)
+            for note in pictures.notes:
+                tqdm.write(f"{args.folder}, {split}: {note}", file=sys.stderr)
             # Neighbours in a chunk stay near each other, so they must not be of one class.
             order = list(range(len(pictures)))
             if split == "train":
@@ -132,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
 @command
 def main(args: list[str] | None = None) -> int:
     """Run the command; the status is 1 if an image was broken, and all others are in OUT then."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python train.py shards", description="Make LitData shards of a folder of images."
     )
     parser.add_argument("folder", help="with train/CLASS/... and val/CLASS/..., or ImageNet's own")
@@ -140,6 +143,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--short_side", type=int, help="scale larger pictures down to this")
     parser.add_argument("--quality", type=int, help="of JPEGs made anew (90); else files stay")
     parser.add_argument("--num_workers", type=int, default=cores())
+    parser.add_class_arguments(Layout)
     options = parser.parse_args(args)
     try:
         return 1 if run(options) else 0

@@ -50,7 +50,9 @@ class ImageShards(ImageSource):
             chunks = json.loads(index)["chunks"]
             with np.load(BytesIO(table)) as arrays:
                 names, ends, labels = (arrays[name] for name in ("names", "ends", "labels"))
-                super().__init__(f"{url}#", names, ends, labels, arrays["class_names"].tolist())
+                task = str(arrays["task"]) if "task" in arrays else "classification"
+                outputs = arrays["class_names"].tolist()
+                super().__init__(f"{url}#", names, ends, labels, outputs, task)
         except (ValueError, KeyError, BadZipFile) as e:
             raise UserError(f"{url}: its {INDEX} or {TABLE} is damaged: convert again") from e
         self.files = [(str(c["filename"]), int(c["chunk_bytes"])) for c in chunks]

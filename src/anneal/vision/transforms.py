@@ -94,7 +94,10 @@ class MixUpCutMix:
         self.ways = [way(alpha=alpha, num_classes=num_classes) for way, alpha in ways if alpha]
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images (N, 3, H, W) as float and the shares of all classes, (N, num_classes)."""
+        """Return images (N, 3, H, W) as float and the shares of all classes, (N, num_classes).
+
+        Labels are (N,), or (N, num_classes) of 0 and 1.
+        """
         way = self.ways[int(torch.randint(len(self.ways), ()))]
         mixed, shares = way(images.float(), labels)
         return mixed, shares

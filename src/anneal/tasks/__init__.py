@@ -1,0 +1,1 @@
+"""One label, several labels or numbers: what follows from the task of a model."""
