@@ -73,6 +73,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*add the following callbacks: .'Timer'.*", UserWarning)
     # A resumed run is meant to resume in its folder.
     warnings.filterwarnings("ignore", ".*exists and is not empty.*", UserWarning)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries is a line
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "💡" not in record.getMessage()  # advertisements
     )

@@ -18,15 +18,12 @@ from torch.nn.modules.module import register_module_forward_hook
 from anneal.errors import first_line
 
 WORDS = re.compile(r"can't allocate memory|out of memory|bad_alloc|ALLOC_FAILED")
-EVALUATE = {"validation_step", "test_step", "predict_step"}
 WAIT = FSDPModule, nn.SyncBatchNorm  # for other processes, in every forward pass
 AT_ONCE = 4  # times the largest output: what a layer takes and gives, and the gradients of both
-CPU, GPU = 0.5, 0.8  # of what is free: a heap has more gaps
+USABLE = {"cpu": 0.5}  # of what is free, for the gaps in a heap; elsewhere 0.8
 
 
-class Heap(Structure):
-    """What glibc's mallinfo2 tells; `i` is what is free in the heap."""
-
+class Heap(Structure):  # what glibc's mallinfo2 returns; i is what is free in it
     _fields_ = [(name, c_size_t) for name in "abcdefghij"]
 
 
@@ -38,66 +35,65 @@ def is_out_of_memory(e: BaseException) -> bool:
 
 def explain(e: BaseException, model: Any = None, trainer: Any = None) -> str:
     """Return what took the memory, and which batch size would fit, as far as that can be told."""
-    frames = [frame for frame, _ in walk_tb(e.__traceback__)]
-    evaluates = any(frame.f_code.co_name in EVALUATE for frame in frames)
-    batches = [frame.f_locals["batch"] for frame in frames if "batch" in frame.f_locals]
-    firsts = [b[0] if isinstance(b, list | tuple) and b else b for b in batches]
-    sizes = [(b.shape, b.dtype) for b in firsts if isinstance(b, Tensor) and b.ndim > 1]
-    del frames, batches, firsts
+    names = [frame.f_locals for frame, _ in walk_tb(e.__traceback__)]
+    batches = [local["batch"] for local in names if "batch" in local]
+    parts = [t for b in batches for t in (b if isinstance(b, list | tuple) else [b])]
+    sizes = {t.numel(): (t.shape, t.dtype) for t in parts if isinstance(t, Tensor) and t.ndim > 1}
+    del names, batches, parts
     e.__traceback__ = e.__context__ = None  # whose frames hold what was computed so far
     gc.collect()
+    found = ""
     if trainer and sizes and not any(isinstance(m, WAIT) for m in model.modules()):
-        with suppress(Exception):  # no room for a few images either, or no network of images
-            return _account(model, trainer, *sizes[-1], evaluates)
-    return f"out of memory: lower data.batch_size or the model's size ({first_line(e)})"
+        with suppress(Exception):  # no room for four images either, or no network of images
+            found = _account(model, trainer, *sizes[max(sizes)])
+    reason = f"lower data.batch_size or the model's size ({first_line(e)})"
+    return f"out of memory: {found or reason}"
 
 
-def _account(model: Any, trainer: Any, size: Any, dtype: Any, evaluates: bool) -> str:
+def _account(model: Any, trainer: Any, size: Any, dtype: Any) -> str:
+    """Return what `explain` does, or "" if all should have fit: something else took it."""
     n, device, trains = size[0], trainer.strategy.root_device, trainer.state.fn == "fit"
-    on_cpu = device.type == "cpu"
     model.zero_grad(set_to_none=True)
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
-    kept = _bytes(t for state in states for t in state.values())
+    groups = [group for o in trainer.optimizers for group in o.param_groups if trains]
+    moments = max((2 if "betas" in g else bool(g.get("momentum")) for g in groups), default=0)
+    kept = _bytes(t for o in trainer.optimizers for s in o.state.values() for t in s.values())
     parts = {"weights": _bytes([*model.parameters(), *model.buffers()])}
-    there = parts["weights"] + kept if on_cpu else 0  # a trainer that ends moves them there
-    if trains:
-        parts["gradients"] = _bytes(p for group in groups for p in group["params"])
-        moments = [(2 if "betas" in g else bool(g.get("momentum")), g["params"]) for g in groups]
-        parts["optimizer state"] = kept or sum(m * _bytes(params) for m, params in moments)
-    room = (CPU if on_cpu else GPU) * _free(device) + there - sum(parts.values())
-    model.to(device)
+    there = parts["weights"] + kept if device.type == "cpu" else 0  # a trainer's end moves it there
+    parts["gradients"] = sum(_bytes(group["params"]) for group in groups)
+    parts["optimizer state"] = kept or moments * parts["gradients"]
+    room = USABLE.get(device.type, 0.8) * _free(device) + there - sum(parts.values())
     images = [torch.zeros(b, *size[1:], dtype=dtype, device=device) for b in (2, 4)]
-    two, four = (_activations(model, trainer, each, evaluates) for each in images)
+    two, four = (_activations(model.to(device), trainer, x) for x in images)
+    if n <= (most := 2 * room / (four - two)) < math.inf:
+        return ""
     parts[f"activations of {' x '.join(map(str, size))}"] = n * (four - two) // 2
-    most = int(min(n // 2, 2 * room / (four - two)))
-    batch = max((b for b in range(1, most + 1) if n % b == 0), default=0)
-    advice = "not even a batch of 1 fits: take a smaller model or smaller images"
-    if batch:
-        advice = f"a batch of {batch} fits: --data.batch_size={batch}"
-        steps = trainer.accumulate_grad_batches * n // batch
-        advice += f" --trainer.accumulate_grad_batches={steps}" if trains else ""
     told = ", ".join(f"{name} {nbytes / 1e9:.3g} GB" for name, nbytes in parts.items() if nbytes)
-    return f"out of memory: {told}; {advice}"
+    batch = max((b for b in range(1, n // 2 + 1) if n % b == 0 and b <= most), default=0)
+    if not batch:
+        return f"{told}; not even a batch of 1 fits: take a smaller model"
+    steps = f" --trainer.accumulate_grad_batches={trainer.accumulate_grad_batches * n // batch}"
+    return f"{told}; a batch of {batch} fits: --data.batch_size={batch}{steps if trains else ''}"
 
 
-def _activations(model: Any, trainer: Any, images: Tensor, evaluates: bool) -> int:
+def _activations(model: Any, trainer: Any, images: Tensor) -> int:
     """Return the bytes that a forward pass leaves to the backward pass, and needs at once."""
-    saved: dict[int, int] = {}
+    saved: list[Tensor] = []
     outputs: list[int] = []
+    hook = register_module_forward_hook(lambda *args: outputs.append(_bytes(args[2:])))
 
     def keep(t: Tensor) -> Tensor:
-        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        saved.append(t)
         return t
 
-    hook = register_module_forward_hook(lambda *args: outputs.append(_bytes(args[2:])))
     packing = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
     eager, precision = torch.compiler.set_stance("force_eager"), trainer.precision_plugin
-    with eager, precision.forward_context(), packing, torch.set_grad_enabled(not evaluates):
-        result = model(images)  # while it is there, no two of what it keeps have one address
+    with eager, precision.forward_context(), packing, torch.set_grad_enabled(model.training):
+        model(images)
     hook.remove()
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), result]}
-    return sum(n for place, n in saved.items() if place not in own) + AT_ONCE * max(outputs)
+    storages = {s.data_ptr(): s.nbytes() for s in map(Tensor.untyped_storage, saved)}
+    for t in (*model.parameters(), *model.buffers()):
+        storages.pop(t.untyped_storage().data_ptr(), None)
+    return sum(storages.values()) + AT_ONCE * max(outputs)
 
 
 def _bytes(tensors: Iterable[Any]) -> int:

@@ -29,7 +29,7 @@ def pixels_of(arch: str, weights: str | None) -> Any:
             import timm
 
             names += [f"timm/{name}" for name in timm.list_models()]
-            if arch in names and weights and not Path(weights).is_file():
+            if arch in names and weights and not (Path(weights).suffix or Path(weights).is_file()):
                 config = timm.get_pretrained_cfg(_tagged(arch, weights))
                 pixels = (config.mean, config.std) if config else IMAGENET
     except ImportError as e:
