@@ -295,6 +295,8 @@ def refusals():
             {"task": "multilabel"},
             "label is 0 or 1, two classes: data.task=classification",
         ),
+        "a label that is the path": (ROWS, {"label_column": "path"}, "path can't stand for two"),
+        "a label as a split": (ROWS, {"split_column": "label"}, "label can't stand for two"),
         "a group that is a class": (
             [[*row, row[1]] for row in ROWS],
             {"group_column": "b"},

@@ -34,11 +34,14 @@ def listed(root: Path, layout: Any, sources: dict[str, str]) -> Listing:
     if not labels:
         raise UserError(f"{name}: set data.label_column to some of {', '.join(others)}")
     labels = labels if isinstance(labels, list) else [labels]
-    table = table[[c for c in (path, *labels, split, group) if c]].drop_duplicates()
+    used = [column for column in (path, *labels, split, group) if column]
+    if twice := [column for column in dict.fromkeys(used) if used.count(column) > 1]:
+        raise UserError(f"{name}: {twice[0]} can't stand for two of path, label, split and group")
+    table = table[used].drop_duplicates()
     table = table.sort_values(path, ignore_index=True)
-    if (twice := table[path].duplicated()).any():
-        first = table[path][twice].iloc[0]
-        raise UserError(f"{name}: images with several lines that differ: {twice.sum()}, at {first}")
+    if (more := table[path].duplicated()).any():
+        first = table[path][more].iloc[0]
+        raise UserError(f"{name}: images with several lines that differ: {more.sum()}, at {first}")
     try:
         task, names, targets = _targets(table[labels], layout.task, layout.label_separator)
         splits = [str(split_of(name)) for name in table[split]] if split else ["train"] * len(table)
