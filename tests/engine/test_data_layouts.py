@@ -359,6 +359,7 @@ def test_options_that_contradict_are_refused(images):
         ({"validation_split": 0.5, "test_split": 0.5}, "parts of 1"),
         ({"validation_split": -0.1}, "parts of 1"),
         ({"split_seed": -1}, "split_seed=-1"),
+        ({"label_separator": ""}, "at least one character"),
     ):
         with pytest.raises(UserError, match=words):
             Layout(**options)

@@ -74,6 +74,8 @@ class Layout:
                 f"data: validation_split={parts[0]} and test_split={parts[1]} are parts of 1, and "
                 f"split_seed={self.split_seed} is a number from 0 on"
             )
+        if not self.label_separator:
+            raise UserError("data.label_separator: give at least one character")
         if self.labels and self.label_pattern:
             raise UserError("data.labels and data.label_pattern: give one of them")
 
