@@ -20,8 +20,8 @@ import pandas as pd
 from playwright.sync_api import Browser, sync_playwright
 from turns import Row, hand_over, in_turns, ratio
 
+from anneal.report.curves import lines_of
 from anneal.report.page import page, read
-from anneal.report.plots import lines_of
 
 DRAWN = "() => new Promise(r => requestAnimationFrame(() => setTimeout(r)))"
 

@@ -32,4 +32,9 @@ from .vision.datamodule import ImageFolderDataModule as ImageFolderDataModule
 from .vision.decode import UnreadableImageError as UnreadableImageError
 from .vision.decode import decode as decode
 from .vision.files import ImageFiles as ImageFiles
+from .vision.networks import build_network as build_network
+from .vision.networks import checkpoint_gradients as checkpoint_gradients
+from .vision.networks import head_of as head_of
+from .vision.networks import load_weights as load_weights
+from .vision.networks import pixels_of as pixels_of
 from .vision.transforms import MixUpCutMix as MixUpCutMix

@@ -19,7 +19,7 @@ ENGINE := src/anneal
 CONTRACTS := $(ENGINE)/contracts.toml
 LOCKABLE := $(ENGINE)/requirements.txt $(ENGINE)/requirements-dev.txt \
   $(ENGINE)/requirements-export.txt $(ENGINE)/requirements-optim.txt \
-  $(ENGINE)/requirements-stream.txt
+  $(ENGINE)/requirements-stream.txt $(ENGINE)/requirements-timm.txt
 # PyPI has an unrelated project of the engine's name: the one that is imported must be this.
 CHECK_IMPORT := $(BIN)/python $(ENGINE)/clone/check_import.py
 
@@ -39,7 +39,7 @@ setup: .venv/installed-dev
 	@touch $@
 
 .venv/installed-dev: .venv/installed $(LOCKABLE)
-	$(BIN)/pip install --quiet $(if $(LOCKED),--no-deps) -e ".[dev,export,optim,stream]"
+	$(BIN)/pip install --quiet $(if $(LOCKED),--no-deps) -e ".[dev,export,optim,stream,timm]"
 	@touch $@
 
 # For Linux and macOS, every Python from 3.11 on; torch for Linux is the index's own, built for CUDA.

@@ -1,6 +1,7 @@
 """The one exception that is shown to a person as a line, and not as a traceback."""
 
 import csv
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,18 @@ class UserError(Exception):
         self.status = status
 
 
+SHOWN: list[str] = []  # the mistakes that were shown, as `--json` says them
+
+
+def show(text: str) -> None:
+    """Print a line, or several, to stderr, after all that was printed before."""
+    *_, raised = text.split("Traceback (most recent call last):")
+    shown = r"^error: (.*)" if raised == text else r"^\S.*"  # what is not indented
+    SHOWN.extend(re.findall(shown, raised, re.MULTILINE))
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)
+
+
 def command(main: Callable[..., int]) -> Callable[..., int]:
     """For a module's `main`: prints a UserError after ``error:``, and returns its status.
 
@@ -37,7 +50,7 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*args)
         except UserError as e:
-            print(f"error: {e}", file=sys.stderr)
+            show(f"error: {e}")
             return e.status
         except KeyboardInterrupt:
             return 130

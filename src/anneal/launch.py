@@ -28,7 +28,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import distributed
 
-from anneal.errors import UserError
+from anneal.errors import UserError, show
 from anneal.system import atomic_write
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # an environment variable of torchrun's
@@ -116,7 +116,7 @@ class Launcher(_SubprocessScriptLauncher):
         """End this process, too, if it does not notice that another one has failed."""
         while not ended.wait(0.5):
             if self.reason() and not ended.wait(STUCK) and (found := self.first_failure(lost=True)):
-                _show(found[0])
+                show(found[0])
                 self.folder.cleanup()
                 os._exit(found[1])
 
@@ -199,15 +199,10 @@ def _watch_parent(parent: int) -> None:
     """End this process with the one that has started it."""
     while os.getppid() == parent:
         time.sleep(0.5)
-    _show("error: the process that has started this one is gone: it was killed")
+    show("error: the process that has started this one is gone: it was killed")
     os._exit(1)
 
 
 def _end(failure: Failure) -> None:
-    _show(failure[0])
+    show(failure[0])
     sys.exit(failure[1])
-
-
-def _show(text: str) -> None:
-    sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)

@@ -67,7 +67,7 @@ def log(
 def log_image(trainer: Trainer, key: str, path: Path) -> None:
     """Send an image file to the loggers that take images, such as W&B."""
     for logger in loggers_with(trainer, "log_image"):
-        logger.log_image(key, [str(path)])
+        logger.log_image(key, [str(path)], step=logged_step(trainer))
 
 
 class Clock(Callback):

@@ -13,7 +13,7 @@ from anneal.testing import QUIET, main
 def run(run, tmp_path, monkeypatch):
     """Runs a command in this process, in an empty folder, on a small and fast recipe.
 
-    Its pictures of a test are blank: to draw them takes longer than the training.
+    Its figures are blank: to draw them takes longer than the training.
     """
     for what in (
         "figures.draw_confusion",
@@ -21,6 +21,7 @@ def run(run, tmp_path, monkeypatch):
         "test_report.draw_top_losses",
     ):
         monkeypatch.setattr(f"anneal.tasks.{what}", lambda *_: Figure())
+    monkeypatch.setattr("anneal.report.curves.still", lambda *_: Figure())
     (tmp_path / "small.yaml").write_text(SMALL)
     return run
 

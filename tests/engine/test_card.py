@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import SMALL
 
 from anneal.report.card import main, value_of
 from anneal.testing import main as train
+from anneal.testing import picture
 
 ROOT = Path(__file__).parents[2]
 QUIET = ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
@@ -106,7 +108,7 @@ def test_links_lead_into_the_folder_and_the_code_runs(folder, monkeypatch):
     for block in blocks:
         names = {"pixels": torch.zeros(2, 1, 28, 28, dtype=torch.uint8)}
         exec(block, names)
-        found.append(names["probabilities"].detach())
+        found.append(names["outputs"].detach())
     assert found[0].shape == (2, 10)
 
 
@@ -139,11 +141,72 @@ def test_mistakes_are_one_line_and_a_persons_card_stays(folder, capsys):
     shutil.copytree(folder, folder.with_name("other"))
     assert "2 runs" in refused("runs")
     (folder / "README.md").unlink()
-    for path in folder.glob("checkpoints/*"):
-        stored = torch.load(path, weights_only=True)
-        del stored["class_names"]
-        torch.save(stored, path)
-    assert "no classifier" in refused("digits")
     shutil.rmtree(folder / "checkpoints")
     assert "has no checkpoint" in refused("digits")
     assert not (folder / "README.md").exists()
+
+
+def trained_as(folder: Path, task: str | None, metrics: dict[str, str]) -> None:
+    """Make the run one of another task, with other metrics in the place of its own."""
+    for path in folder.glob("checkpoints/*"):
+        stored = torch.load(path, weights_only=True) | {"task": task}
+        if task is None:
+            del stored["class_names"], stored["task"]
+        torch.save(stored, path)
+    head, *lines = (folder / "metrics.csv").read_text().splitlines()
+    names = [metrics.get(name, name) for name in head.split(",")]
+    (folder / "metrics.csv").write_text("\n".join([",".join(names), *lines]) + "\n")
+    for path in folder.glob("test-confusion.*"):
+        path.rename(path.with_name(f"test-own-2{path.suffix}"))
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "on_hub", "tag", "words"),
+    [
+        ("classification", "f1_macro", "f1", "image-classification", "10 classes: 0,"),
+        ("multilabel", "map", "map", "image-classification", "10 labels: 0,"),
+        ("regression", "mae", "mae", None, "10 targets: 0,"),
+        (None, "my_own", "my_own", None, "ends_with"),
+    ],
+)
+def test_every_task_has_a_card_with_all_of_its_metrics(folder, task, metric, on_hub, tag, words):
+    trained_as(folder, task, {f"{s}/acc": f"{s}/{metric}" for s in ("val", "test")})
+    assert main(["digits"]) == 0
+    head, text = split(folder)
+    for name in (f"val/{metric}", f"test/{metric}", "val/acc_macro", "test/acc_top3", "test/loss"):
+        assert len(rows(text)[name]) == 2
+    assert head.get("pipeline_tag") == tag
+    assert on_hub in head["metrics"]
+    results = head["model-index"][0]["results"]
+    kinds = {m["type"] for r in results if r["dataset"]["split"] == "test" for m in r["metrics"]}
+    assert kinds == {on_hub, "acc_macro", "acc_top3"}
+    assert "The test had no part" in text
+    assert "](test-own-2.png)" in text
+    assert (words in text) == bool(task)
+    assert ("predict_step" in text) == bool(task)
+    command = "predict" if task else "test"
+    assert f"\npython train.py {command} --run=digits --ckpt_path=best" in text
+
+
+@pytest.mark.parametrize(("data", "word"), [("tiny.Own", "predict"), ("tiny.NoPrediction", "test")])
+def test_the_command_is_one_that_the_data_takes(folder, capsys, data, word):
+    """Also of a data module of one's own, which has no predict_path, or nothing to predict."""
+    small = SMALL.replace("MNISTDataModule", data).partition("init_args: {batch_size")[0]
+    (folder.parents[1] / "own.yaml").write_text(small)
+    train(["fit", "--config=own.yaml", "--trainer.logger=null", "--run_name=own", *QUIET])
+    main(["own"])
+    text = (folder.with_name("own") / "README.md").read_text()
+    assert {"val/acc", "test/acc"} <= rows(text).keys()
+    [command] = re.findall(rf"^python train.py ({word} .*)$", text, re.MULTILINE)
+    assert "predict_path" not in command
+    capsys.readouterr()
+    train([*command.split(), *QUIET])
+    assert {"predict": "predictions.csv", "test": "test/loss"}[word] in capsys.readouterr().out
+
+    main(["digits"])
+    [command] = re.findall(
+        r"^python train.py (predict .*)$", (folder / "README.md").read_text(), re.M
+    )
+    picture().save("one.png")
+    train([*command.replace("FOLDER", "one.png").split(), *QUIET])
+    assert "predictions.csv" in capsys.readouterr().out

@@ -198,7 +198,6 @@ def test_what_is_added_goes_to_the_default_of_a_list(run, capsys, flag, message)
         (added("tiny.Refuses"), r"Refuses\(\): KeyError\('in init'\) \(\S+tiny.py:\d+\)"),
         (added("tiny.Refuses", where="setup"), r"Refuses\(where='setup'\): KeyError\('in set"),
         (added("BackboneFinetuning"), r"BackboneFinetuning\(.*\): 'MLP' object has no attribute"),
-        (["--trainer.logger=MLFlowLogger"], r"MLFlowLogger\(save_dir=.*mlflow.* not met"),
         (["--model.optimizer=SparseAdam"], r"SparseAdam\(.*\): SparseAdam does not support dense"),
         (["--model.optimizer.lr=-1"], "optimizer: SGD: Invalid learning rate: -1.0"),
         ([f"{SCHEDULER}=ReduceLROnPlateau", f"{SCHEDULER}.factor=3"],

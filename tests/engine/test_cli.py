@@ -363,6 +363,80 @@ def test_resume_continues_bit_for_bit_in_the_same_folder(run, schedule):
     assert "max_epochs: 2" in (parts / "config.yaml").read_text()
 
 
+RESTARTS = (
+    "--model.schedule.scheduler=CosineAnnealingWarmRestarts",
+    "--model.schedule.scheduler.T_0=2",
+)
+JUMP = re.compile(r"lr (\S+) -> (\S+) with this resume: (.*)\. To stay at (\S+): (.*)")
+
+
+def jump_of(printed: str) -> list[str]:
+    """What is said of a jump of the learning rate: old, new, why, old again, the flags."""
+    return next((list(found.groups()) for found in JUMP.finditer(printed)), [])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "jumps"),
+    [
+        (SCHEDULES["none"], False),
+        (SCHEDULES["step"], False),
+        (SCHEDULES["plateau"], False),
+        (RESTARTS, False),  # it rises by itself
+        (SCHEDULES["cosine"], True),
+        (("--model.schedule.scheduler=WSD",), True),
+        (("--model.schedule.scheduler=LinearLR", "--model.schedule.scheduler.end_factor=0"), True),
+    ],
+)
+def test_a_resume_that_makes_the_learning_rate_jump_says_so(run, caplog, capsys, schedule, jumps):
+    run(*FIT, *schedule, "--trainer.logger=true", "--run_name=one")
+    assert not jump_of(caplog.text)
+    shutil.copytree("runs/one", "runs/two")
+    last = list(column(Path("runs/one"), "lr").values())[-1]
+    caplog.clear()
+    run("fit", "--ckpt_path=last", "--run=one", "--trainer.max_epochs=4")
+    found = jump_of(caplog.text)
+    assert bool(found) == jumps
+    if jumps:
+        old, new, why, again, flags = found
+        assert old == again == f"{float(last):.3g}"
+        assert float(new) == pytest.approx(column(Path("runs/one"), "lr")[8], rel=0.2)
+        assert why.endswith(" has 16 steps now, and had 8")
+        run("fit", "--ckpt_path=last", "--run=two", "--trainer.max_epochs=4", *flags.split())
+        assert {float(lr) for s, lr in column(Path("runs/two"), "lr").items() if s >= 8} == {
+            float(old)
+        }
+    capsys.readouterr()
+
+
+def test_a_resume_that_changes_no_learning_rate_says_nothing(run, caplog):
+    settings = (*FIT, *SCHEDULES["cosine"], "--trainer.max_epochs=3", "--run_name=one")
+    with pytest.raises(OSError, match="crash"):
+        run(
+            *settings,
+            "--checkpoint.every_n_train_steps=1",
+            "--trainer.callbacks=tiny.Crash",
+            "--trainer.callbacks.step=5",
+        )
+    run(
+        "fit",
+        "--ckpt_path=last",
+        "--run=one",
+        "--trainer.callbacks=null",
+        "--model.optimizer.lr=0.1",
+    )
+    assert "CosineAnnealingLR" in caplog.text
+    assert not jump_of(caplog.text)
+
+
+def test_a_resume_with_another_rate_says_so(run, caplog):
+    run(*FIT, *SCHEDULES["cosine"], "--trainer.max_epochs=3", "--run_name=one")
+    caplog.clear()
+    run(
+        "fit", "--ckpt_path=last", "--run=one", "--trainer.max_epochs=4", "--model.optimizer.lr=0.3"
+    )
+    assert jump_of(caplog.text)
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 7, 8, 11])
 def test_resume_in_the_middle_of_an_epoch_goes_on_with_the_next_sample(run, stop):
     settings = (*FIT, "--trainer.logger=true", "--trainer.max_epochs=3")

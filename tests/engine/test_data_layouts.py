@@ -93,7 +93,7 @@ def test_a_folder_of_classes_is_split_the_same_of_each_class(images, tmp_path):
     for pictures in splits.values():
         assert all(f"/{name}/" in path for path, name in classes_of(pictures).items())
     assert splits["val"].notes == [
-        "9 of 27 images, taken out of train (data.validation_split=0.3, data.split_seed=0)"
+        "9 of 30 images, taken out of train (data.validation_split=0.3, data.split_seed=0)"
     ]
 
 

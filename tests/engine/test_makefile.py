@@ -73,7 +73,7 @@ def test_a_fresh_clone_makes_its_own_environment(fresh):
 def test_to_train_installs_no_tools_of_development(fresh):
     assert "dev" not in would_do(fresh, "train")
     for target in ("test", "lint", "setup"):
-        assert '-e ".[dev,export,optim,stream]"' in would_do(fresh, target)
+        assert '-e ".[dev,export,optim,stream,timm]"' in would_do(fresh, target)
 
 
 def test_torch_without_cuda_comes_from_an_index_that_is_named(fresh):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from base64 import b64decode
 from io import BytesIO
+from itertools import pairwise
 from math import nan
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from matplotlib.image import imread
 from test_sweep import tool
 from torch.optim import lr_scheduler
 
-from anneal.report.page import labelled, main, page, read, results, table, write
-from anneal.report.plots import BUDGET, SMOOTHING, colours, interactive, lines_of, still
-from anneal.runs.run import AXES, Curve, Run, grouped, mean_of
+from anneal.report.curves import BUDGET, colours, first_panels, lines_of, panels_of, still
+from anneal.report.page import main, page, read, results, table, write
+from anneal.report.traces import SMOOTHING, traces_of
+from anneal.runs.metrics import family
+from anneal.runs.run import AXES, Curve, Run, grouped, labelled, mean_of
 from anneal.testing import main as start
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -191,6 +194,67 @@ def test_a_slope_is_not_marked(tmp_path, make, every):
     assert drops_of(tmp_path / "warm", warm) == []
 
 
+# ------------------------------------------------------------------------------- metric families
+
+TITLES = {  # what a run of Lightning's may log, and the panel that it belongs to
+    "train/loss": "loss",
+    "val/loss": "loss",
+    "train/loss_step": "loss",
+    "val_loss": "loss",
+    "test/loss": "loss",
+    "val/acc": "accuracy",
+    "val/f1_macro": "f1_macro",
+    "val/mae/dataloader_idx_1": "mae",
+    "test/mae": "mae",
+    "val/iou/cat": "iou of each",
+    "val/iou/dog": "iou of each",
+    "lr/decay": "learning rate",
+    "lr/no_decay": "learning rate",
+    "lr/effective/decay": "effective learning rate",
+    "lr/decay-momentum": "momentum",
+    "norms/net.0/weight": "norms/weight",
+    "norms/net.2/weight": "norms/weight",
+    "temperature": "temperature",
+}
+
+
+def with_all(folder: Path) -> Path:
+    """A run that has logged all of `TITLES`, each a different curve."""
+    metrics = pd.DataFrame({"step": np.arange(40), "epoch": np.arange(40) // 10})
+    for i, name in enumerate(TITLES):
+        metrics[name] = (i + 1) / (1 + metrics["step"])
+    return make_run(folder, metrics)
+
+
+def test_every_metric_has_a_panel_with_those_of_its_name(tmp_path):
+    run = Run.read(with_all(tmp_path / "run"))
+    lines = lines_of([run])
+    data = traces_of([run], lines)
+    shown = {line["metric"]: panel["title"] for panel in data["panels"] for line in panel["lines"]}
+    assert shown == {k: v for k, v in TITLES.items() if family(k)[0] != "test"}
+    assert [panel["title"] for panel in data["panels"]] == [*dict.fromkeys(TITLES.values())]
+    assert first_panels(lines) == ["loss", "acc", "lr"]
+    for name in ("test/mae", "test/loss", "temperature"):
+        assert any(column.endswith(name) for column in results(run)), name
+
+
+def test_regression_has_no_empty_panel_and_its_errors_are_better_when_low(tmp_path):
+    metrics = ladder().rename(columns={"val/acc": "val/mae", "test/acc": "test/mae"})
+    metrics["val/curvature"] = metrics["val/mae"]
+    first = make_run(tmp_path / "runs/a", metrics)
+    metrics["val/mae"] *= 2
+    metrics.to_csv(make_run(tmp_path / "runs/b", metrics, lr=0.3) / "metrics.csv", index=False)
+    runs = read([str(tmp_path / "runs")])
+    assert first_panels(lines_of(runs)) == ["loss", "mae", "lr"]
+    paths = write(runs, tmp_path / "report.html")
+    assert tmp_path / "report-mae.png" in paths
+    frame = shown(runs).loc[[first.name, "b"]]
+    assert frame["best val/mae"].tolist() == ["0.5*", "1"]
+    assert frame["last val/curvature"].tolist() == ["0.53", "0.53"]  # better when it is...?
+    assert "best val/curvature" not in frame
+    assert "test/mae" in frame
+
+
 # ----------------------------------------------------------------------------------- which runs
 
 
@@ -219,7 +283,7 @@ BROKEN = {
     ),
     "config.yaml: no YAML": lambda folder: (folder / "config.yaml").write_text("a: [1\nb: {"),
     "config.yaml: no configuration": lambda folder: (folder / "config.yaml").write_text("- 1\n"),
-    "no loss, acc or lr": lambda folder: (folder / "metrics.csv").write_text("step,x\n1,1\n"),
+    "no metric in": lambda folder: (folder / "metrics.csv").write_text("step,epoch\n1,1\n"),
 }
 
 
@@ -297,13 +361,73 @@ def test_only_settings_that_differ_are_listed(two):
     assert frame["model.optimizer.lr"].tolist() == ["0.1", "0.3", "0.1"]
 
 
+def named(*runs: tuple[str, dict[str, str]]) -> list[str]:
+    """The names in the legend of runs with these names and configurations."""
+    return [run.name for run in labelled([Run(n, c, pd.DataFrame()) for n, c in runs])]
+
+
 def test_runs_that_nobody_has_named_go_by_what_differs(tmp_path):
     for i, lr in enumerate((0.1, 0.01)):
         make_run(tmp_path / f"runs/sweeps/try/try-{i:03d}", ladder(), lr=lr)
     runs = labelled(read([str(tmp_path / "runs/sweeps/try")]))
     assert sorted(run.name for run in runs) == ["lr=0.01", "lr=0.1"]
     names = [t.get_text() for t in still(runs, lines_of(runs)).legends[0].get_texts()]
-    assert sorted(names) == ["lr=0.01", "lr=0.1"]
+    assert names[-2:] == ["training", "validation"]
+    assert sorted(names[:-2]) == ["lr=0.01", "lr=0.1"]
+
+
+STAMP = "-20261130-120000-0a1b2c"
+
+
+@pytest.mark.parametrize(
+    ("runs", "names"),
+    [
+        # Recipes are named by their files, whatever differs between them.
+        (
+            [(f"mnist{STAMP}", {"a": "1"}), (f"mnist_mlp{STAMP}", {"a": "2"})],
+            ["mnist", "mnist_mlp"],
+        ),
+        ([("mine", {}), (f"mnist{STAMP}", {})], ["mine", "mnist"]),
+        # Of many keys, those that tell the runs apart.
+        (
+            [
+                (f"t-00{i}", {"m.optimizer": o, "m.a": o[0], "m.b": o[0], "m.c": o[0]})
+                for i, o in enumerate(("SGD", "Adam"))
+            ],
+            ["optimizer=SGD", "optimizer=Adam"],
+        ),
+        # Two keys with one last part; a key that one of them has not; what is beside the point.
+        (
+            [("t-000", {"x.lr": "1", "y.lr": "2"}), ("t-001", {"x.lr": "2", "y.lr": "1"})],
+            ["x.lr=1, y.lr=2", "x.lr=2, y.lr=1"],
+        ),
+        (
+            [("t-000", {"o": "SGD", "o.m": "0.9"}), ("t-001", {"o": "Adam"})],
+            ["o=SGD, m=0.9", "o=Adam"],
+        ),
+        (
+            [(f"t-00{i}", {"seed_everything": str(i), "wandb.name": str(i)}) for i in range(2)],
+            ["seed_everything=0", "seed_everything=1"],
+        ),
+        (
+            [("t-000", {"lr": "0.00010964781961431851"}), ("t-001", {"lr": "1.5e-05"})],
+            ["lr=0.0001096", "lr=1.5e-05"],
+        ),
+        ([("t-000", {"a": "1"}), ("t-001", {"a": "1"})], ["t-000", "t-001"]),
+        ([("mine", {"a": "1"}), ("t-001", {"a": "2"})], ["mine", "t-001"]),
+    ],
+)
+def test_a_legend_says_what_tells_runs_apart(runs, names):
+    assert named(*runs) == names
+
+
+def test_a_sweeps_bands_are_called_after_what_differs():
+    configs = [{"o.lr": "1"}] * 3 + [{"o.lr": "2"}]
+    runs = [
+        Run(f"t-00{i}", config | {"seed_everything": str(i)}, pd.DataFrame())
+        for i, config in enumerate(configs)
+    ]
+    assert [*grouped(runs)] == ["lr=1", "lr=2"]
 
 
 def test_what_a_resume_changed_is_shown(two):
@@ -340,12 +464,13 @@ def test_runs_that_differ_by_their_seed_only_are_a_mean_in_a_band(tmp_path, monk
     low, high = line.band
     assert (low, high) == (pytest.approx(0.5 + epochs), pytest.approx(0.8 + epochs))
     assert {x.metric for x in lines if x.band} == {"val/acc", "val/loss"}
-    figure = interactive(means, lines)
-    (area,) = [x for x in figure.data if x.fill == "toself" and x.yaxis == "y2"]
+    panel = next(
+        panel for panel in traces_of(means, lines)["panels"] if panel["title"] == "accuracy"
+    )
+    (area,) = [x for x in panel["lines"] if "band" in x]
     there_and_back = np.append(line.curve.x["step"], line.curve.x["step"][::-1])
-    assert unpack(area.x).tolist() == there_and_back.tolist()
-    assert unpack(area.y) == pytest.approx(np.append(low, high[::-1]))
-    assert len(figure.layout.updatemenus[0].buttons[1].args[0]["x"]) == len(figure.data)
+    assert unpack(area["x"]["step"]).tolist() == there_and_back.tolist()
+    assert unpack(*area["y"]) == pytest.approx(np.append(low, high[::-1]))
     assert len(still(means, lines).axes[1].collections) == 1
 
     with pytest.raises(SystemExit) as end:
@@ -356,6 +481,31 @@ def test_runs_that_differ_by_their_seed_only_are_a_mean_in_a_band(tmp_path, monk
     for seed in range(3):
         assert f">a-seed{seed}<" in html
     assert len(set(re.findall(r"border-left: 0.7em solid (#\w+)", html))) == 2
+
+
+def test_a_mean_has_the_learning_rate_of_runs_that_log_its_changes_only():
+    """As plateaus do, which drop at steps of their own; one run ends earlier."""
+    changes = [{0: 1.0, 4: 0.2}, {0: 1.0, 6: 0.4}, {0: 1.0}]
+    runs = []
+    for (i, found), length in zip(enumerate(changes), (8, 8, 3), strict=True):
+        metrics = pd.DataFrame({"step": np.arange(length), "lr": nan, "val/loss": 1.0})
+        for step, lr in found.items():
+            metrics.loc[step, "lr"] = lr
+        runs.append(Run(f"a-seed{i}", {}, metrics.astype(float)))
+    curve = mean_of("a", runs).curve("lr")
+    assert dict(zip(curve.x["step"], curve.y, strict=True)) == pytest.approx(
+        {0: 1.0, 4: 0.6, 6: 0.3}
+    )
+
+
+def test_layers_of_a_single_run_have_their_own_colours(tmp_path):
+    run = Run.read(with_all(tmp_path / "run"))
+    lines = lines_of([run])
+    norms = [line for line in lines if line.panel == "norms/weight"]
+    assert len({line.colour for line in norms} - {""}) == 2
+    names = [text.get_text() for text in still([run], norms).axes[0].get_legend().get_texts()]
+    assert names == ["norms/net.0/weight", "norms/net.2/weight"]
+    assert not any(line.colour for line in lines_of([run, run]))
 
 
 def test_a_real_training_is_reported_with_its_numbers(run, capsys):
@@ -378,13 +528,12 @@ def test_the_page_smooths_over_all_points(tmp_path):
     metrics = pd.DataFrame({"step": range(5000), "train/loss": y})
     runs = [Run.read(make_run(tmp_path / "run", metrics))]
     lines = lines_of(runs)
-    [slider] = interactive(runs, lines).layout.sliders
+    [panel] = traces_of(runs, lines)["panels"]
     kept = lines[0].kept
     assert len(kept) < 2000
     expected = pd.Series(y).ewm(alpha=0.1).mean()[kept]
-    [[drawn], [trace]] = slider.steps[SMOOTHING.index(0.9)].args[0]["y"], slider.steps[0].args[1]
+    drawn = panel["lines"][0]["y"][SMOOTHING.index(0.9)]
     np.testing.assert_allclose(unpack(drawn), expected, rtol=1e-6)
-    assert trace == 0
 
 
 def test_text_of_a_configuration_is_no_html(two):
@@ -432,10 +581,11 @@ def hundred(tmp_path_factory):
 def test_the_page_of_100_long_runs_stays_small(hundred):
     path, lines = hundred
     assert len(lines) == 500
-    assert sum(len(line.kept) for line in lines) <= BUDGET
+    for panel in panels_of(lines):
+        assert sum(len(line.kept) for line in lines if line.panel == panel) <= BUDGET
     assert path.stat().st_size < 15e6
     text = path.read_text()
-    assert "drawn by up to 100 points, the lowest and the highest" in text
+    assert re.search(r"drawn by up to \d+ points, the lowest and the highest", text)
 
 
 # ----------------------------------------------------------------------------------- in Chromium
@@ -457,53 +607,65 @@ def browser():
 class Opened:
     """A page as it is seen."""
 
-    def __init__(self, browser, path: Path) -> None:
-        self.page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        self.page.set_default_timeout(120_000)
+    def __init__(self, browser, path: Path, width: int = 1300) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 1000})
+        self.page.set_default_timeout(30_000)
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.resolve().as_uri())
-        self.page.wait_for_selector(".legendtoggle")
+        self.page.wait_for_selector(".plot .main-svg")
 
-    def plot(self, expression: str):
-        """The value of an expression about `plot`, the element that Plotly draws in."""
-        code = f"const plot = document.querySelector('.plotly-graph-div'); return {expression}"
-        return self.page.evaluate(f"() => {{ {code} }}")
+    def plot(self, panel: str, expression: str):
+        """The value of an expression about `plot`, what Plotly draws a panel in."""
+        self.page.wait_for_function(f"() => {{ {self.code(panel)} return plot && plot._fullData }}")
+        return self.page.evaluate(f"() => {{ {self.code(panel)} return {expression} }}")
 
-    def wait(self, condition: str) -> None:
+    @staticmethod
+    def code(panel: str) -> str:
+        return f"const plot = data.panels.find(p => p.title == '{panel}').plot;"
+
+    def wait(self, panel: str, condition: str) -> None:
         """Until a condition on `plot` is met."""
-        code = f"const plot = document.querySelector('.plotly-graph-div'); return {condition}"
-        self.page.wait_for_function(f"() => {{ {code} }}")
+        self.page.wait_for_function(f"() => {{ {self.code(panel)} return {condition} }}")
 
-    def drawn(self, axis: str, metric: str) -> list[float]:
+    def drawn(self, panel: str, axis: str, metric: str) -> list[float]:
         """Where the first run's curve of a metric is drawn."""
-        return self.plot(f"Array.from({self.trace(metric)}.{axis})")
+        return self.plot(panel, f"Array.from({self.trace(metric)}.{axis})")
 
     @staticmethod
     def trace(metric: str) -> str:
         """The first run's curve of a metric, in an expression about `plot`."""
-        return f"plot._fullData.find(t => t.hovertemplate.startsWith('{metric} '))"
+        return f"plot._fullData.find(t => (t.hovertemplate ?? '').startsWith('{metric} '))"
 
-    def hover(self, panel: int, x: float, y: float) -> str:
+    def click(self, nav: str, text: str, count: int = 1) -> None:
+        self.page.locator(f"#{nav}").get_by_text(text, exact=True).click(click_count=count)
+
+    def panels(self) -> list[str]:
+        """The panels that are seen, from top to bottom."""
+        return self.page.locator("section:not([hidden]) h2").all_inner_texts()
+
+    def hover(self, panel: str, x: float, y: float) -> str:
         """The text that appears at a value of a panel."""
-        axis = f"yaxis{panel}" if panel > 1 else "yaxis"
+        self.plot(panel, "plot.scrollIntoView()")
         left, top = self.plot(
+            panel,
             "(l => { const box = plot.getBoundingClientRect(); return ["
             f"box.x + l.xaxis._offset + l.xaxis.d2p({x}),"
-            f"box.y + l.{axis}._offset + l.{axis}.d2p({y})] }})(plot._fullLayout)"
+            f"box.y + l.yaxis._offset + l.yaxis.d2p({y})] }})(plot._fullLayout)",
         )
         self.page.mouse.move(left + 30, top)  # it listens to movements
         self.page.mouse.move(left, top)
         self.page.wait_for_selector(".hovertext")
         return " ".join(self.page.locator(".hovertext").all_text_contents())
 
-    def count(self, colour: str) -> int:
-        """Pixels of a colour in the panels."""
+    def count(self, colour: str, panel: int = 0) -> int:
+        """Pixels of a colour in a panel."""
         self.page.mouse.move(0, 0)
-        shot = imread(BytesIO(self.page.locator(".cartesianlayer").screenshot()))[..., :3]
+        place = self.page.locator(".cartesianlayer").nth(panel)
+        shot = imread(BytesIO(place.screenshot()))[..., :3]
         return int((np.abs(shot - np.array(to_rgb(colour))).max(axis=-1) < 0.02).sum())
 
 
@@ -511,6 +673,14 @@ class Opened:
 def page_of_two(tmp_path_factory) -> Path:
     folder = make_two(tmp_path_factory.mktemp("two"))
     runs = read([str(folder / "runs/first"), str(folder / "runs/second")])
+    (folder / "report.html").write_text(page(runs, lines_of(runs)))
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def page_of_all(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("all")
+    runs = [Run.read(with_all(folder / "run"))]
     (folder / "report.html").write_text(page(runs, lines_of(runs)))
     return folder / "report.html"
 
@@ -526,82 +696,123 @@ def opened(page_of_two, browser):
 
 
 def test_the_page_is_not_blank_and_shows_both_runs(opened):
-    blue, orange = colours(2)
-    assert opened.count(blue) > 500
-    assert opened.count(orange) > 500
+    for panel in range(3):
+        for colour in colours(2):
+            assert opened.count(colour, panel) > 100
     assert "best val/acc" in opened.page.inner_text("table")
 
 
-def test_a_click_in_the_legend_takes_a_run_out_of_all_panels(opened):
+def test_a_click_on_a_run_takes_it_out_of_all_panels(opened):
     blue, orange = colours(2)
     before = opened.count(orange)
-    opened.page.locator(".legendtoggle").first.click()
-    opened.wait("plot._fullData[0].visible == 'legendonly'")
+    opened.click("runs", "first")
+    for panel in opened.panels():
+        opened.wait(panel, "plot._fullData.find(t => t.name == 'first').visible === false")
     assert opened.count(blue) == 0
-    assert opened.count(orange) >= before
-    opened.page.locator(".legendtoggle").first.click()
-    opened.wait("plot._fullData[0].visible === true")
-    assert opened.count(blue) > 500
+    assert opened.count(orange) > before / 2
+    opened.click("runs", "first")
+    opened.wait("loss", "plot._fullData[0].visible === true")
+    assert opened.count(blue) > 100
+    opened.click("runs", "second", 2)  # it alone
+    opened.wait("loss", "plot._fullData.find(t => t.name == 'first').visible === false")
+    opened.wait("loss", "plot._fullData.find(t => t.name == 'second').visible === true")
 
 
 def test_values_appear_under_the_pointer(opened):
-    text = opened.hover(2, 30, 0.92)
+    text = opened.hover("accuracy", 30, 0.92)
     assert "val/acc 0.92" in text
     assert "30 optimizer steps" in text
     assert "first" in text
-    text = opened.hover(3, 5, 0.1)
+    text = opened.hover("learning rate", 5, 0.1)
     assert "lr 0.1" in text
 
 
 def test_the_x_axis_can_be_steps_epochs_samples_or_time(opened):
-    assert opened.drawn("x", "val/acc") == [10, 20, 30, 40]
+    assert opened.drawn("accuracy", "x", "val/acc") == [10, 20, 30, 40]
     expected = {
         "epochs": [1, 2, 3, 4],
         "samples": [320, 640, 960, 1280],
         "seconds": [5, 10, 15, 20],
     }
     for label, places in expected.items():
-        opened.page.locator(".updatemenu-button", has_text=label).click()
-        opened.wait(f"plot._fullLayout.xaxis.title.text == '{label}'")
-        assert opened.drawn("x", "val/acc") == places
-        low, high = opened.plot("plot._fullLayout.xaxis.range")
-        assert low <= 0
-        assert places[-1] <= high <= 1.1 * places[-1]
+        opened.click("axes", label)
+        for panel in opened.panels():  # one range for all: they can be compared
+            opened.wait(panel, f"plot._fullLayout.xaxis.title.text == '{label}'")
+            low, high = opened.plot(panel, "plot._fullLayout.xaxis.range")
+            assert low <= 0
+            assert places[-1] <= high <= 1.1 * places[-1]
+        assert opened.drawn("accuracy", "x", "val/acc") == places
         # The marks go along.
-        half = opened.plot("Array.from(plot._fullData.find(t => t.line.dash == 'dot').x)")
+        half = opened.plot("loss", "Array.from(plot._fullData.find(t => t.line.dash == 'dot').x)")
         assert set(half) == {places[1]}
+
+
+def test_zooming_into_a_panel_zooms_into_all_of_them(opened):
+    opened.plot("loss", "Plotly.relayout(plot, {'xaxis.range': [5, 15]})")
+    for panel in ("accuracy", "learning rate"):
+        opened.wait(panel, "plot._fullLayout.xaxis.range[1] == 15")
 
 
 def test_the_slider_smooths_the_curves_in_training(opened, page_of_two):
     run = Run.read(page_of_two.parent / "runs/first")
-    rail = opened.page.locator(".slider-rail-touch-rect").bounding_box()
-    for place, level in ((0.999, len(SMOOTHING) - 1), (0.001, 0)):
-        opened.page.mouse.click(rail["x"] + place * rail["width"], rail["y"] + rail["height"] / 2)
-        opened.wait(f"plot._fullLayout.sliders[0].active == {level}")
+    for level in (len(SMOOTHING) - 1, 0):
+        opened.page.locator("#smoothing").fill(str(level))
         expected = run.curve("train/loss").smooth(SMOOTHING[level])
-        # The handle is there before the curves are.
-        second = f"{opened.trace('train/loss')}.y[1]"
-        opened.wait(f"Math.abs({second} - {expected.y[1]}) < 1e-4")
-        np.testing.assert_allclose(opened.drawn("y", "train/loss"), expected.y, rtol=1e-5)
-        np.testing.assert_allclose(opened.drawn("y", "val/loss"), run.curve("val/loss").y)
+        opened.wait("loss", f"Math.abs({opened.trace('train/loss')}.y[1] - {expected.y[1]}) < 1e-4")
+        np.testing.assert_allclose(opened.drawn("loss", "y", "train/loss"), expected.y, rtol=1e-5)
+        np.testing.assert_allclose(opened.drawn("loss", "y", "val/loss"), run.curve("val/loss").y)
 
 
 def test_a_mark_says_what_the_rate_dropped_from_and_to(opened):
-    assert "lr 0.1 → 0.01" in opened.hover(1, 20, opened.plot("plot._fullLayout.yaxis.range[1]"))
+    low, high = opened.plot("loss", "plot._fullLayout.yaxis.range")
+    assert "lr 0.1 → 0.01" in opened.hover("loss", 20, low + 0.8 * (high - low))
+
+
+def test_buttons_choose_the_metrics(page_of_all, browser):
+    opened = Opened(browser, page_of_all)
+    assert opened.panels() == ["loss", "accuracy", "learning rate"]
+    for title in opened.page.locator("#panels button").all_inner_texts():
+        if title not in opened.panels():
+            opened.click("panels", title)
+        assert opened.plot(title, "plot._fullData.filter(t => t.x.length).length") > 0
+    assert opened.panels() == [*dict.fromkeys(TITLES.values())]
+    opened.click("panels", "loss")
+    assert "loss" not in opened.panels()
+    assert opened.complaints == []
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_page_fits_a_phone_and_a_screen(page_of_all, browser, width):
+    opened = Opened(browser, page_of_all, width)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == width
+    for title in opened.panels():
+        ticks = opened.plot(
+            title,
+            "[...plot.querySelectorAll('.ytick text')].map(text => {"
+            " const b = text.getBoundingClientRect(); return [b.left, b.top, b.bottom] })",
+        )
+        assert len(ticks) >= 1, title
+        assert all(left >= 0 for left, *_ in ticks)
+        rows = sorted((top, bottom) for _, top, bottom in ticks)
+        assert all(a[1] <= b[0] + 2 for a, b in pairwise(rows)), title
+        assert opened.plot(title, "plot.getBoundingClientRect().width") <= width
 
 
 def test_text_of_a_run_is_shown_as_text(two, browser):
     evil = "</script><script>document.title='hacked'</script><img src=x onerror=alert(1)>"
-    make_run(two / "runs/<i>slanted", ladder(), lr=evil)
+    metrics = ladder().rename(columns={"val/acc": "val/<img src=x onerror=alert(2)>"})
+    make_run(two / "runs/<i>slanted", metrics, lr=evil)
     runs = read(["runs"])
     Path("report.html").write_text(page(runs, lines_of(runs)))
     opened = Opened(browser, Path("report.html"))
+    for button in opened.page.locator("#panels button[aria-pressed=false]").all():
+        button.click()
     assert opened.complaints == []
     assert len(opened.requests) == 1
     assert opened.page.title() == "3 runs"
     assert evil in opened.page.inner_text("table")
     assert "<i>slanted" in opened.page.inner_text("table")
-    assert "<i>slanted" in opened.page.locator(".legend").text_content()
+    assert "<i>slanted" in opened.page.inner_text("#runs")
 
 
 def test_100_long_runs_cost_the_browser_little_more_than_two(hundred, page_of_two, browser):

@@ -341,7 +341,7 @@ def test_a_group_that_comes_later_takes_part_in_the_warmup_and_is_remembered():
     assert schedule.get_last_lr() == [0.5, 0.25]
     state = schedule.state_dict()
     assert [group["lr"] for group in state.pop("configured")] == [1.0, 0.5]
-    assert state == {"steps": 2, "steps_per_epoch": 4, "constant": False}
+    assert state == {"steps": 2, "steps_per_epoch": 4, "total_steps": 12, "constant": False}
 
 
 def test_a_constant_rate_after_a_schedule_is_the_configured_one(tmp_path):

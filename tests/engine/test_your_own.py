@@ -7,7 +7,6 @@ import runpy
 import subprocess
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,18 +26,13 @@ SHORT = [
 ]
 
 
-def needs_timm(text: str) -> bool:
-    return "timm" in text and not find_spec("timm")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder with the files of the page, in which all its commands have been run."""
     folder = tmp_path_factory.mktemp("own")
     for name, text in FILES.items():
-        if not needs_timm(name + text):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
     process = FORKS.Process(target=run_all, args=(folder,))
     process.start()
     process.join(timeout=120)
@@ -58,8 +52,7 @@ def run_all(folder: Path) -> None:
     import_module("anneal.tasks.test_report").TestReport.on_test_end = lambda *args: None
     for number, words in enumerate(COMMANDS):
         print(words, flush=True)
-        if not needs_timm(" ".join(words)):
-            run(number, words)
+        run(number, words)
 
 
 def run(number: int, words: list[str]) -> None:
@@ -104,8 +97,6 @@ def test_links_lead_to_nothing_that_slim_removes():
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words))
 def test_every_command_trains_a_step(folder, words):
-    if needs_timm(" ".join(words)):
-        pytest.skip("timm is not installed")
     number = COMMANDS.index(words)
     if "schedule" in words:
         assert (folder / "runs/schedule.png").is_file()

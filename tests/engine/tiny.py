@@ -90,6 +90,27 @@ class Points(pl.LightningDataModule):
         return DataLoader(TensorDataset(torch.zeros(4, 2), torch.zeros(4)), batch_size=4)
 
 
+class Own(pl.LightningDataModule):
+    """Noise in two classes, as a data module of a user's that says no more than it has to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_names = [str(i) for i in range(10)]
+
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(0)
+        images = 255 * torch.rand(64, 1, 28, 28, generator=generator)
+        return DataLoader(TensorDataset(images, torch.arange(64) % 2), batch_size=16)
+
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+
+
+class NoPrediction(Own):
+    """The same, with nothing to predict."""
+
+    predict_dataloader = pl.LightningDataModule.predict_dataloader
+
+
 class Crash(pl.Callback):
     """Ends a training without warning.
 
@@ -103,6 +124,30 @@ class Crash(pl.Callback):
     def on_train_batch_start(self, trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
             raise OSError("crash")
+
+
+class Signal(pl.Callback):
+    """Sends this process a signal.
+
+    Args:
+        step: Optimizer steps before it.
+        number: Of the signal.
+    """
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def on_train_batch_start(self, trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            signal.raise_signal(self.number)
+
+
+class Interrupt(Crash):
+    """Ends a training as Ctrl-C does."""
+
+    def on_train_batch_start(self, trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 class BusError(v2.Transform):
@@ -168,3 +213,14 @@ class CrashIfNamed(pl.Callback):
         told = Path("crash").read_text() if Path("crash").exists() else ""
         if trainer.current_epoch == 1 and Path(trainer.default_root_dir).name in told:
             raise OSError("crash")
+
+
+class KillIfFirst(pl.Callback):
+    """Kills all processes of a training at this step, before which a checkpoint was saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *args: Any) -> None:
+        if trainer.global_step == self.step and not trainer.ckpt_path:
+            os.killpg(0, signal.SIGKILL)

@@ -38,7 +38,7 @@ def _read(file: Path) -> Recording:
             case "run":
                 recording.run |= content
             case "config":
-                recording.config |= content["update"]
+                recording.config |= content.get("update", {})
             case "history":
                 recording.history.append(content["item"])
             case "metric":

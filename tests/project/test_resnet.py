@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.optim import SGD
 
-from anneal import EMA, UserError
+from anneal import EMA, UserError, head_of, load_weights
 from anneal import testing as photos
 from anneal.testing import main
 from project.models.resnet import ImageClassifier, NarrowResNet
@@ -56,7 +56,7 @@ def test_a_network_with_auxiliary_outputs_trains_without_them(arch):
     with torch.device("meta"):
         module = ImageClassifier(arch, num_classes=7).train()
         assert module.net(torch.empty(2, 3, 96, 96)).shape == (2, 7)
-        assert module.head.out_features == 7
+        assert head_of(module.net)[0].out_features == 7
         assert not module.net.transform_input
         assert ImageClassifier(arch, num_classes=7, weights="DEFAULT").net.transform_input
 
@@ -106,15 +106,25 @@ def test_zero_init_makes_every_residual_branch_start_at_zero():
 
 def test_blurpool_blurs_before_a_convolution_that_skips():
     net = ImageClassifier("resnet18", num_classes=3, blurpool=True).net
-    blurred = [m for m in net.modules() if type(m).__name__ == "BlurConv2d"]
-    assert len(blurred) == 6  # the first and the shortcut of three stages, not the stem
-    assert net.conv1.stride == (2, 2)
-    flat = blurred[0](torch.ones(1, 64, 8, 8))[..., 1:-1, 1:-1]
-    plain = blurred[0].conv(torch.ones(1, 64, 8, 8))[..., 1:-1, 1:-1]
-    torch.testing.assert_close(flat, plain, atol=1e-5, rtol=1e-4)  # a constant stays as it is
-    checker = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
-    inner = blurred[0](checker.expand(1, 64, 8, 8))[..., 1:-1, 1:-1]
-    assert inner.abs().max() < 1e-5  # and the finest pattern vanishes
+    seen = {}
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d):
+            m.register_forward_pre_hook(lambda m, args: seen.setdefault(m, args[0]))
+    checker = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
+    strided = [net.layer2[0].conv1, net.layer2[0].downsample[0]]  # the first, and the shortcut
+    for conv in [*strided, net.layer2[1].conv1, net.conv1]:
+        conv(checker.expand(1, conv.in_channels, 32, 32))
+    inner = {m: x[..., 1:-1, 1:-1].abs().max() for m, x in seen.items()}
+    assert max(inner[conv] for conv in strided) < 1e-5  # the finest pattern vanishes
+    assert inner[net.layer2[1].conv1] == inner[net.conv1] == 1
+    seen.clear()
+    strided[0](torch.ones(1, 64, 8, 8))
+    assert (seen[strided[0]][..., 1:-1, 1:-1] == 1).all()  # a constant stays as it is
+    step = torch.zeros(1, 64, 8, 8)
+    step[..., 3, 3] = 16
+    seen.clear()
+    strided[0](step)
+    assert seen[strided[0]][0, 0, 2:5, 2:5].tolist() == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
 
 
 def test_flip_tta_does_not_see_left_and_right():
@@ -390,11 +400,11 @@ def test_weights_of_the_network_alone_are_read(tmp_path, kind, zipped):
     torch.save(KINDS[kind](state), path, _use_new_zipfile_serialization=zipped)
     for classes in (7, 3):
         module = ImageClassifier("resnet18", num_classes=classes)
-        module.load_weights(str(path))
+        load_weights(module.net, "resnet18", str(path))
         same = {k for k, v in module.net.state_dict().items() if torch.equal(v, state[k])}
         assert state.keys() - same == (set() if classes == 7 else {"fc.weight", "fc.bias"})
     with pytest.raises(UserError, match="tensors don't fit resnet34, such as"):
-        ImageClassifier("resnet34", num_classes=7).load_weights(str(path))
+        load_weights(ImageClassifier("resnet34", num_classes=7).net, "resnet34", str(path))
 
 
 @pytest.mark.parametrize("content", [{}, {"model": 3}, [torch.ones(2)], {"a": "b"}])
@@ -403,7 +413,7 @@ def test_a_file_without_weights_is_refused(tmp_path, content):
     (tmp_path / "text.pth").write_text("no weights")
     for name in ("x.pth", "text.pth"):
         with pytest.raises(UserError, match=f"{name} is damaged, cut or no checkpoint"):
-            ImageClassifier("resnet18", num_classes=7).load_weights(str(tmp_path / name))
+            load_weights(nn.Linear(1, 7), "resnet18", str(tmp_path / name))
 
 
 def test_lr_is_scaled_to_the_samples_of_a_step_and_says_so(fit, capsys, caplog):
@@ -459,21 +469,32 @@ def test_the_average_is_the_geometric_sum_of_the_weights(fit):
     torch.testing.assert_close(module.net.weight.detach(), average)
 
 
-def test_compiled_and_plain_checkpoints_have_the_same_names():
-    plain = ImageClassifier("resnet18", num_classes=3, width=4)
-    compiled = ImageClassifier("resnet18", num_classes=3, width=4)
-    compiled.net.compile()
-    assert list(plain.state_dict()) == list(compiled.state_dict())
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"arch": "resnet19"}, "model.arch=resnet19"),
-        ({"arch": "resnet50", "width": 32}, "width and small_stem are for"),
-        ({"arch": "alexnet", "zero_init_residual": True}, "for ResNets"),
+        ({"arch": "resnet19"}, r"model.arch=resnet19: no such network; did you mean resnet18\?"),
+        ({"arch": "resnet50", "width": 32}, "model.width=32 is for resnet18 and resnet34, not"),
+        (
+            {"arch": "vgg11", "zero_init_residual": True, "small_stem": True, "width": 8},
+            "model.width=8, model.small_stem=true, model.zero_init_residual=true are for ResNets, "
+            "not vgg11: drop them with --model.width=64 --model.small_stem=false "
+            "--model.zero_init_residual=false",
+        ),
+        ({"arch": "vgg11", "stochastic_depth": 0.1}, "model.stochastic_depth: VGG has no option"),
+        ({"arch": "resnet18", "stochastic_depth": 1}, "model.stochastic_depth=1: must be 0 to"),
+        ({"arch": "vgg11", "grad_checkpointing": True}, "model.grad_checkpointing: VGG has no"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words), torch.device("meta"):
         ImageClassifier(num_classes=3, **options)
+
+
+def test_the_flags_that_drop_options_of_resnets_can_be_copied(fit, capsys):
+    with pytest.raises(SystemExit):
+        fit("--model.arch=shufflenet_v2_x0_5")
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "model.width=4, model.small_stem=true are for ResNets, not shufflenet_v2_x0_5: " in line
+    flags = line.partition(": drop them with ")[2].split()
+    done = fit("--model.arch=shufflenet_v2_x0_5", *flags, "--trainer.max_epochs=1")
+    assert done.model.net.fc.out_features == 3

@@ -1,13 +1,40 @@
-"""The progress bar, a line for each epoch."""
+"""The progress bars: a line for each epoch, and the time that is left of the whole run."""
 
+import time
 from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.callbacks import RichProgressBar as LightningRichProgressBar
+from lightning.pytorch.callbacks import Timer, TQDMProgressBar
+from tqdm import tqdm
+
+from anneal.progress import resume_position
 
 
-class ProgressBar(TQDMProgressBar):
+class WholeRun(LightningProgressBar):
+    """A bar whose metrics have `eta`: by the epochs, steps and time that the run may take."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._since, self._start = time.monotonic(), _done(trainer)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # W&B's id, which says nothing here
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        left = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]
+        if trainer.training and (done := _done(trainer)) > self._start:
+            # With the validations that it has had.
+            seconds = time.monotonic() - self._since
+            left.append(seconds * (1 - done) / (done - self._start))
+        if trainer.training and (shortest := min(filter(None, left), default=0.0)) > 0:
+            metrics["eta"] = tqdm.format_interval(round(shortest))
+        return metrics
+
+
+class ProgressBar(WholeRun, TQDMProgressBar):
     """Lightning's bar, which leaves a line with the metrics for every epoch.
 
     Args:
@@ -18,13 +45,23 @@ class ProgressBar(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 10, leave: bool = True) -> None:
         super().__init__(refresh_rate, leave=leave)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)  # W&B's id, which says nothing here
-        return metrics
-
     def on_exception(self, *args: Any) -> None:
         """End the line of the current bar, so that the reason does not stand behind it."""
         for name in ("train_progress_bar", "val_progress_bar"):
             with suppress(TypeError):  # there is none yet
                 getattr(self, name).close()
+
+
+class RichProgressBar(WholeRun, LightningRichProgressBar):
+    """Lightning's coloured bar, which leaves a line with the metrics for every epoch, too."""
+
+    def __init__(self, leave: bool = True, **kwargs: Any) -> None:
+        super().__init__(leave=leave, **kwargs)
+
+
+def _done(trainer: Trainer) -> float:
+    """Return how much of a run is done, from 0 to 1; 0 where neither epochs nor steps end it."""
+    epoch, batches, _ = resume_position(trainer)
+    epochs = epoch + batches / max(1, trainer.num_training_batches)
+    parts = [(epochs, trainer.max_epochs), (trainer.global_step, trainer.max_steps)]
+    return max([now / end for now, end in parts if end and end > 0], default=0.0)

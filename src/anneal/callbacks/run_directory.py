@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from anneal.errors import UserError
 from anneal.lightning_internals import metrics_to_log, validation_is_due
@@ -39,17 +40,17 @@ class RunDirectory(Callback):
         if stage != "fit" or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         file = self._write_config()
-        taken_out: list[dict[str, str]] = []
+        for logger in loggers_with(trainer, "log_config"):
+            logger.log_config(yaml.safe_load(self.config) | {"code": code_version()}, file)
         for logger in loggers_with(trainer, "rewind"):
             saved = self.resumed_from or {}
             pending = saved.get("step_metrics", [0, {}])[1]
             step = saved.get("global_step", 0)
             without = saved.get("extra_rows", [0, 0])
-            taken_out += logger.rewind(step, saved.get("rows"), without, pending) or []
-        for logger in loggers_with(trainer, "skip"):
-            logger.skip(taken_out)
-        for logger in loggers_with(trainer, "log_config"):
-            logger.log_config(yaml.safe_load(self.config), file)
+            rows = logger.rewind(step, saved.get("rows"), without, pending)
+            if self.resumed_from is not None:
+                for viewer in loggers_with(trainer, "catch_up"):
+                    viewer.catch_up(rows, trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not any(optimizer.param_groups for optimizer in trainer.optimizers):
@@ -57,10 +58,6 @@ class RunDirectory(Callback):
                 f"{type(pl_module).__name__}.configure_optimizers returns no optimizer: nothing "
                 "would be trained"
             )
-        for logger in loggers_with(trainer, "add_config"):
-            # What the configuration leaves to the device.
-            fused = trainer.optimizers[0].param_groups[0].get("fused")
-            logger.add_config({"fused": bool(fused)})
         callback = ScheduleCallback.of(trainer)
         if callback and self.path.is_dir() and trainer.is_global_zero:
             rows = callback.schedule.groups()
@@ -82,6 +79,8 @@ class RunDirectory(Callback):
         checkpoint["config"] = self.config
         checkpoint["model_class"] = f"{type(pl_module).__module__}.{type(pl_module).__qualname__}"
         checkpoint["environment"] = self.environment
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["predicts"] = is_overridden("predict_dataloader", data, LightningDataModule)
         for logger in loggers_with(trainer, "rows"):
             checkpoint["rows"] = logger.rows()
         if len(self.extra_rows) == 2:

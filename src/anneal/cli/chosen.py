@@ -23,7 +23,7 @@ from anneal.loggers.wandb import WandbLogger
 from anneal.runs.metrics import direction
 from anneal.system import SITE_PACKAGES, is_plain
 
-FOLDERS = ("run_dir", "save_dir")  # of a logger; "": the run's folder
+FOLDERS = ("run_dir", "save_dir")  # of a logger, the first that it takes; "": the run's folder
 # Where a class is still being set up; what it raises later is a bug of its own.
 SETUP = {"__init__", "configure_callbacks", "configure_model", "configure_optimizers", "connect"}
 SETUP |= {"experiment", "on_fit_start", "on_sanity_check_start", "prepare_data", "setup"}
@@ -46,9 +46,8 @@ def complete(tree: Tree) -> None:
             args["mode"] = direction(args["monitor"], None, cls.__name__)
     for spec in _specs(trainer.get("logger")):
         takes = parameters(resolve(spec["class_path"], Logger))
-        for name in FOLDERS:
-            if name in takes:
-                spec["init_args"].setdefault(name, "")
+        for name in [name for name in FOLDERS if name in takes][:1]:
+            spec["init_args"].setdefault(name, "")
 
 
 def _specs(value: Any) -> list[Tree]:

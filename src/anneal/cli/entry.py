@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import takewhile
@@ -22,8 +22,9 @@ from textwrap import shorten
 from types import ModuleType
 from typing import Any
 
+from anneal.cli.as_json import in_one_line
 from anneal.cli.words import HELP, OPTIONS, PROG, Words, no_command, no_option, read_words
-from anneal.errors import UserError
+from anneal.errors import UserError, show
 from anneal.system import cache_folder, key_of
 
 RUN_COMMANDS = {
@@ -54,6 +55,7 @@ examples:
   %(prog)s --model.optimizer=SGD --model.optimizer.lr=0.1    choose a class by its name
   %(prog)s --model.help=MNISTConvNet            what a class can be given
   %(prog)s --print_config                       the whole configuration, nothing run
+  %(prog)s --json                               what it has come to, as one line for scripts
   %(prog)s fit --help                           all options of a command
 """
 SOURCE = Path(__file__).parents[1]
@@ -79,13 +81,17 @@ def main(fit: Callable[[Any], None], packages: Sequence[str], args: list[str] | 
         SystemExit: With status 2 after a mistake, 0 after help, the status of a tool.
     """
     words = list(sys.argv[1:] if args is None else args)
+    if "--json" in words:
+        words.remove("--json")
+        command = words[0] if words and words[0][0] != "-" else "fit"
+        return in_one_line(command, partial(main, fit, packages, words))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not in a notebook
             stream.reconfigure(errors="backslashreplace")  # for names that are no UTF-8
     try:
         tools = TOOLS | {k: v for p in packages for k, v in _commands_of(p).items()}
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        show(f"error: {e}")
         sys.exit(2)
     known = [*RUN_COMMANDS, *tools]
     if words and words[0] in HELP:
@@ -99,7 +105,7 @@ def main(fit: Callable[[Any], None], packages: Sequence[str], args: list[str] | 
         print(text)
         sys.exit(0)
     if lines := mistakes(typed, known):
-        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
+        show("\n".join(f"error: {line}" for line in lines))
         sys.exit(2)
     return import_main().run_command(fit, packages, typed, DEFAULT_CONFIG, known)
 

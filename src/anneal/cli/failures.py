@@ -3,10 +3,10 @@
 import errno
 import re
 
-import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from anneal import launch as processes
+from anneal.cli.memory import explain, is_out_of_memory
 from anneal.errors import UserError, first_line
 
 
@@ -32,9 +32,8 @@ def _describe(e: Exception) -> processes.Failure | None:
             "--shm-size=8g)",
             1,
         )
-    if isinstance(e, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(e):
-        what = "out of memory: lower data.batch_size or the model's size"
-        return f"error: {what} ({first_line(e)})", 1
+    if is_out_of_memory(e):
+        return f"error: {explain(e)}", 1
     if processes.is_lost(e):
         what = "the connection to another process is lost: see why it ended"
         return f"error: {what} ({first_line(e)})", 1

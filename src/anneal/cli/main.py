@@ -13,10 +13,12 @@ from lightning.pytorch import seed_everything
 
 import anneal.cli.fsdp  # noqa: F401  (registers --trainer.strategy=fsdp2)
 from anneal import launch
+from anneal.cli.as_json import RESULT
 from anneal.cli.chosen import refused
 from anneal.cli.commands import COMMANDS
 from anneal.cli.entry import keep_help
 from anneal.cli.failures import describe_failure
+from anneal.cli.memory import explain, is_out_of_memory
 from anneal.cli.prepare import Project, prepare
 from anneal.cli.run import Run
 from anneal.cli.words import Words, read_words
@@ -25,7 +27,7 @@ from anneal.errors import UserError, first_line
 from anneal.runs.lock import released
 from anneal.runs.resume import check_optimizer, optimizer_mismatch, state_dict_mismatch
 
-ENGINE = ("anneal.callbacks", "anneal.vision")
+ENGINE = ("anneal.callbacks", "anneal.loggers", "anneal.vision")
 
 
 @released()
@@ -71,6 +73,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*add the following callbacks: .'Timer'.*", UserWarning)
     # A resumed run is meant to resume in its folder.
     warnings.filterwarnings("ignore", ".*exists and is not empty.*", UserWarning)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries is a line
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "💡" not in record.getMessage()  # advertisements
     )
@@ -99,6 +102,8 @@ def do(run: Run, project: Project) -> None:
         status = int(e.code or 0)
         raise
     except Exception as e:
+        if is_out_of_memory(e):
+            raise UserError(explain(e, run.model, run.trainer), status=1) from e
         if "Error(s) in loading state_dict" in str(e):
             path = str(run.ckpt_path)
             raise UserError(state_dict_mismatch(path, str(e), run.differences())) from e
@@ -109,7 +114,11 @@ def do(run: Run, project: Project) -> None:
         if line := refused(e, run.objects):
             raise line from e
         raise
+    except KeyboardInterrupt:
+        status = 130
+        raise
     finally:
+        RESULT.update(run.facts())
         run.finish(status)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
+from rich.markup import escape
 
 from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.checkpoint import Checkpoint
@@ -25,9 +27,11 @@ from anneal.cli.trainer import PREVIEW_COMMANDS, as_list, preview_trainer, start
 from anneal.errors import UserError
 from anneal.lightning_internals import INSTANTIATOR, set_logged_step
 from anneal.loggers.csv import CSVLogger
+from anneal.loggers.viewers import Viewer
 from anneal.loggers.wandb import WandbLogger
 from anneal.progress import Clock
 from anneal.runs.ended import is_tested, stopped_early, why_told
+from anneal.runs.folder import last_of
 from anneal.runs.resume import Differences, differences, nothing_left
 from anneal.tasks.kinds import TASKS
 from anneal.tasks.test_report import TestReport
@@ -61,6 +65,8 @@ class Run:
     @cached_property
     def built(self) -> Namespace:
         """The objects that the configuration names, built."""
+        if self.project != "project":
+            os.environ.setdefault("WANDB_PROJECT", self.project)  # as `make rename` called it
         refusals: list[UserError] = []  # jsonargparse makes other errors of them
         build = partial(build_object, self.folder, vars(self.config.wandb), refusals)
         try:
@@ -156,43 +162,74 @@ class Run:
             and getattr(self.data, "has_test", True)
         )
 
+    def facts(self) -> dict[str, Any]:
+        """Return what is known of the run by now, as plain values."""
+        facts: dict[str, Any] = {"folder": str(self.folder)}
+        if "trainer" not in vars(self):
+            return facts
+        trainer, checkpoint = self.trainer, self.trainer.checkpoint_callback
+        facts["monitor"] = str(getattr(checkpoint, "monitor", None) or "val/acc")
+        if isinstance(checkpoint, Checkpoint) and checkpoint.best_model_score is not None:
+            facts["best"] = float(checkpoint.best_model_score)
+            facts["best_checkpoint"] = checkpoint.best_model_path
+        facts["last_checkpoint"] = str(last_of(self.folder) or "")
+        metrics = {**self._metrics, **trainer.callback_metrics}
+        facts["metrics"] = {name: float(value) for name, value in metrics.items()}
+        if trainer.global_step >= trainer.max_steps > -1:
+            facts["ended"] = f"after max_steps={trainer.max_steps}"
+        elif trainer.should_stop:
+            epoch = trainer.fit_loop.epoch_progress.current.ready - 1
+            facts["ended"] = f"in epoch {epoch}: {why_told(trainer)}"
+        if speed := self._clock.samples_per_second:  # else it was trained before
+            facts |= {"seconds": self._seconds, "samples_per_second": speed}
+        looks = [logger.look for logger in self.loggers if isinstance(logger, Viewer)]
+        return {**facts, "look": [look for look in looks if look]}
+
     def summarize(self) -> None:
         """Print the best and last metrics, why it ended, time and speed, and where to look."""
-        trainer, checkpoint = self.trainer, self.trainer.checkpoint_callback
+        trainer, facts = self.trainer, self.facts()
         quick = trainer.fast_dev_run or trainer.barebones  # type: ignore[attr-defined]
         if quick or not trainer.is_global_zero:
             return
-        lines: list[tuple[str, str]] = []
-        monitor = str(getattr(checkpoint, "monitor", None) or "val/acc")
-        if isinstance(checkpoint, Checkpoint) and checkpoint.best_model_score is not None:
-            best, name = float(checkpoint.best_model_score), Path(checkpoint.best_model_path).name
-            lines.append((f"best {monitor}", f"{best:.4f}   {name}"))
-        tested = f"test/{monitor.removeprefix('val/')}"
-        metrics = {**self._metrics, **trainer.callback_metrics}
-        for label, key in {f"last {monitor}": monitor, tested: tested}.items():
-            if key in metrics:
-                lines.append((label, f"{float(metrics[key]):.4f}"))
-        if trainer.global_step >= trainer.max_steps > -1:
-            lines.append(("ended", f"after max_steps={trainer.max_steps}"))
-        elif trainer.should_stop:
-            epoch = trainer.fit_loop.epoch_progress.current.ready - 1
-            lines.append(("ended", f"in epoch {epoch}: {why_told(trainer)}"))
-        if speed := self._clock.samples_per_second:  # else it was trained before
-            lines.append(("time", f"{self._seconds:.1f} s, {speed:,.0f} samples/s in training"))
-        lines.append(("folder", str(self.folder)))
-        looks = [logger.look for logger in self.loggers if isinstance(logger, WandbLogger)]
-        lines += [("look", look) for look in looks if look]
-        print("\n" + "\n".join(f"{name:<14} {text}" for name, text in lines))
+        monitor = facts["monitor"]
+        metrics = {name: significant(value) for name, value in facts["metrics"].items()}
+        lines = {f"last {monitor}": metrics.get(monitor, "")}
+        if "best" in facts:
+            best = f"{significant(facts['best'])}   {Path(facts['best_checkpoint']).name}"
+            lines = {f"best {monitor}": best, **lines}
+        tested = {name[5:]: text for name, text in metrics.items() if name.startswith("test/")}
+        name = monitor.removeprefix("val/")
+        if name in tested:
+            others = [f"{other} {text}" for other, text in tested.items() if other != name]
+            lines[f"test/{name}"] = f"{tested[name]}   {', '.join(others[:5])}".rstrip()
+        lines["ended"] = facts.get("ended", "")
+        if "seconds" in facts:
+            speed = f"{facts['samples_per_second']:,.0f} samples/s in training"
+            lines["time"] = f"{facts['seconds']:.1f} s, {speed}"
+        lines["folder"] = facts["folder"]
+        shown = [pair for pair in lines.items() if pair[1]]
+        # In colour where it is a terminal.
+        console = Console(soft_wrap=True, emoji=False, highlight=False)
+        console.print()
+        for name, text in [*shown, *(("look", look) for look in facts["look"])]:
+            console.print(f"[cyan]{name:<14}[/] {escape(text)}")
 
     def differences(self) -> Differences:
         """Return the keys of the model that differ from those in the checkpoint."""
         return differences(self.checkpoint.get("config"), self.text)
 
     def finish(self, status: int) -> None:
-        """End the recording of the run with an exit status."""
+        """End the recording of the run with an exit status, and draw the curves of a training."""
         for logger in self.loggers:
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, Viewer):
                 logger.finish(status)
+        if self.command == "fit" and self.loggers and "trainer" in vars(self):
+            trainer: Any = self.trainer
+            trained = trainer.global_step and not (self._done or trainer.fast_dev_run)
+            if trained and trainer.is_global_zero:
+                from anneal.report.curves import draw_curves  # imports pandas
+
+                draw_curves(self.folder)
 
     def _callbacks(self, settings: dict[str, Any]) -> list[Any]:
         """Return the user's and the default ones that these, or other settings, don't replace."""
@@ -229,10 +266,13 @@ class Run:
         own = [logger for logger in as_list(asked) if not isinstance(logger, CSVLogger | bool)]
         if asked is False or self.command in ("validate", "predict", "export"):
             # Lightning's own default is one more CSV.
-            return [logger for logger in own if not isinstance(logger, WandbLogger)] or False
-        if self.project != "project":
-            os.environ.setdefault("WANDB_PROJECT", self.project)  # as `make rename` called it
+            return [logger for logger in own if not isinstance(logger, Viewer)] or False
         if asked in (None, True):
             own = [WandbLogger(self.folder, **vars(self.config.wandb))]
         self.loggers = [CSVLogger(self.folder), *own]
         return list(self.loggers)
+
+
+def significant(value: float) -> str:
+    """Return a number with four decimals, or with four digits where these would say little."""
+    return f"{value:.4f}" if 0.1 <= abs(value) < 1e5 else f"{value:.4g}"

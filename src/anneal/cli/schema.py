@@ -181,7 +181,8 @@ def resolve(name: Any, hint: Any) -> Any:
     names = short_names(hint)
     module, _, last = name.rpartition(".")
     if not module:
-        classes = names.get(name, []) or list(_of_packages(name, bases))
+        whole = next((n for n in names if n.lower() == f"{name}{kind}".lower()), "")  # mlflow
+        classes = names.get(name) or names.get(whole) or list(_of_packages(name, bases))
         classes = [c for c in classes if not any(issubclass(d, c) for d in classes if d is not c)]
         classes = [c for c in classes if _rank(c) == min(map(_rank, classes))]
         if len(classes) == 1:

@@ -98,7 +98,7 @@ class CSVLogger(Logger):
             pending: What was logged next, if it was: that line stays too.
 
         Returns:
-            The lines taken out because training writes them again, as text by column.
+            The lines that stay, as text by column: training writes the others again.
         """
         if not self.path.exists():
             return []
@@ -114,8 +114,9 @@ class CSVLogger(Logger):
             or (i == count and _has(row, pending, all))
             for i, row in enumerate(rows)
         ]
-        self._replace(columns, [row for row, stays in zip(rows, stay, strict=True) if stays])
-        return [row for row, stays in zip(rows, stay, strict=True) if not stays]
+        kept = [row for row, stays in zip(rows, stay, strict=True) if stays]
+        self._replace(columns, kept)
+        return kept
 
     def has(self, names: Iterable[str], step: int) -> bool:
         """Return whether a line of this step has values under all these names."""

@@ -4,15 +4,15 @@ wandb takes half a second to import, for which a command that starts no run does
 private names (`wandb.sdk`) are as they were in release 0.31.0.
 """
 
+import json
 import os
 import secrets
-import shlex
 import shutil
+import subprocess
 import sys
 import threading
-from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anneal.errors import UserError, first_line
-from anneal.system import code_version
+from anneal.loggers.viewers import Viewer, default_project, typed
 
 RECORDINGS = "*run-*/run-*.wandb"
 ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
@@ -31,7 +31,7 @@ INIT_SECONDS = 15.0  # for it to accept a run
 FINISH_SECONDS = 60.0  # for the last uploads at the end of a run, also where it went away
 
 
-class WandbLogger(LightningWandbLogger):
+class WandbLogger(Viewer, LightningWandbLogger):
     """Record the run with Weights & Biases; an account is not needed.
 
     Logged in: online. Otherwise, or where the server does not answer: offline, in the run's folder.
@@ -60,7 +60,7 @@ class WandbLogger(LightningWandbLogger):
         self.run_dir = Path(run_dir)
         super().__init__(
             name=name or os.environ.get("WANDB_NAME") or self.run_dir.resolve().name,
-            project=project or os.environ.get("WANDB_PROJECT") or "anneal",
+            project=project or default_project(),
             save_dir=self.run_dir,
             tags=tags,
             notes=notes,
@@ -68,8 +68,6 @@ class WandbLogger(LightningWandbLogger):
         )
         del self._wandb_init["anonymous"]  # wandb warns about it
         self._want_offline = offline
-        self._sent: set[tuple[int, str]] = set()
-        self._lost = False
         self._recordings = self.run_dir / "wandb"
 
     @property
@@ -84,50 +82,29 @@ class WandbLogger(LightningWandbLogger):
         return super().experiment
 
     @property
-    def look(self) -> str:
+    def look(self) -> str:  # type: ignore[override]
         """The address or the command that shows the run; empty if W&B is disabled."""
         run = self._experiment
         if run is None or run.disabled:
             return ""
-        return typed("leet", self._recordings) if run.offline else str(run.url)
+        return typed("wandb", "leet", self._recordings) if run.offline else str(run.url)
 
     @rank_zero_only
     def log_config(self, config: dict[str, Any], file: str | os.PathLike[str]) -> None:
         """Put the resolved configuration into the run, once before training, and its `file` too."""
         run = self.experiment
-        self.add_config({**config, "code": code_version()})
+        run.config.update(config, allow_val_change=True)
         if not run.disabled:
             # Under another name, because wandb writes a `config.yaml` of its own there.
             copy = shutil.copyfile(file, Path(run.dir) / "anneal.yaml")
             run.save(copy, base_path=run.dir, policy="now")
 
-    @rank_zero_only
-    def add_config(self, values: dict[str, Any]) -> None:
-        """Add values to the configuration that W&B shows."""
-        self.experiment.config.update(values, allow_val_change=True)
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """Do nothing: they are part of the configuration, and would be there twice."""
-
-    @rank_zero_only
-    def skip(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Don't send again the rows that `CSVLogger.rewind` took out: an earlier process did."""
-        self._sent = {
-            (int(row["step"]), key)
-            for row in rows
-            for key, value in row.items()
-            if value and key not in ("step", "epoch", "time")
-        }
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Send one row; its x axis is `trainer/global_step`, the index of the optimizer step."""
-        if self._sent and step is not None:
-            metrics = {k: v for k, v in metrics.items() if (step, k) not in self._sent}
-            if not metrics.keys() - {"epoch"}:
-                return
-        with self._unless_lost():
-            super().log_metrics(metrics, step)
+    def recorded(self) -> Iterable[tuple[int, str]]:
+        for file in self._recordings.glob(RECORDINGS):
+            command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
+            for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
+                row = json.loads(line).get("history", {}).get("item", {})
+                yield from ((row.get("trainer/global_step", -1), name) for name in row)
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         if checkpoint_callback.monitor:
@@ -153,7 +130,7 @@ class WandbLogger(LightningWandbLogger):
 
     def log_image(self, key: str, images: list[Any], *args: Any, **kwargs: Any) -> None:
         """Send images, as Lightning's logger does."""
-        with self._unless_lost():
+        with self.unless_lost():
             super().log_image(key, images, *args, **kwargs)
 
     @rank_zero_only
@@ -165,18 +142,8 @@ class WandbLogger(LightningWandbLogger):
         try:
             run.finish(exit_code=exit_code)
         except Exception as error:  # what was trained does not depend on the tracker
-            later = typed("sync --include-online", self._recordings)
+            later = typed("wandb", "sync", "--include-online", self._recordings)
             say(f"not all was sent ({_reason(error)}). Send later: {later}")
-
-    @contextmanager
-    def _unless_lost(self) -> Iterator[None]:
-        # wandb records in a process of its own. If that dies, training continues without it.
-        try:
-            yield
-        except OSError as error:
-            if not self._lost:
-                say(f"stopped recording: {_reason(error)}. metrics.csv goes on")
-            self._lost = True
 
 
 def start(arguments: Mapping[str, Any], folder: Path, offline: bool) -> Any:
@@ -216,14 +183,6 @@ def start(arguments: Mapping[str, Any], folder: Path, offline: bool) -> Any:
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return run
-
-
-def typed(command: str, folder: Path) -> str:
-    """Return a command of wandb for a folder, with the path of wandb where that is needed."""
-    program = "wandb"
-    if not shutil.which("wandb"):  # the environment is not activated
-        program = os.path.relpath(Path(sys.executable).with_name("wandb"))
-    return f"{program} {command} {shlex.quote(str(folder))}"
 
 
 def within(seconds: float, call: Callable[[], Any]) -> str:
@@ -284,11 +243,11 @@ def _mode(want_offline: bool) -> tuple[str, str]:
 def _announce(run: Any, mode: str, why: str, folder: Path, earlier: list[Path]) -> None:
     # `wandb sync` sends each folder as a whole run, so that only the last folder would be left;
     # told to resume, it appends, and moves on W&B's own step, which starts from 0 in each.
-    sync = f"{'WANDB_RESUME=allow ' if earlier else ''}{typed('sync', folder)}"
+    sync = f"{'WANDB_RESUME=allow ' if earlier else ''}{typed('wandb', 'sync', folder)}"
     if mode == "disabled":
         say(f"disabled ({why})")
     elif mode == "offline":
-        say(f"offline ({why}). Look: {typed('leet', folder)} · Send later: {sync}")
+        say(f"offline ({why}). Look: {typed('wandb', 'leet', folder)} · Send later: {sync}")
     elif any(
         file.parent.name.startswith("offline-") and not [*file.parent.glob("*.synced")]
         for file in earlier

@@ -13,6 +13,7 @@ from anneal.errors import UserError
 from anneal.optim.exact_state import is_plain, is_same
 from anneal.optim.joint import with_owners
 from anneal.optim.schedule import Schedule
+from anneal.runs.resume import lr_jump
 
 # What torch's schedulers write into a group.
 SET_BY_SCHEDULERS = {
@@ -54,6 +55,7 @@ class RunSchedule(LRScheduler):
         self.as_configured = [_settings(*both) for both in with_owners(optimizer)]
         self.configured_before: list[dict[str, Any]] = []
         self.was_constant = False
+        self.resumed: dict[str, Any] = {}  # what the checkpoint has said
         self.groups_at_first = len(self.as_configured)
 
     def setup(
@@ -79,6 +81,7 @@ class RunSchedule(LRScheduler):
         self.warmup = self.schedule.warmup_steps or round(
             self.schedule.warmup_epochs * steps_per_epoch
         )
+        before = self.get_last_lr()
         # Loading a checkpoint brought the optimizer's old settings back: what is typed wins.
         self._take_new_groups()
         self._configure_groups()
@@ -88,7 +91,15 @@ class RunSchedule(LRScheduler):
                 "the learning rate is still rising at the end"
             )
         self.period = 1 if self.schedule.unit == "step" else steps_per_epoch
+        had = self.resumed.get("total_steps")
+        self.steps -= (ended := self.steps == had)  # where the learning rate stays at its last
         self._build()
+        if self.resumed and self.inner and not self.is_plateau:
+            name = type(self.inner).__name__
+            if line := lr_jump(before, self.get_last_lr(), name, had, total_steps):
+                rank_zero_info(line)
+        if ended:
+            self.step()
 
     def _build(self) -> None:
         """Build the inner scheduler over the groups as they are configured, and bring it here."""
@@ -140,6 +151,7 @@ class RunSchedule(LRScheduler):
         state: dict[str, Any] = {"steps": self.steps, "steps_per_epoch": self.steps_per_epoch}
         plain = [{k: v for k, v in g.items() if is_plain(v)} for g in self.as_configured]
         state |= {"configured": plain, "constant": self.was_constant}
+        state["total_steps"] = self.total_steps
         if self.is_plateau:
             inner: Any = self.inner
             state["plateau"] = {
@@ -157,6 +169,7 @@ class RunSchedule(LRScheduler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the position; `setup` works out the learning rates."""
+        self.resumed = state_dict
         self.steps = state_dict["steps"]
         self.steps_per_epoch = state_dict["steps_per_epoch"]
         self.plateau = state_dict.get("plateau", {})

@@ -1,6 +1,7 @@
 """The command `card`: write a model card for a hub, as README.md in the run's folder."""
 
 import argparse
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -9,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 from anneal.errors import UserError, command
 from anneal.runs.config import parse
 from anneal.runs.folder import find_checkpoint, find_runs, newest, read_checkpoint
+from anneal.runs.metrics import family
 
 if TYPE_CHECKING:
     from anneal.runs.run import Run
 
 TEMPLATE = Path(__file__).with_name("card.md")
-CURVES = "curves.png"
+# By task: what its outputs are called, and what the hub calls it.
+OUTPUTS = {"classification": "classes", "multilabel": "labels", "regression": "targets"}
+TASKS = {"classification": "image-classification", "multilabel": "image-classification"}
+TASKS |= {"regression": "image-regression", "": "other"}
+ON_HUB = {"acc": "accuracy", "f1_macro": "f1", "auroc": "roc_auc", "r2": "r_squared"}  # metrics
 TRAINER = (
     *("max_epochs", "max_steps", "accelerator", "devices", "num_nodes", "strategy", "precision"),
     *("accumulate_grad_batches", "gradient_clip_val"),
@@ -23,9 +29,10 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of norms: no
 
 
 def card(folder: Path, run: "Run") -> str:
-    """Return the card's text; raise UserError if there is no checkpoint of a classifier."""
+    """Return the card's text; raise UserError if there is no checkpoint."""
     from huggingface_hub import ModelCard
 
+    from anneal.report.curves import CURVES
     from anneal.runs.exported import is_exported
 
     paths = {}
@@ -36,17 +43,19 @@ def card(folder: Path, run: "Run") -> str:
         raise UserError(f"{folder} has no checkpoint: a card is about trained weights")
     checkpoints = {path.name: read_checkpoint(path) for path in paths.values()}
     name, checkpoint = next(iter(checkpoints.items()))
-    if "class_names" not in checkpoint:
-        raise UserError(f"{folder} has trained no classifier: a card is about one")
+    task = checkpoint.get("task", "classification" if "class_names" in checkpoint else "")
     measured = {name: _measured(run, c) for name, c in checkpoints.items()}
     counts = {"val": checkpoint.get("counts", {}).get("val", 0), "test": _tested(folder)}
     own = [key for key in run.config if key.partition(".")[0] in ("model", "seed_everything")]
-    matrices = newest(folder.glob("test-confusion*.png"))
+    figures = {
+        re.sub(r"-\d+$", "", p.stem): p.name for p in newest(folder.glob("test-*.png"))[::-1]
+    }
+    figures.pop("test-top-losses", "")  # images of the test, which may be nobody else's business
     path = checkpoint.get("model_class")
     path = path or parse(checkpoint["config"], folder)["model"]["class_path"]
     module, _, class_name = path.rpartition(".")
     written = ModelCard.from_template(
-        _head(run, list(measured.values())),
+        _head(run, list(measured.values()), task),
         template_path=str(TEMPLATE),
         name=run.name,
         module=module,
@@ -57,11 +66,15 @@ def card(folder: Path, run: "Run") -> str:
         measured=measured,
         metrics=dict.fromkeys(metric for values in measured.values() for metric in values),
         shown=lambda metric, values: value_of(metric, values.get(metric), counts),
-        curves=CURVES if (folder / CURVES).is_file() else "",
-        matrix=matrices[0].name if matrices else "",
+        tested=any(family(metric)[0] == "test" for found in measured.values() for metric in found),
+        figures=[name for name in (CURVES, *figures.values()) if (folder / name).is_file()],
+        task=task,
+        predicts=bool(task) and checkpoint.get("predicts", True),
+        predict_path="data.predict_path" in run.config,
         exported=[p.name for p in sorted(folder.glob("model*")) if is_exported(p)],
         data=_settings(run.config, [key for key in run.config if key.startswith("data")]),
-        classes=checkpoint["class_names"] or [],
+        classes=checkpoint.get("class_names") or [],
+        outputs=OUTPUTS.get(task, "outputs"),
         recipe=_settings(run.config, [*own, *(f"trainer.{key}" for key in TRAINER)]),
         environment={"lightning": checkpoint["pytorch-lightning_version"]}
         | checkpoint.get("environment", {}),
@@ -69,25 +82,28 @@ def card(folder: Path, run: "Run") -> str:
     return str(written).rstrip("\n") + "\n"
 
 
-def _head(run: "Run", measured: list[dict[str, float]]) -> Any:
-    """Return the front matter that Hugging Face's hub reads, with the best weights' accuracies."""
+def _head(run: "Run", measured: list[dict[str, float]], task: str) -> Any:
+    """Return the front matter that Hugging Face's hub reads, with the best weights' metrics."""
     from huggingface_hub import EvalResult, ModelCardData
 
     name = _dataset(run.config)
-    kind = name.lower() if "data.dataset" in run.config else "imagefolder"
-    task = "image-classification"
+    in_folder = "data.root" in run.config and "data.dataset" not in run.config
+    kind = "imagefolder" if in_folder else name.lower()
+    found = {metric: value for values in measured[::-1] for metric, value in values.items()}
     results = []
-    for split in ("test", "val"):
-        if values := [found[f"{split}/acc"] for found in measured if f"{split}/acc" in found]:
-            best = round(values[0], 6)
-            results.append(EvalResult(task, kind, name, "accuracy", best, dataset_split=split))
+    for metric, value in found.items():
+        stage, what = family(metric)
+        if stage and what != "loss":
+            result = EvalResult(TASKS[task], kind, name, ON_HUB.get(what, what), round(value, 6))
+            result.dataset_split, result.metric_name = stage, metric
+            results.append(result)
     return ModelCardData(
         library_name="pytorch",
-        tags=["pytorch", "lightning"],
-        pipeline_tag=task,
-        metrics=["accuracy"],
+        tags=["pytorch", "lightning", *[task] * bool(task)],
+        pipeline_tag=TASKS[task] if task in ("classification", "multilabel") else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)),
         model_name=run.name,
-        eval_results=results,
+        eval_results=results or None,
     )
 
 
@@ -116,7 +132,7 @@ def _measured(run: "Run", checkpoint: dict[str, Any]) -> dict[str, float]:
     found = {"optimizer steps": float(checkpoint["global_step"])}
     for metric in rows:
         values = rows[metric].dropna()
-        if metric.startswith(("val/", "test/")) and len(values):
+        if family(metric)[0] not in ("", "train") and len(values):
             found[metric] = float(values.iloc[-1])
     return found
 
@@ -156,7 +172,7 @@ def write(folder: Path) -> Path:
     Raises:
         UserError: There is a README.md, which may be a person's, or something can't be read.
     """
-    from anneal.report.plots import lines_of, still
+    from anneal.report.curves import draw_curves
     from anneal.runs.run import Run
 
     path = folder / "README.md"
@@ -164,8 +180,7 @@ def write(folder: Path) -> Path:
         raise UserError(f"{path} is there already: rename or remove it first")
     run = Run.read(folder)
     try:
-        if lines := lines_of([run]):
-            still([run], lines).savefig(folder / CURVES, dpi=120)
+        draw_curves(folder)
         path.write_text(card(folder, run), "utf-8", "backslashreplace")
     except OSError as e:
         raise UserError(f"can't write {e.filename or path}: {e.strerror}") from e

@@ -4,6 +4,7 @@ What takes a second to import is imported where it is used, so that `--help` doe
 """
 
 import argparse
+import json
 import re
 import sys
 from collections import Counter
@@ -13,58 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anneal.errors import UserError, command
-from anneal.runs.folder import STAMP, find_runs
+from anneal.runs.folder import find_runs
+from anneal.runs.metrics import better, family
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from anneal.report.plots import Line
+    from anneal.report.curves import Line
     from anneal.runs.run import Run
 
-BETTER = {"acc": "max", "loss": "min"}
-FORMATS = {  # by the end of a column, in their order
-    "acc": "{:.4f}",
-    "loss": "{:.4g}",
+COSTS = {  # columns behind those of metrics
     "epochs": "{}",
     "steps": "{:,.0f}",
     "time [s]": "{:,.1f}",
     "samples/s": "{:,.0f}",
 }
-GENERATED = re.compile(rf"-\d{{3}}$|{STAMP.pattern}")  # names of a sweep's runs, and of others
 BANDS = " Runs that differ by their seed only are drawn as their mean, in a band of all values."
 BEST = "background-color: #c9efd2; font-weight: bold"
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font: 14px system-ui, sans-serif; color: #2a3f5f; margin: 1.5em; }}
-h1 {{ font-size: 1.4em; margin: 0; }}
-p {{ max-width: 75em; line-height: 1.5; }}
-.table {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; white-space: nowrap; }}
-th, td {{ padding: 0.25em 0.7em; border-bottom: 1px solid #dfe8f3; text-align: right; }}
-thead th {{ white-space: normal; vertical-align: bottom; }}
-thead tr:first-child th {{ text-align: left; }}
-tbody th {{ position: sticky; left: 0; background: white; text-align: left; }}
-tbody th {{ font-weight: normal; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>Thick: validation and the learning rate. Thin: training. Dotted: where the learning rate drops. A
-click on a run in the legend switches it off and on, a double click all others. Drag to zoom,
-double-click to zoom out.{bands}{thinned}</p>
-{figure}
-<div class="table">
-{table}
-</div>
-<p>The best value of a metric is marked. Keys of the configuration that all runs share are left out;
-an arrow is a change on a resume. Time and samples/s include validation.</p>
-</body>
-</html>
-"""
+TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def read(words: Iterable[str]) -> "list[Run]":
@@ -91,12 +58,16 @@ def read(words: Iterable[str]) -> "list[Run]":
 def results(run: "Run") -> dict[str, float | str]:
     """Return the best, last and tested values of a run, and how long it took."""
     row: dict[str, float | str] = {}
-    for what, better in BETTER.items():
-        for stage, metric in run.stages(what).items():
-            if metric == "train/acc" or not len(y := run.curve(metric).y):
+    for name, columns in run.families.items():
+        stages = {metric: family(metric)[0] for metric in columns}
+        measured = {*stages.values()} - {"train"}
+        for metric, stage in stages.items():
+            trained = stage == "train" and name != "loss" and measured
+            if trained or metric.startswith("lr") or (len(columns) > 1 and not stage):
                 continue
-            if stage not in ("train", "test"):
-                row[f"best {metric}"] = float(y.max() if better == "max" else y.min())
+            y, how = run.curve(metric).y, better(metric)
+            if stage not in ("", "train", "test") and how:
+                row[f"best {metric}"] = float(y.max() if how == "max" else y.min())
             row[metric if stage == "test" else f"last {metric}"] = float(y[-1])
     end = run.reached()
     if "epoch" in end:
@@ -113,7 +84,7 @@ def table(runs: "Sequence[Run]", palette: Sequence[str] = ()) -> str:
     """Return results and what differs between the configurations, a row a run, as HTML."""
     import pandas as pd
 
-    from anneal.report.plots import colours
+    from anneal.report.curves import colours
 
     names = [run.name for run in runs]
     found = pd.DataFrame([results(run) for run in runs], index=names)
@@ -124,32 +95,23 @@ def table(runs: "Sequence[Run]", palette: Sequence[str] = ()) -> str:
     style = style.format_index(escape="html", axis=1)
     for column in frame["results"].select_dtypes("number"):
         key = ("results", column)
-        shown = next(form for end, form in FORMATS.items() if column.endswith(end))
+        how = {**dict.fromkeys(COSTS), "samples/s": "max"}.get(column, better(column))
+        shown = COSTS.get(column, "{:.4f}" if how == "max" else "{:.4g}")
         style = style.format(shown, subset=[key], na_rep="–")  # noqa: RUF001
-        if len(runs) > 1 and column.endswith(("acc", "samples/s")):
-            style = style.highlight_max(subset=[key], props=BEST)
-        elif len(runs) > 1 and column.endswith("loss"):
-            style = style.highlight_min(subset=[key], props=BEST)
+        if len(runs) > 1 and how:
+            mark = style.highlight_max if how == "max" else style.highlight_min
+            style = mark(subset=[key], props=BEST)
     swatch = dict(zip(names, palette or colours(len(runs)), strict=True))
     style = style.map_index(lambda name: f"border-left: 0.7em solid {swatch[name]}", axis=0)
     return str(style.to_html())
 
 
-def _rank(column: str) -> tuple[int, bool]:
-    """Return the place of a column: accuracies, losses, then costs, and training the last."""
-    return next(i for i, end in enumerate(FORMATS) if column.endswith(end)), "train/" in column
-
-
-def labelled(runs: "Sequence[Run]") -> "Sequence[Run]":
-    """Return runs that nobody has named under what differs between them, if that is little."""
-    from anneal.runs.run import FEW_KEYS
-
-    differ = _differing(runs).rename(columns=lambda key: key.rpartition(".")[2])
-    names = [", ".join(f"{k}={v}" for k, v in row.items()) for _, row in differ.iterrows()]
-    few = differ.shape[1] <= FEW_KEYS and len(set(names)) == len(runs)
-    if not (few and all(GENERATED.search(run.name) for run in runs)):
-        return runs
-    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+def _rank(column: str) -> int:
+    """Return the place of a column: accuracies, losses, what is of training only, then costs."""
+    if column in COSTS:
+        return 9 + [*COSTS].index(column)
+    stage, name = family(column.removeprefix("best ").removeprefix("last "))
+    return {"acc": 0, "loss": 2}.get(name, 1) + 3 * (stage in ("", "train"))
 
 
 def _differing(runs: "Sequence[Run]") -> "pd.DataFrame":
@@ -165,49 +127,52 @@ def page(
     runs: "Sequence[Run]", lines: "Sequence[Line]", groups: "Sequence[Sequence[Run]]" = ()
 ) -> str:
     """Return the page, with all that it needs in it; `groups` are the runs that means are of."""
-    from anneal.report.plots import colours, interactive
+    from plotly.offline import get_plotlyjs
+
+    from anneal.report.curves import colours
+    from anneal.report.traces import traces_of
+    from anneal.runs.run import labelled
 
     groups = groups or [[run] for run in runs]
     every = [run for group in groups for run in group]
     by_group = zip(groups, colours(len(runs)), strict=True)
     palette = [colour for group, colour in by_group for _ in group]
     longest = max(len(line.kept) for line in lines)
-    thinned = (
-        f" Long curves are drawn by up to {longest:,} points, the lowest and the highest value of"
-        " each stretch of steps; smoothing and the table use all of them."
-    )
-    figure = interactive(labelled(runs), lines).to_html(
-        full_html=False,
-        include_plotlyjs=True,
-        config={"displaylogo": False, "showSendToCloud": False, "responsive": True},
-    )
-    return PAGE.format(
-        title="1 run" if len(every) == 1 else f"{len(every)} runs",
-        thinned=thinned if any(len(line.kept) < len(line.curve.y) for line in lines) else "",
-        bands=BANDS if len(runs) < len(every) else "",
-        figure=figure,
-        table=table(every, palette),
-    )
+    notes = BANDS if len(runs) < len(every) else ""
+    if any(len(line.kept) < len(line.curve.y) for line in lines):
+        notes += (
+            f" Long curves are drawn by up to {longest:,} points, the lowest and the highest value"
+            " of each stretch of steps; smoothing and the table use all of them."
+        )
+    values = {
+        "title": "1 run" if len(every) == 1 else f"{len(every)} runs",
+        "plotly": get_plotlyjs(),
+        "notes": notes,
+        "table": table(every, palette),
+        "data": json.dumps(traces_of(labelled(runs), lines)).replace("<", r"\u003c"),
+    }
+    return re.sub(r"{{ (\w+) }}", lambda found: values[found[1]], TEMPLATE.read_text())
 
 
 def write(runs: "Sequence[Run]", output: Path, bands: bool = False) -> list[Path]:
-    """Write the page, a figure of its curves, and one of each panel; return their paths."""
-    from anneal.report.plots import lines_of, panels_of, still
-    from anneal.runs.run import grouped, mean_of
+    """Write the page, a figure of what it shows at first, and one of each panel; return paths."""
+    from anneal.report.curves import first_panels, lines_of, panels_of, still
+    from anneal.runs.run import grouped, labelled, mean_of
 
     groups = grouped(runs) if bands else {run.name: [run] for run in runs}
     means = [mean_of(label, members) for label, members in groups.items()]
     lines = lines_of(means)
     if not lines:
-        raise UserError(f"no loss, acc or lr in {', '.join(run.name for run in runs)}")
-    figures = {output.with_suffix(".png"): lines}
+        raise UserError(f"no metric in {', '.join(run.name for run in runs)}")
+    figures = {output.with_suffix(".png"): first_panels(lines)}
     for panel in panels_of(lines):
-        path = output.with_name(f"{output.stem}-{panel}.png")
-        figures[path] = [line for line in lines if line.panel == panel]
+        name = re.sub(r"\W+", "-", panel)
+        figures[output.with_name(f"{output.stem}-{name}.png")] = [panel]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(means, lines, list(groups.values())), encoding="utf-8")
-        for path, drawn in figures.items():
+        for path, panels in figures.items():
+            drawn = [line for line in lines if line.panel in panels]
             still(labelled(means), drawn).savefig(path, dpi=120)
     except OSError as e:
         raise UserError(f"can't write {e.filename or output}: {e.strerror}") from e

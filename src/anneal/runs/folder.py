@@ -208,6 +208,10 @@ def _best(folder: Path) -> Path | None:
 def _load(path: Path) -> Any:
     import torch  # takes seconds, and most of this file needs none
 
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
     if zipped := is_zipfile(path):
         with ZipFile(path) as file:
             # torch.save stores; a few KB that are compressed can unpack to any size.

@@ -10,6 +10,11 @@ from anneal.errors import UserError
 LOWER = {"loss", "error", "err", "nll", "mse", "rmse", "mae", "perplexity", "ece", "wer", "cer"}
 HIGHER = {"acc", "accuracy", "f", "auroc", "auc", "precision", "recall", "iou", "dice", "map"}
 HIGHER |= {"psnr", "ssim", "bleu", "r"}
+# train/loss, and as Lightning writes it: val_loss, train/loss_epoch, val/acc/dataloader_idx_1.
+STAGED = re.compile(
+    r"(train|val|valid|validation|test)[/_](.+?)(_step|_epoch)?(/dataloader_idx_\d+)?$"
+)
+BESIDE_LR = re.compile(r"lr\b.*-(momentum|weight_decay)$")
 
 
 class Table(NamedTuple):
@@ -38,6 +43,35 @@ def read(path: Path, complete: bool = False) -> Table:
     columns, *rows = list(csv.reader(whole_lines(path, complete))) or [[]]
     whole = (row for row in rows if len(row) == len(columns))
     return Table(columns, [dict(zip(columns, row, strict=True)) for row in whole])
+
+
+def family(metric: str) -> tuple[str, str]:
+    """Return the stage that a metric is of, "" if of none, and the name of all that belong to it.
+
+    Those of other stages and of other layers do: they are drawn in one panel.
+    """
+    if staged := STAGED.fullmatch(metric):
+        name, _, part = staged[2].partition("/")
+        return staged[1], f"{name} of each" if part else name
+    if is_learning_rate(metric):
+        return "", "lr/effective" if metric.startswith("lr/effective") else "lr"
+    if beside := BESIDE_LR.match(metric):
+        return "", beside[1]
+    first, *others = metric.split("/")
+    return "", f"{first}/{others[-1]}" if others else first
+
+
+def is_learning_rate(column: str) -> bool:
+    """Return whether a metric is a learning rate: `lr`, or `lr/decay` of a parameter group."""
+    return column.partition("/")[0] == "lr" and "-" not in column  # lr-momentum, ...
+
+
+def better(metric: str) -> Literal["min", "max"] | None:
+    """Return whether lower or higher is better; None: the metric's name doesn't say."""
+    try:
+        return direction(metric)
+    except UserError:
+        return None
 
 
 def direction(

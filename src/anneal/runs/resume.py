@@ -34,6 +34,31 @@ def nothing_left(checkpoint: dict[str, Any], trainer: Trainer) -> str:
     return ""
 
 
+def lr_jump(
+    before: list[float], now: list[float], scheduler: str, had: int | None, has: int | None
+) -> str:
+    """Return that a resume changes a learning rate by more than a hundredth, why, and how not to.
+
+    Args:
+        before: Learning rates of the groups as they were saved.
+        now: Those of the same step now.
+        scheduler: Name of the scheduler.
+        had: Steps in the run as it was saved; None: not known.
+        has: Steps in the run now.
+    """
+    pairs = zip(before, now, strict=False)
+    old, new = max(pairs, key=lambda both: abs(both[0] - both[1]) / (max(both) or 1))
+    if abs(old - new) <= 0.01 * max(old, new):
+        return ""
+    why = "the schedule is configured otherwise now"
+    if had != has:
+        why = f"{scheduler} has {has} steps now" + (f", and had {had}" if had else "")
+    return (
+        f"lr {old:.3g} -> {new:.3g} with this resume: {why}. To stay at {old:.3g}: "
+        f"--model.schedule.scheduler=null --model.optimizer.lr={old:.3g}"
+    )
+
+
 def differences(stored: str | None, now: str) -> Differences:
     """Return (key, value there, value now) of what differs in the model of two configurations.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import StringIO
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ import pandas as pd
 from anneal.errors import UserError
 from anneal.runs.config import flatten, parse
 from anneal.runs.drops import Array, drops
-from anneal.runs.folder import configs_of
-from anneal.runs.metrics import whole_lines
+from anneal.runs.folder import STAMP, configs_of
+from anneal.runs.metrics import family, is_learning_rate, whole_lines
 
 AXES = {"step": "optimizer steps", "epoch": "epochs", "samples": "samples", "time": "seconds"}
 # What makes no other training of one. No name of a run tells more than its seed.
 BESIDE = re.compile(
     r"(seed_everything|wandb|progress_bar|lr_monitor|trainer\.(default_root_dir|logger|enable_\w+))\b"
 )
+GENERATED = re.compile(rf"-\d{{3}}$|{STAMP.pattern}")  # names of a sweep's runs, and of others
 SEED_IN_NAME = re.compile(r"[-_]s(eed)?[-_=]?\d+$")
+LONG_NUMBER = re.compile(r"-?\d+\.\d+(e-?\d+)?")
 FEW_KEYS = 3  # that differ, and a label can say them
 OURS_AND_TORCHS = re.compile(r"^(anneal|torch|lightning)\..*\.")  # classes with a short name
 
@@ -93,25 +96,27 @@ class Run:
             x["time"] = rows["time"].to_numpy()
         return Curve(rows[metric].to_numpy(), x)
 
-    def stages(self, what: str) -> dict[str, str]:
-        """Return the metrics called `what`: column by stage, as in {"train": "train/loss"}."""
-        columns = [c for c in self.metrics if c == what or c.endswith(f"/{what}")]
-        return {c.removesuffix(what).strip("/"): c for c in columns}
+    @cached_property
+    def families(self) -> dict[str, list[str]]:
+        """The metrics that have a value, by the name of their family; of equal columns the first.
 
-    def learning_rates(self) -> list[str]:
-        """Return the columns with a learning rate, those of groups with equal ones once."""
-        rates: list[str] = []
-        for column in filter(is_learning_rate, self.metrics):
-            if not any(self.metrics[column].equals(self.metrics[other]) for other in rates):
-                rates.append(column)
-        return rates
+        Parameter groups may have equal learning rates.
+        """
+        found: dict[str, list[str]] = {}
+        for column in self.metrics.columns.difference([*AXES], sort=False):
+            values = self.metrics[column]
+            own = found.setdefault(family(column)[1], [])
+            equal = (self.metrics[c].equals(values) for c in own if family(c) == family(column))
+            if np.isfinite(values).any() and not any(equal):
+                own.append(column)
+        return {name: columns for name, columns in found.items() if columns}
 
     @cached_property
     def drops(self) -> list[Drop]:
         """Drops of the learning rate, the first one that is logged if there are several."""
-        if not (lrs := self.learning_rates()):
+        if "lr" not in self.families:
             return []
-        curve = self.curve(lrs[0])
+        curve = self.curve(self.families["lr"][0])
         lr = curve.y
         return [
             Drop(float(lr[i - 1]), float(lr[i]), {axis: float(x[i]) for axis, x in curve.x.items()})
@@ -156,22 +161,62 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     configs = [{k: v for k, v in run.config.items() if not BESIDE.match(k)} for run in runs]
     for run, config in zip(runs, configs, strict=True):
         groups.setdefault(json.dumps(config, sort_keys=True), []).append(run)
-    differ = [k for k in {k: 0 for c in configs for k in c} if len({c.get(k) for c in configs}) > 1]
+    differ = labels_of([json.loads(config) for config in groups])
     labels: dict[str, list[Run]] = {}
-    for members in groups.values():
+    for label, members in zip(differ, groups.values(), strict=True):
         names = {SEED_IN_NAME.sub("", Path(run.name).name) for run in members}
-        label = ", ".join(f"{k.rpartition('.')[2]}={members[0].config.get(k)}" for k in differ)
-        if len(names) == 1 or len(differ) > FEW_KEYS or not differ:
-            label = min(names)
+        named = len(names) == 1 and not GENERATED.search(min(names))
+        label = min(names) if named or not label else label
         labels[label if label not in labels else members[0].name] = members
     return labels
+
+
+def labelled(runs: Sequence[Run]) -> Sequence[Run]:
+    """Return runs that nobody has named under their recipe's name, or what tells them apart."""
+    generated = all(GENERATED.search(run.name) for run in runs)
+    names = [(GENERATED if generated else STAMP).sub("", run.name) for run in runs]
+    if generated and len({*names}) < len(runs):
+        seed = "seed_everything"
+        configs = [run.config.items() for run in runs]
+        names = labels_of(
+            [{k: v for k, v in c if k == seed or not BESIDE.match(k)} for c in configs]
+        )
+    if "" in names or len({*names}) < len(runs):
+        return runs
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def labels_of(configs: Sequence[dict[str, str]]) -> list[str]:
+    """Return what differs between configurations, as text for each; "" if that is too much.
+
+    Of many keys it is one or two that tell all of them apart.
+    """
+    keys = [k for k in {k: 0 for c in configs for k in c} if len({c.get(k) for c in configs}) > 1]
+    if len(keys) > FEW_KEYS:
+        few = (some for n in (1, 2) for some in combinations(keys, n))
+        n = len(configs)
+        keys = [*next((s for s in few if len({tuple(map(c.get, s)) for c in configs}) == n), [])]
+    short = [key.rpartition(".")[2] for key in keys]
+    if len({*short}) < len(keys):
+        short = [".".join(key.split(".")[-2:]) for key in keys]
+    found = [
+        ", ".join(f"{name}={_brief(c[k])}" for k, name in zip(keys, short, strict=True) if k in c)
+        for c in configs
+    ]
+    return found if len({*found}) == len(configs) else [""] * len(configs)
+
+
+def _brief(value: str) -> str:
+    """Return a drawn number in four digits."""
+    return f"{float(value):.4g}" if len(value) > 8 and LONG_NUMBER.fullmatch(value) else value
 
 
 def mean_of(name: str, runs: Sequence[Run]) -> Run:
     """Return the mean of runs at each step, with the lowest and the highest values as its band."""
     if len(runs) == 1:
         return replace(runs[0], name=name)
-    metrics = pd.concat([run.metrics for run in runs]).replace([np.inf, -np.inf], np.nan)
+    metrics = pd.concat(_with_held_lr([run.metrics for run in runs]))
+    metrics = metrics.replace([np.inf, -np.inf], np.nan)
     steps, config = metrics.groupby("step"), runs[0].config
     mean, low, high = (
         Run(f"{name} ({len(runs)} runs)", config, steps.agg(how).reset_index())
@@ -180,9 +225,15 @@ def mean_of(name: str, runs: Sequence[Run]) -> Run:
     return replace(mean, band=(low, high))
 
 
-def is_learning_rate(column: str) -> bool:
-    """Return whether a metric is a learning rate: `lr`, or `lr/decay` of a parameter group."""
-    return column.partition("/")[0] == "lr" and "-" not in column  # lr-momentum, ...
+def _with_held_lr(found: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Return metrics with a learning rate where any run has one: only its changes are logged."""
+    lrs = [f.set_index("step").filter(filter(is_learning_rate, f)).dropna(how="all") for f in found]
+    steps = sorted({step for lr in lrs for step in lr.index})
+    held = [lr.groupby("step").last().reindex(steps).ffill() for lr in lrs]
+    return [
+        pd.concat([f.drop(columns=lr.columns), lr[lr.index <= f["step"].max()].reset_index()])
+        for f, lr in zip(found, held, strict=True)
+    ]
 
 
 def _read_metrics(folder: Path) -> pd.DataFrame:

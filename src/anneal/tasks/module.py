@@ -35,6 +35,7 @@ class TaskModule(LightningModule):
         pos_weight: Weight of samples with a label in the training loss of multilabel, for each
             label. `balanced`: samples without it / samples with it.
         label_smoothing: Share of the target spread evenly over all classes, in training only.
+        compile: Whether torch.compile runs the network.
 
     Attributes:
         net: The network, from images (N, C, H, W) to outputs (N, num_classes).
@@ -53,6 +54,7 @@ class TaskModule(LightningModule):
         class_weight: Weights = None,
         pos_weight: Weights = None,
         label_smoothing: float = 0.0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         # A checkpoint holds plain values only, so that torch.load(weights_only=True) reads it. From
@@ -65,8 +67,10 @@ class TaskModule(LightningModule):
             "label_smoothing": label_smoothing,
         }
         # A subclass need not take them.
-        unset = [name for name, value in {**self._options, "task": task}.items() if not value]
+        optional = {**self._options, "task": task, "compile": compile}
+        unset = [name for name, value in optional.items() if not value]
         self.save_hyperparameters(ignore=[*rich, *unset], logger=False)
+        self.compile_net = compile
         self._known_task: str | None = None
         self._set_task(task or Classification.name, "model.task says")
         self._known_task = task
@@ -146,6 +150,8 @@ class TaskModule(LightningModule):
         self.evaluated = MetricCollection(self.metrics(self.num_classes), compute_groups=False)
         if not isinstance(self.net, FSDPModule):  # its pieces have no layout
             self.net.to(memory_format=torch.channels_last)
+        if self.compile_net:
+            self.net.compile()  # in place: the names of the weights stay
 
     def on_fit_start(self) -> None:
         if not isinstance(self.net, FSDPModule):

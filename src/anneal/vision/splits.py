@@ -45,7 +45,7 @@ def hold_out(images: Listing, layout: Any) -> dict[str, str]:
 
     Groups are taken as a whole, by their rarest class. A class that one would lack is a UserError.
     """
-    notes, left = {}, 1.0  # of all
+    notes, left, there = {}, 1.0, np.count_nonzero(images.splits == "train")
     for split, option in (("test", "test_split"), ("val", "validation_split")):
         part = getattr(layout, option)
         if split in images.splits or not part:
@@ -70,7 +70,7 @@ def hold_out(images: Listing, layout: Any) -> dict[str, str]:
         images.splits[train[taken]] = split
         left -= part
         how = f"data.{option}={part:g}, data.split_seed={layout.split_seed}"
-        notes[split] = f"{taken.sum():,} of {len(train):,} images, taken out of train ({how})"
+        notes[split] = f"{taken.sum():,} of {there:,} images, taken out of train ({how})"
     return notes
 
 

@@ -43,7 +43,7 @@ class Classifier(TaskModule):
         rules: What applies to some of the parameters only: settings or an optimizer.
         top_k: Number of classes of one more metric of classification: `acc_top3` counts a
             prediction as right if the class is among the 3 most likely.
-        **kwargs: `task`, weights and smoothing of the training loss, as in `TaskModule`.
+        **kwargs: `task`, weights and smoothing of the training loss, `compile`: see `TaskModule`.
     """
 
     mean: Tensor

@@ -1,0 +1,116 @@
+"""Curves of several runs over one another, as the page's script hands them to Plotly."""
+
+import math
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from anneal.report.curves import (
+    FEW,
+    TITLES,
+    Line,
+    colours,
+    first_panels,
+    marked_of,
+    panels_of,
+    scale,
+)
+from anneal.runs.drops import Array
+from anneal.runs.run import AXES, Run
+
+SMOOTHING = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+
+
+def traces_of(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, Any]:
+    """Return what the page draws, as JSON can hold it: the runs, and the curves of each panel."""
+    panels, first = panels_of(lines), first_panels(lines)
+    marked = marked_of(runs, panels)
+    by_panel = {panel: [line for line in lines if line.panel == panel] for panel in panels}
+    ends = {
+        axis: max(line.curve.x[axis].max() for line in lines if axis in line.curve.x)
+        for axis in AXES
+        if any(axis in line.curve.x for line in lines)
+    }
+    return {
+        "runs": [
+            {"name": run.name, "colour": colour, "drops": _drops(run)}
+            for run, colour in zip(runs, colours(len(runs)), strict=True)
+        ],
+        "axes": {axis: {"name": AXES[axis], "end": float(end)} for axis, end in ends.items()},
+        "smoothing": SMOOTHING,
+        "panels": [
+            {
+                "title": TITLES.get(panel, panel),
+                "shown": panel in first,
+                "marked": panel in marked,
+                "scale": _scale(panel, by_panel[panel]),
+                "lines": _curves(by_panel[panel]),
+            }
+            for panel in panels
+        ],
+    }
+
+
+def _drops(run: Run) -> list[dict[str, Any]]:
+    text = "lr {:.3g} → {:.3g}"
+    return [{"text": text.format(drop.before, drop.after), "at": drop.at} for drop in run.drops]
+
+
+def _scale(panel: str, lines: Sequence[Line]) -> dict[str, Any]:
+    """Return the settings of the y axis of a panel."""
+    kind, limits = scale(panel, lines)
+    axis: dict[str, Any] = {"type": kind}
+    if kind == "log":
+        least = limits[0] if limits else min(line.curve.y.min() for line in lines)
+        axis["tickformat"] = "~e" if least < 1e-4 else "~g"
+        axis["nticks"] = 3  # more of them would run into each other
+    if limits:
+        axis["range"] = [math.log10(limit) for limit in limits]
+    return axis
+
+
+def _curves(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Return the bands of lines, there and back, and the lines at each level of smoothing.
+
+    The thick ones are drawn over the thin ones.
+    """
+    found = []
+    for line in sorted(lines, key=lambda line: not line.in_training):
+        at = {axis: x[line.kept] for axis, x in line.curve.x.items()}
+        about = {"run": line.run, "metric": line.metric}
+        if line.band:
+            low, high = line.band
+            x = {axis: _pack(np.append(places, places[::-1])) for axis, places in at.items()}
+            y = [_pack(np.append(low, high[::-1]))]
+            look = {"mode": "lines", "line": {"width": 0}}
+            found.append(about | {"x": x, "y": y, "look": look, "band": True})
+        x = {axis: _pack(places) for axis, places in at.items()}
+        y = [_pack(level.y[line.kept]) for level in _levels(line)]
+        found.append(about | {"x": x, "y": y, "look": _look(line)})
+    return found
+
+
+def _levels(line: Line) -> Iterator[Any]:
+    for weight in SMOOTHING if line.in_training else SMOOTHING[:1]:
+        yield line.curve.smooth(weight) if weight else line.curve
+
+
+def _look(line: Line) -> dict[str, Any]:
+    few = len(line.kept) <= FEW and not line.is_learning_rate
+    # A learning rate holds until the next one.
+    shape = "hv" if line.is_learning_rate else "linear"
+    colour = {"color": line.colour} if line.colour else {}
+    return {
+        "mode": "lines+markers" if few else "lines",
+        "line": {"width": 1 if line.in_training else 2, "shape": shape, **colour},
+        "marker": {"size": 3 if line.in_training else 5},
+        "opacity": 0.6 if line.in_training else 1,
+    }
+
+
+def _pack(values: Array) -> dict[str, str]:
+    """Return numbers in base64 for Plotly, in 4 bytes each if these hold integers exactly."""
+    kind = "f4" if np.abs(values).max(initial=0) < 2**24 else "f8"
+    return {"dtype": kind, "bdata": b64encode(values.astype(f"<{kind}").tobytes()).decode()}
