@@ -46,9 +46,9 @@ def fitted(name: str, width: float, fontsize: float) -> str:
     """Return a name as `legible` has it, without its middle if it is wider than so many inches."""
     fonts = [findfont(FontProperties(family=[f])) for f in rcParams["font.family"]]
     font = get_font(fonts)
-    font.set_size(fontsize, 720)  # at 72 dpi, hinting widens narrow letters by a third
+    font.set_size(fontsize, 72)
     whole = shown = name.replace(r"\$", "$")
-    kept, most = len(whole), 64 * 720 * width
+    kept, most = len(whole), 64 * 72 * width
     while kept > 1:
         font.set_text(shown)
         if (now := font.get_width_height()[0]) <= most:
