@@ -52,10 +52,8 @@ class Layout:
             `labels`. Its named groups are the columns, such as (?P<label>[a-z]+)_\\d+.
         task: What the labels are. None: numbers with a decimal point are regression, lists and
             several columns of 0 and 1 are multilabel, all else is classification.
-        validation_split: Share of each class that is taken for validation where the data has no
-            split for it.
-        test_split: Share of each class that is taken for the test where the data has no split
-            for it.
+        validation_split: Share of each class for validation, where the data has no such split.
+        test_split: Share of each class for the test, where the data has no such split.
         split_seed: Seed by which these are drawn.
     """
 
