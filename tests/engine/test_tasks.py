@@ -520,16 +520,23 @@ def test_names_of_forty_letters_neither_overlap_nor_are_cut(task, n, kind):
 
 
 @pytest.mark.parametrize(
-    ("task", "preds", "target", "caption"),
+    ("task", "preds", "target", "name", "caption"),
     [
-        ("regression", [41.0, -0.2463], [41.0, 0.7], "dose 0.7 →\n-0.2463 (0.59)"),
-        ("multilabel", [0.1, 0.9], [0.0, 1.0], "no mistake (0.59)"),
-        ("multilabel", [0.9, 0.1], [0.0, 1.0], "dose → age (0.59)"),
+        ("regression", [41.0, -0.2463], [41.0, 0.7], "dose", "dose 0.7 → -0.2463 (0.59)"),
+        (
+            "regression",
+            [41.0, -0.2463],
+            [41.0, 0.7],
+            "dose per day",
+            "dose per day 0.7 →\n-0.2463 (0.59)",
+        ),
+        ("multilabel", [0.1, 0.9], [0.0, 1.0], "dose", "no mistake (0.59)"),
+        ("multilabel", [0.9, 0.1], [0.0, 1.0], "dose", "dose → age (0.59)"),
     ],
 )
-def test_captions_cut_no_number_and_say_that_nothing_is_wrong(task, preds, target, caption):
+def test_captions_cut_no_number_and_say_that_nothing_is_wrong(task, preds, target, name, caption):
     top = [(0.59, torch.tensor(preds), torch.tensor(target), torch.zeros(1, 8, 8))]
-    figure = figures.draw_top_losses(top, TASKS[task](), ["age", "dose"])
+    figure = figures.draw_top_losses(top, TASKS[task](), ["age", name])
     assert caption in [text.get_text() for text in figure.findobj(Text)]
 
 
