@@ -18,7 +18,8 @@ from typing import Any, TextIO
 
 SITE_PACKAGES = sysconfig.get_path("purelib")  # where the code of libraries is
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
-RISKY = re.compile(r"[\s=+\-@'\uff1d\uff0b\uff0d\uff20]")  # also their wide forms
+NUMBER = r"-(inf|\d+(\.\d+)?(e[+-]\d+)?)$"  # as a float is written
+RISKY = re.compile(rf"(?!{NUMBER})[\s=+\-@'\uff1d\uff0b\uff0d\uff20]")  # also their wide forms
 
 
 def cores() -> int:
@@ -81,8 +82,8 @@ def lock(folder: Path) -> TextIO | None:
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     """Write a CSV file in UTF-8 in which no spreadsheet finds a formula, whole or not at all.
 
-    Text that may begin one gets a ' in front, and so does text that begins with a ': without the
-    first ' of each cell all is as it was. Bytes of a name that are no UTF-8 are escaped.
+    Text that may begin one gets a ' in front, and so does text that begins with a ', but no number.
+    Without the first ' of each cell all is as it was. Bytes of no UTF-8 in a name are escaped.
     """
     safe = ([f"'{c}" if RISKY.match(str(c)) else c for c in row] for row in rows)
     with atomic_write(path) as part, part.open("w", -1, "utf-8", "backslashreplace", "") as file:

@@ -267,7 +267,11 @@ def refusals():
     return {
         "no column": (ROWS, {"label_column": "lable"}, "only path, label; did"),
         "no such group": (ROWS, {"group_column": "patient"}, "data.group_column=patient"),
-        "a missing image": ([*ROWS, ["red_777", "red"]], {}, "1 of 31 images are not .*red_777"),
+        "a missing image": (
+            [*ROWS, ["red_777", "red"]],
+            {},
+            "1 of 31 images are not in .*flat[0-9]+, or .*red_777",
+        ),
         "an empty label": ([*ROWS[1:], [NAMES[0], " "]], {}, "empty labels: 1, at blue_000.jpg"),
         "two labels": (double, {}, "several lines that differ: 1, at red_000.jpg"),
         "a class of one": ([[NAMES[0], "x"], *ROWS[1:]], {}, "class x is too small .* 1 images"),
@@ -281,6 +285,16 @@ def refusals():
             [[name, i / 3 if i else "NaN"] for i, name in enumerate(NAMES)],
             {},
             "no finite number: 1, label is 'NaN', at blue_000.jpg",
+        ),
+        "a number beyond float32": (
+            [[name, 1.5 if i else 1e39] for i, name in enumerate(NAMES)],
+            {},
+            r"no finite number: 1, label is '1e\+39', at blue_000.jpg",
+        ),
+        "a single label": (
+            [[name, i % 2] for i, name in enumerate(NAMES)],
+            {"task": "multilabel"},
+            "label is 0 or 1, two classes: data.task=classification",
         ),
         "a group that is a class": (
             [[*row, row[1]] for row in ROWS],
@@ -308,7 +322,7 @@ def refusals():
             "no finite number: 30, b is 'x'",
         ),
         "a cell too many": ([*ROWS, ["red", "x", "y"]], {}, "3 cells, not 2, .* red,x,y"),
-        "no lines": ([], {}, "0 lines"),
+        "no lines": ([], {}, "no lines below"),
     }  # fmt: skip
 
 
@@ -325,7 +339,7 @@ def test_what_is_wrong_with_a_table_is_one_line(read, name):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "0 lines"),
+        (b"", "no lines"),
         (b"a,b\n1,2", "set data.path_column to one of a, b"),
         (b"path,label\n\xff\xfe", "save it as UTF-8"),
         ("path,label".encode("utf-16"), "UTF-16"),

@@ -28,6 +28,7 @@ from anneal import ClassificationModule, InMemoryBatches, TaskModule, UserError
 from anneal.commands.export import export
 from anneal.image_grid import legible
 from anneal.runs import exported
+from anneal.system import write_csv
 from anneal.tasks import figures
 from anneal.tasks.kinds import TASKS, Classification, MultiLabel, Regression, Task
 from anneal.testing import image_folder, main
@@ -168,6 +169,15 @@ def test_a_constant_target_is_no_division_by_zero():
     task.prepare(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), ["a", "b"])
     assert task.std.tolist() == [1.0, 1.0]
     assert task.mean.tolist() == [2.0, 5.0]
+    task.prepare(torch.full((7, 1), 0.1), ["a"])  # whose mean is rounded
+    assert task.std.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("unit", [1e30, 1e-30, 1.7e9])
+def test_targets_that_32_bits_can_not_measure_are_a_line(unit):
+    values = torch.arange(9.0) * unit if unit != 1.7e9 else torch.arange(9.0).double() + unit
+    with pytest.raises(UserError, match=r"b is .* deviation of .*: subtract a number, or scale it"):
+        Regression().prepare(torch.stack([torch.arange(9.0), values], 1), ["a", "b"])
 
 
 @pytest.mark.filterwarnings("ignore:No positive samples")
@@ -464,6 +474,15 @@ def test_tables_of_classes_and_labels_are_those_of_scikit_learn():
         f1 = [sk.f1_score(y[:, i], p[:, i] >= at) for at in (0.5, t)]
         expected = [y[:, i].sum(), ap, f1[0], t, f1[1]]
         assert [float(x) for x in line[1:]] == pytest.approx(expected, rel=1e-4)
+
+
+def test_negative_numbers_are_written_as_such_and_formulas_are_not(tmp_path):
+    numbers = ["-1", "-0.25", "-1.5e-07", -2.5, "-inf", "-1e+30"]
+    formulas = ["-1+2", "-A1", "-1e", "- 1", "-1.5;=A1", "+1", "=-1", "-"]
+    write_csv(tmp_path / "t.csv", [numbers, formulas])
+    with (tmp_path / "t.csv").open(newline="") as file:
+        read = list(csv.reader(file))
+    assert read == [[*map(str, numbers)], [f"'{formula}" for formula in formulas]]
 
 
 def test_ece_is_the_mean_gap_between_confidence_and_accuracy(copied, capsys):

@@ -242,7 +242,12 @@ class Regression(Task):
         if targets is not None:
             rows = targets.reshape(len(targets), -1).double()
             std = rows.std(0, correction=0)
-            self.mean, self.std = rows.mean(0).float(), std.where(std > 0, 1.0).float()
+            mean, same = rows.mean(0), rows.amin(0) == rows.amax(0)
+            lost = ~same & ((std < 1e-5 * mean.abs()) | (std < 1e-15) | (std > 1e15))
+            for i in lost.nonzero()[:1, 0].tolist():
+                spread = f"{names[i]} is {mean[i]:g} with a standard deviation of {std[i]:g}"
+                raise UserError(f"{spread}, which loses digits: subtract a number, or scale it")
+            self.mean, self.std = mean.float(), std.masked_fill(same, 1.0).float()
 
     def standardise(self, values: Tensor) -> Tensor:
         """Return targets as the network makes them."""

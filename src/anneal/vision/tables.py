@@ -82,9 +82,10 @@ def _read(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path, 
     # As objects: with pyarrow, some of pandas's functions of text differ.
     table = table.rename(columns=str.strip).map(str.strip).astype(object)
     path = _column(table, str(file), "path", layout)
-    if not path or not len(table):
-        has = ", ".join(table.columns)
-        raise UserError(f"{file}, {len(table)} lines: set data.path_column to one of {has}")
+    if not len(table):
+        raise UserError(f"{file} has no lines below its names of columns")
+    if not path:
+        raise UserError(f"{file}: set data.path_column to one of {', '.join(table.columns)}")
     base, table[path] = _find(table[path].tolist(), root, file, sources)
     return str(file), base, table
 
@@ -145,11 +146,13 @@ def _targets(table: pd.DataFrame, task: Any, separator: str) -> tuple[str, list[
         real &= not text.str.fullmatch(INTEGER).all()
         task = "multilabel" if is_list else "regression" if real else "classification"
     if task == "multilabel" and len(columns) == 1:
+        if binary.all(axis=None):
+            raise ValueError(0, f"{columns[0]} is 0 or 1, two classes: data.task=classification")
         between = rf"\s*{re.escape(separator)}\s*"
         table = first.str.replace(between, separator, regex=True).str.get_dummies(separator)
         return task, list(table.columns), table.to_numpy(np.float32)
     if task != "classification":
-        right = np.isfinite(numbers) if task == "regression" else binary
+        right = numbers.abs() <= np.finfo(np.float32).max if task == "regression" else binary
         for row, column in np.argwhere(~right.to_numpy())[:1]:
             kind = "no finite number" if task == "regression" else "neither 0 nor 1"
             n, odd = (~right).to_numpy().sum(), table.iloc[row, column]
@@ -184,6 +187,6 @@ def _find(paths: list[str], root: Path, file: Path, sources: dict[str, str]) -> 
         if not lost:
             sources |= stamps
             return base, [of[0] for of in found]
-    n, base, lost = min(tried)
+    n, base, lost = min(tried, key=lambda found: found[0])
     of = f"{n:,} of {len(paths):,} images are not in {base}, or several times"
     raise UserError(f"{file}: {of}, such as {lost[0]}")
