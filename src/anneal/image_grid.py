@@ -15,6 +15,7 @@ TITLE = 0.5
 NARROWEST = 4  # columns, for the title
 MOST = 20  # names that are printed
 SIDE = 0.75  # of an image, as a part of its cell
+DPI = 120  # of the files
 
 
 def plot_image_grid(
@@ -46,9 +47,9 @@ def fitted(name: str, width: float, fontsize: float) -> str:
     """Return a name as `legible` has it, without its middle if it is wider than so many inches."""
     fonts = [findfont(FontProperties(family=[f])) for f in rcParams["font.family"]]
     font = get_font(fonts)
-    font.set_size(fontsize, 72)
+    font.set_size(fontsize, DPI)
     whole = shown = name.replace(r"\$", "$")
-    kept, most = len(whole), 64 * 72 * width
+    kept, most = len(whole), 64 * DPI * width
     while kept > 1:
         font.set_text(shown)
         if (now := font.get_width_height()[0]) <= most:

@@ -57,7 +57,10 @@ def test_the_card_has_the_values_of_metrics_csv_and_their_counts(folder, capsys,
 
     assert head["pipeline_tag"] == "image-classification"
     (index,) = head["model-index"]
-    by_split = {r["dataset"]["split"]: r["metrics"][0]["value"] for r in index["results"]}
+    by_split = {
+        r["dataset"]["split"]: {m["type"]: m["value"] for m in r["metrics"]}["accuracy"]
+        for r in index["results"]
+    }
     assert by_split == {
         "test": pytest.approx(tested, abs=1e-6),
         "val": pytest.approx(max(validated), abs=1e-6),
@@ -99,7 +102,7 @@ def test_links_lead_into_the_folder_and_the_code_runs(folder, monkeypatch):
     main(["digits"])
     _, text = split(folder)
     links = re.findall(r"\]\((.*?)\)", text)
-    assert links == ["curves.png", "test-confusion.png", "config.yaml"]
+    assert links == ["curves.png", "test-confusion.png", "test-calibration.png", "config.yaml"]
     assert all((folder / link).is_file() for link in links)
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 2
@@ -163,7 +166,7 @@ def trained_as(folder: Path, task: str | None, metrics: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("task", "metric", "on_hub", "tag", "words"),
     [
-        ("classification", "f1_macro", "f1", "image-classification", "10 classes: 0,"),
+        ("classification", "my_own", "my_own", "image-classification", "10 classes: 0,"),
         ("multilabel", "map", "map", "image-classification", "10 labels: 0,"),
         ("regression", "mae", "mae", None, "10 targets: 0,"),
         (None, "my_own", "my_own", None, "ends_with"),
@@ -179,7 +182,7 @@ def test_every_task_has_a_card_with_all_of_its_metrics(folder, task, metric, on_
     assert on_hub in head["metrics"]
     results = head["model-index"][0]["results"]
     kinds = {m["type"] for r in results if r["dataset"]["split"] == "test" for m in r["metrics"]}
-    assert kinds == {on_hub, "acc_macro", "acc_top3"}
+    assert kinds == {on_hub, "acc_macro", "acc_top3", "ece", "f1"}
     assert "The test had no part" in text
     assert "](test-own-2.png)" in text
     assert (words in text) == bool(task)

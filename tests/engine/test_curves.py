@@ -39,7 +39,7 @@ def test_a_training_leaves_its_curves(trained_runs):
 
 def test_a_resume_draws_them_again_and_a_run_that_is_done_does_not(run, drawn):
     run(*FIT)
-    assert drawn == [["loss", "acc", "acc_macro", "acc_top3", "lr"]]
+    assert drawn == [["loss", "acc", "acc_macro", "acc_top3", "f1_macro", "lr"]]
     run(*LAST)  # nothing is left
     assert len(drawn) == 1
     run(*LAST, "--trainer.max_epochs=3")

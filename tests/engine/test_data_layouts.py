@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from test_photos import QUIET, data_module, same, train
 from tiny import Few, Points, Tiny
+from yours import PACKAGE
 
 from anneal import image_grid
 from anneal import testing as photos
@@ -705,7 +706,7 @@ def test_show_batch_draws_what_the_training_gets(run, flat, drawn, capsys, monke
     seen = []
     keep = lambda self, batch, i: seen.append(batch) or self.net(batch[0].float()).sum()  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("project.models.classifier.Classifier.training_step", keep)
+        patch.setattr(f"{PACKAGE}.models.classifier.Classifier.training_step", keep)
         limits = [f"--trainer.limit_{x}_batches={n}" for x, n in (("train", 3), ("val", 1))]
         run("fit", *words, *limits, "--trainer.max_epochs=1", "--trainer.logger=false")
     own = [(i, c) for i, c in zip(images, captions, strict=True) if c]

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "docs/your-own.md": "tests/engine/test_your_own.py",
     "docs/sweeps.md": "tests/engine/test_sweep.py",
     "docs/race.md": "tests/engine/test_race.py",
+    "docs/tasks.md": "tests/engine/test_tasks.py",
 }
 TOOLS = {"report", "card", "sweep", "compare", "cooldown", "check", "shards", "figures", "gallery"}
 ENDS_EARLY = r"--print_config|\.help="

@@ -538,6 +538,27 @@ def test_names_of_forty_letters_neither_overlap_nor_are_cut(task, n, kind):
         assert any("…" in text for text in shown) or what in ("calibration", "regression")
 
 
+@pytest.mark.parametrize(
+    ("task", "preds", "target", "name", "caption"),
+    [
+        ("regression", [41.0, -0.2463], [41.0, 0.7], "dose", "dose 0.7 → -0.2463 (0.59)"),
+        (
+            "regression",
+            [41.0, -0.2463],
+            [41.0, 0.7],
+            "dose per day",
+            "dose per day 0.7 →\n-0.2463 (0.59)",
+        ),
+        ("multilabel", [0.1, 0.9], [0.0, 1.0], "dose", "no mistake (0.59)"),
+        ("multilabel", [0.9, 0.1], [0.0, 1.0], "dose", "dose → age (0.59)"),
+    ],
+)
+def test_captions_cut_no_number_and_say_that_nothing_is_wrong(task, preds, target, name, caption):
+    top = [(0.59, torch.tensor(preds), torch.tensor(target), torch.zeros(1, 8, 8))]
+    figure = figures.draw_top_losses(top, TASKS[task](), ["age", name])
+    assert caption in [text.get_text() for text in figure.findobj(Text)]
+
+
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_an_average_of_the_weights_and_a_resume_keep_units_and_thresholds(copied, task):

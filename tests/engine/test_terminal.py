@@ -106,8 +106,9 @@ def test_a_number_of_the_summary_has_digits_that_say_something(value, text):
 def test_the_summary_has_all_metrics_of_the_test(run, capsys):
     run(*FIT)
     (line,) = re.findall("^test/.*", capsys.readouterr().out, re.MULTILINE)
-    names = "loss ([.\\d]+), acc_macro ([.\\d]+), acc_top3 ([.\\d]+)"
-    assert re.fullmatch(rf"test/acc       ([.\d]+)   {names}", line)
+    names = ["ece", "loss", "acc_macro", "acc_top3", "f1_macro"]
+    others = ", ".join(rf"{name} [.\d]+" for name in names)
+    assert re.fullmatch(rf"test/acc       [.\d]+   {others}", line)
 
 
 @pytest.mark.parametrize(("color", "colored"), [("", True), ("1", False)])

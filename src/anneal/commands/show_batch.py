@@ -62,7 +62,7 @@ def in_words(target: Tensor, names: Sequence[str], task: str | None) -> str:
         return "\n".join(
             [f"{name if len(of) > 1 else ''} {v:.4g}".strip() for v, name in of][:LINES]
         )
-    there = sorted((pair for pair in of if pair[0] >= 0.005), reverse=True)
+    there = sorted((pair for pair in of if pair[0] >= 0.005), key=lambda pair: -pair[0])
     if all(value == 1 for value, _ in there):
         return "\n".join([name for _, name in there][:LINES]) or "(none)"
     return " +\n".join([f"{value:.2g} {name}" for value, name in there][:LINES])

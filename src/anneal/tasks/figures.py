@@ -93,7 +93,7 @@ def draw_confusion(matrix: Tensor, names: Sequence[str]) -> Figure:
         axes.tick_params("x", rotation=90 if max(map(len, short)) > 3 else 0)
         axes.tick_params("y", rotation=0)
         for text in axes.texts:
-            text.set(fontsize=8, visible=text.get_text() != "0")
+            text.set(fontsize=max(8, 13 - n), visible=text.get_text() != "0")
             text.set_in_layout(False)  # inside the axes: only slows the layout down
     else:
         axes.set(xticks=[], yticks=[])
@@ -113,7 +113,7 @@ def draw_calibration(confidence: Tensor, right: Tensor) -> Figure:
     middle, bar = (edges[:-1] + 0.5 / BINS).tolist(), 0.9 / BINS
     upper.bar(middle, share.nan_to_num().tolist(), bar)
     upper.plot([0, 1], [0, 1], "--", color="grey")
-    upper.set(title=f"Calibration: ECE {ece:.4f} ({BINS} bins)", ylabel="share that is right")
+    upper.set(title=f"Calibration: ECE {ece:.4f} ({BINS} bins)", ylabel="accuracy")
     upper.set(xlim=(0, 1), ylim=(0, 1))
     lower.bar(middle, counts.tolist(), bar)
     lower.set(xlabel="confidence: probability of the predicted class", ylabel="samples")
@@ -147,7 +147,8 @@ def draw_regression(preds: Tensor, target: Tensor, names: Sequence[str]) -> Figu
     panels = figure.subplots(2, n, squeeze=False)
     for i, (upper, lower) in enumerate(zip(*panels, strict=True)):
         x, y = target[:, i].tolist(), preds[:, i].tolist()
-        style: dict[str, Any] = {"s": 6, "alpha": 0.4, "linewidths": 0, "rasterized": True}
+        size = min(max(6.0, 2000 / len(x)), 25.0)  # few points are to be seen, many apart
+        style: dict[str, Any] = {"s": size, "alpha": 0.5, "linewidths": 0, "rasterized": True}
         upper.scatter(x, y, **style)
         upper.axline((x[0], x[0]), slope=1, color="grey", linestyle="--")
         upper.set_title(fitted(names[i], 2, 10), fontsize=10)
@@ -168,7 +169,8 @@ def draw_top_losses(top: Sequence[Any], task: Task, names: Sequence[str]) -> Fig
     for loss, preds, target, image in top:
         true, said = task.apart(target, preds, names)
         lines = _first(true, " →"), _first(said, f" ({loss:.2g})")
-        images.append((image, ("\n" if len("".join(lines)) > 24 else " ").join(lines)))
+        line = " ".join(lines) if true or said else f"no mistake ({loss:.2g})"
+        images.append((image, line if fitted(line, 1.4, 8) == line else "\n".join(lines)))
     return plot_image_grid(f"{which}: {task.arrow} (loss)", images, COLUMNS, fontsize=8)
 
 

@@ -30,16 +30,16 @@ class TaskModule(LightningModule):
             None: as many as the data has, for a subclass that builds its network in `build`.
         task: `classification` (one class for each sample), `multilabel` or `regression`. None:
             what the data says, by default classification.
-        class_weight: Weight of each class in the training loss; what validation and test report is
-            not weighted. `balanced`: samples / (classes x samples of the class).
-        pos_weight: Weight of samples with a label in the training loss of multilabel, for each
-            label. `balanced`: samples without it / samples with it.
-        label_smoothing: Share of the target spread evenly over all classes, in training only.
+        class_weight: Weight of each class in the training loss, in the order of the classes;
+            validation and test are not weighted. `balanced`: samples / (classes x samples of the
+            class). Classification only.
+        pos_weight: Weight of the samples that have a label, for each label, in the training loss.
+            `balanced`: samples without it / samples with it. Multilabel only.
+        label_smoothing: Share of the training target spread over all classes. Classification only.
         compile: Whether torch.compile runs the network.
 
     Attributes:
         net: The network, from images (N, C, H, W) to outputs (N, num_classes).
-        task: What the outputs mean; see `anneal.tasks.kinds`.
         class_names: Names of the outputs; None until the data or a checkpoint tells them.
         counts: Samples of the last validation and test, by split.
     """

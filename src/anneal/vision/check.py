@@ -99,8 +99,9 @@ def summarize(splits: dict[str, ImageFolder]) -> Figure:
             indices = [*found, *[-1] * (each - len(found))]
             cells += [(thumbnail(train, i), w) for i, w in zip(indices, words, strict=True)]
     print(text_table(rows, left=1))
-    kind = {"multilabel": "labels", "regression": "numbers"}.get(train.task, "classes")
-    title = f"{train.prefix}: {len(names)} {kind}"
+    targets = "targets" if len(names) > 1 else "target"
+    kind = {"multilabel": "labels", "regression": targets}.get(train.task, "classes")
+    title = f"{train.prefix.rstrip('/')}: {len(names)} {kind}"
     return plot_image_grid(title, cells, each * (10 // each), fontsize=7)
 
 

@@ -87,8 +87,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         cutmix: alpha of CutMix in training, 0: none. With both, either is drawn for each batch.
         repeats: How often each image comes in an epoch of unchanged length (repeated
             augmentation, Hoffer et al. 2020, arXiv 1901.09335).
-        sampler: `balanced`: each class comes equally often in an epoch, whose length stays; of
-            several labels the rarest counts.
+        sampler: `balanced`: each class comes equally often in an epoch of unchanged length; an
+            image with several labels counts for the rarest of them.
         broken: Whether an image that can't be read ends the run or is skipped.
         max_broken: How many may be skipped.
         cache_dir: Where the list of files, and shards from a bucket, are kept for the next run;

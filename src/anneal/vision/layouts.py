@@ -41,18 +41,20 @@ class Layout:
     Args:
         labels: A CSV or Parquet file with a line for each image. Its paths may lack endings, and
             are relative to `root`, to the file, or to a folder below these.
-        path_column: Its column of paths. None: by a usual name, such as image_id.
-        label_column: Its columns of labels. None: by a usual name, such as label, or all others.
-        split_column: Its column of train, val and test. None: `split`, if it is there.
-        group_column: Its column of what no split divides. None: `group`, if it is there.
-        label_separator: What stands between several labels of one image.
-        label_pattern: A regular expression for the names of files without endings, with a group
-            for each column, such as (?P<label>[a-z]+)_\\d+.
-        task: What labels are. None: numbers with a point are regression, lists and several columns
-            of 0 and 1 are multilabel, all else are classes.
-        validation_split: Part of each class that is validated with, if there is no such split.
-        test_split: The same for the test.
-        split_seed: Draws these.
+        path_column: The column of paths. None: one with a usual name, such as image_id.
+        label_column: The column of labels, or several. None: one with a usual name, such as label;
+            else the only one left, or all that are left if they hold 0 and 1.
+        split_column: The column that says train, val or test. None: `split`, if there is one.
+        group_column: The column of groups, such as patients: the images of a group all go into the
+            same split. None: `group`, if there is one.
+        label_separator: What separates the labels of an image that has several.
+        label_pattern: A regular expression for the names of files without endings, in place of
+            `labels`. Its named groups are the columns, such as (?P<label>[a-z]+)_\\d+.
+        task: What the labels are. None: numbers with a decimal point are regression, lists and
+            several columns of 0 and 1 are multilabel, all else is classification.
+        validation_split: Share of each class for validation, where the data has no such split.
+        test_split: Share of each class for the test, where the data has no such split.
+        split_seed: Seed by which these are drawn.
     """
 
     labels: str | None = None

@@ -60,7 +60,7 @@ class ImageClassifier(Classifier):
         mean: Mean of each channel, for pixels scaled to 0..1; None: ImageNet's, or that of the
             weights that timm has by this name.
         std: Standard deviation of each channel, likewise.
-        top_k: Number of classes of the third metric, as in `Classifier`.
+        top_k: `acc_top5` counts a photo as right if its class is among the 5 most likely.
         **kwargs: Further arguments of `Classifier`.
     """
 
