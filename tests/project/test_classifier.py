@@ -191,3 +191,11 @@ def test_a_checkpoint_from_the_command_line_loads_without_it(run, tmp_path: Path
     assert module.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"] == 0.1
     images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
     assert torch.allclose(module.eval()(images), trained.eval()(images), atol=1e-5)
+
+
+def test_balanced_class_weights_are_those_of_the_digits() -> None:
+    model, data = MLP(width=8, depth=1, optimizer=SGD, class_weight="balanced"), MNISTDataModule()
+    Trainer(**QUIET | {"limit_train_batches": 1, "limit_val_batches": 1}).fit(model, data)
+    counts = data.splits["train"][1].bincount()
+    assert model.task.weight is not None
+    torch.testing.assert_close(model.task.weight, counts.sum() / (10 * counts))

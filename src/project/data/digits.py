@@ -140,6 +140,7 @@ class MNISTDataModule(LightningDataModule):
         train, val = stratified_split(labels, self._held_out(len(labels)), generator)
         self.splits["train"] = images[train], labels[train]
         self.splits["val"] = images[val], labels[val]
+        self.train_targets = labels[train]  # for class_weight=balanced
 
     @property
     def train_samples(self) -> int:
