@@ -730,7 +730,7 @@ def test_show_batch_of_digits(run, drawn):
         (torch.tensor(1), "classification", "dog"),
         (torch.tensor([0.7, 0.3, 0.0]), None, "0.7 cat +\n0.3 dog"),
         (torch.tensor([0.0, 1.0, 0.0]), None, "dog"),
-        (torch.tensor([1.0, 0.0, 1.0]), "multilabel", "owl\ncat"),
+        (torch.tensor([1.0, 0.0, 1.0]), "multilabel", "cat\nowl"),
         (torch.tensor([0.0, 0.0, 0.0]), "multilabel", "(none)"),
         (torch.tensor([0.25, 1e6, -3.0]), "regression", "cat 0.25\ndog 1e+06\nowl -3"),
     ],
