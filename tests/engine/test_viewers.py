@@ -2,7 +2,9 @@
 
 import csv
 import re
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,10 +55,7 @@ def in_tensorboard(folder):
 
 
 def in_mlflow(folder):
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder.resolve()}/mlflow/mlflow.db")
-    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    client, run = mlflow_run(folder)
     for name in run.data.metrics:
         for metric in client.get_metric_history(run.info.run_id, name):
             yield name, metric.step, metric.value
@@ -92,6 +91,9 @@ def resumed(tmp_path_factory):
         assert "".join(look).replace("runs/r", "runs/NAME") in RUNS.read_text()
     one = "--trainer.devices=1"
     train(folder, "test", "--ckpt_path=best", one, WANDB_MODE="offline")
+    if (store := folder / "runs/r/mlflow/mlflow.db").exists():  # where later tests have theirs
+        with closing(sqlite3.connect(store)) as database:
+            assert database.execute("SELECT COUNT(*) FROM runs").fetchone() == (1,)
     return folder / "runs/r"
 
 
