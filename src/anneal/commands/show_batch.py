@@ -14,6 +14,7 @@ from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.errors import UserError
 from anneal.image_grid import legible, plot_image_grid
 from anneal.progress import Clock
+from anneal.tasks.kinds import Regression
 
 SHOWN, COLUMNS = 24, 8  # images of a batch
 LINES = 3  # of a caption
@@ -55,13 +56,11 @@ def first_batches(trainer: Trainer, model: LightningModule, data: Any, number: i
 
 def in_words(target: Tensor, names: Sequence[str], task: str | None) -> str:
     """Return a target, line by line: a class, shares of classes, labels, or numbers."""
-    if target.ndim == 0 and task != "regression":
+    if task == Regression.name:
+        return "\n".join(Regression().words(target.reshape(-1), names)[:LINES])
+    if target.ndim == 0:
         return names[int(target)]
-    of = list(zip(target.reshape(-1).tolist(), names, strict=True))
-    if task == "regression":
-        return "\n".join(
-            [f"{name if len(of) > 1 else ''} {v:.4g}".strip() for v, name in of][:LINES]
-        )
+    of = zip(target.tolist(), names, strict=True)
     there = sorted((pair for pair in of if pair[0] >= 0.005), key=lambda pair: -pair[0])
     if all(value == 1 for value, _ in there):
         return "\n".join([name for _, name in there][:LINES]) or "(none)"
