@@ -184,22 +184,26 @@ const halfCosine = t => (1 + Math.cos(Math.PI * t)) / 2;
 const VALIDATE_EVERY = 10; // steps, for the plateau
 
 const SCHEDULES = {
-  constant: { about: "the same all the way", settings: [], lr: (k, o) => o.lr },
+  constant: { name: "constant", about: "the same all the way", settings: [], lr: (k, o) => o.lr },
   StepLR: {
+    name: "step",
     about: "times gamma, every so many steps",
     settings: ["step_size", "gamma"], fixed: { interval: "step" },
     lr: (k, o) => o.lr * o.gamma ** Math.floor(k / o.step_size),
   },
   ReduceLROnPlateau: {
+    name: "plateau",
     about: `times factor, when the loss stalls (looked at every ${VALIDATE_EVERY} steps)`,
     settings: ["factor", "patience"], lr: (k, o) => o.lr,
   },
   CosineAnnealingLR: {
+    name: "cosine",
     about: "half a cosine down",
     settings: ["eta_min"],
     lr: (k, o, length) => o.eta_min + (o.lr - o.eta_min) * halfCosine(k / length),
   },
   CosineAnnealingWarmRestarts: {
+    name: "warm restarts",
     about: "a cosine down, and again from the top",
     settings: ["T_0", "T_mult"], fixed: { interval: "step" },
     lr(k, o) {
@@ -212,11 +216,13 @@ const SCHEDULES = {
     },
   },
   LinearLR: {
+    name: "linear",
     about: "a straight line down",
     settings: ["end_factor"],
     lr: (k, o, length) => o.lr * (1 + (o.end_factor - 1) * k / length),
   },
   OneCycleLR: {
+    name: "one cycle",
     about: "up to the learning rate, and far down",
     settings: ["pct_start", "div_factor"], fixed: { "scheduler.cycle_momentum": false },
     lr(k, o, length) {
@@ -227,6 +233,7 @@ const SCHEDULES = {
     },
   },
   WSD: {
+    name: "WSD",
     about: "warmup, stable, and a decay at the end",
     settings: ["decay", "shape"],
     lr(k, o, length, warmup) {
@@ -266,10 +273,10 @@ function plateau(run) {
 
 // world: {surface, start, steps, noise, seed}; run: {optimizer, schedule, and all settings}.
 // Of `steps` steps until the path is no longer finite: points and losses before each and at the
-// end; the learning rate and the effective one of each parameter at each.
-function train(world, run, draws) {
+// end; the learning rate and the effective one of each parameter at each. The start is moved by nudge.
+function train(world, run, draws, nudge = 0) {
   const surface = SURFACES[world.surface], { step } = OPTIMIZERS[run.optimizer];
-  const point = world.start.map(Math.fround); // a float32, as a start is in torch
+  const point = world.start.map(x => Math.fround(x) + nudge); // a float32, as a start is in torch
   const states = point.map(() => ({})), options = { ...run };
   const watch = run.schedule === "ReduceLROnPlateau" ? plateau(run) : () => 1;
   const done = { path: [[...point]], losses: [], lrs: [], rates: [] };
