@@ -283,13 +283,13 @@ function train(world, run, draws, nudge = 0) {
   let [loss, gradient] = surface(...point), scale = 1;
   for (let t = 0; t < world.steps; t++) {
     options.lr = lrAt(run, t, world.steps) * scale;
-    point.forEach((x, i) => {
+    for (let i = 0; i < point.length; i++) {
       const noise = world.noise ? world.noise * draws[2 * t + i] : 0;
-      point[i] = step(x, gradient[i] + noise, options, states[i], t + 1);
-    });
+      point[i] = step(point[i], gradient[i] + noise, options, states[i], t + 1);
+    }
     const before = loss;
     [loss, gradient] = surface(...point);
-    if (![loss, ...point, ...gradient].every(Number.isFinite)) {
+    if (!(Number.isFinite(loss) && point.every(Number.isFinite) && gradient.every(Number.isFinite))) {
       done.diverged = t + 1;
       loss = before;
       break;

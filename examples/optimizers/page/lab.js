@@ -12,10 +12,10 @@ const STAR = "M0-1 .29-.4 .95-.31 .48 .15 .59 .81 0 .5-.59 .81-.48 .15-.95-.31-.
 const SETTINGS = {
   lr: { name: "learning rate", low: 1e-4, high: 30, scale: "log", first: 0.05 },
   momentum: { name: "momentum", low: 0, high: 0.99, scale: "linear", first: 0.9 },
-  beta1: { name: "beta 1, of the mean", low: 0, high: 0.999, scale: "memory", first: 0.9 },
-  beta2: { name: "beta 2, of the squares", low: 0, high: 0.9999, scale: "memory", first: 0.999 },
-  alpha: { name: "alpha, of the squares", low: 0, high: 0.9999, scale: "memory", first: 0.99 },
-  rho: { name: "rho, of the squares", low: 0, high: 0.9999, scale: "memory", first: 0.9 },
+  beta1: { name: "beta 1 (mean)", low: 0, high: 0.999, scale: "memory", first: 0.9 },
+  beta2: { name: "beta 2 (squares)", low: 0, high: 0.9999, scale: "memory", first: 0.999 },
+  alpha: { name: "alpha (squares)", low: 0, high: 0.9999, scale: "memory", first: 0.99 },
+  rho: { name: "rho (squares)", low: 0, high: 0.9999, scale: "memory", first: 0.9 },
   weight_decay: { name: "weight decay", low: 1e-4, high: 1, scale: "zero", first: 0 },
   step_size: { name: "steps between cuts", low: 1, high: 500, scale: "log", whole: true, first: 50 },
   gamma: { name: "gamma", low: 0.05, high: 1, scale: "linear", first: 0.5 },
@@ -23,7 +23,7 @@ const SETTINGS = {
   patience: { name: "patience", low: 0, high: 20, scale: "linear", whole: true, first: 2 },
   eta_min: { name: "lowest learning rate", low: 1e-4, high: 1, scale: "zero", first: 0 },
   T_0: { name: "first cycle, steps", low: 2, high: 500, scale: "log", whole: true, first: 20 },
-  T_mult: { name: "each next is longer, times", low: 1, high: 4, scale: "linear", whole: true, first: 2 },
+  T_mult: { name: "each next longer by", low: 1, high: 4, scale: "linear", whole: true, first: 2 },
   end_factor: { name: "fraction at the end", low: 0, high: 1, scale: "linear", first: 0 },
   pct_start: { name: "part that rises", low: 0.1, high: 0.9, scale: "linear", first: 0.3 },
   div_factor: { name: "start: peak divided by", low: 1, high: 100, scale: "log", first: 25 },
@@ -41,22 +41,22 @@ const MOST_RUNS = COLOURS.length, POSITIONS = 200, MOST_DOTS = 250, NUDGE = 1e-1
 const EXAMPLES = [
   ["Momentum in a valley", "surface=valley&start=-9,1.5&steps=400&run=SGD,lr:0.05&run=Momentum,lr:0.05&run=SGD,lr:0.5",
     "The walls allow small steps only, the floor needs large ones. Momentum adds up along the floor and cancels between the walls. A large learning rate bounces between the walls for ever."],
-  ["Too small, too large, annealed", "surface=two_wells&start=5&steps=60&run=SGD,lr:0.05&run=SGD,lr:4&run=SGD,lr:4,schedule:CosineAnnealingLR",
-    "A small learning rate is stuck in the first well. A large one jumps across it and never settles. Large first, small in the end: it jumps, and settles in the deep well."],
-  ["One step size for two scales", "surface=scales&start=1,1&steps=100&run=SGD,lr:0.015&run=Adam,lr:0.1",
-    "Steep in x, flat in y: SGD's one learning rate must suit x, and y hardly moves. Adam divides each by the size of its own gradients: see the effective learning rates."],
-  ["Edge of divergence", "surface=well&start=-4.5&steps=20&run=SGD,lr:0.3&run=SGD,lr:1.9&run=SGD,lr:2&run=SGD,lr:2.1",
+  ["Small, large, annealed", "surface=two_wells&start=5&steps=60&run=SGD,lr:0.05&run=SGD,lr:4&run=SGD,lr:4,schedule:CosineAnnealingLR",
+    "A small learning rate is stuck in the first well. A large one jumps across it and never settles. Large first and small in the end, it jumps, and settles in the deep well."],
+  ["Two scales", "surface=scales&start=1,1&steps=100&run=Adam,lr:0.1&run=SGD,lr:0.015",
+    "Steep in x, flat in y. SGD's one learning rate must suit x, so y hardly moves. Adam divides by the size of each parameter's own gradients: see its two effective learning rates."],
+  ["Divergence", "surface=well&start=-4.5&steps=20&run=SGD,lr:0.3&run=SGD,lr:1.9&run=SGD,lr:2&run=SGD,lr:2.1",
     "On x²/2 each step multiplies x by 1 − lr. At 1.9 it jumps from side to side and still arrives, at 2 it stays as far away for ever, above it diverges: the limit is 2 / curvature."],
-  ["Noise of mini-batches", "surface=quadratic&start=-4.5,2.5&steps=200&noise=4&run=SGD,lr:0.08&run=SGD,lr:0.08,schedule:CosineAnnealingLR",
-    "Each step has a random part, as with mini-batches. At a constant learning rate the path never comes to rest; a cosine to 0 averages the noise away."],
+  ["Mini-batch noise", "surface=quadratic&start=-4.5,2.5&steps=200&noise=4&run=SGD,lr:0.08&run=SGD,lr:0.08,schedule:CosineAnnealingLR",
+    "Each gradient has a random part, as a mini-batch's has. At a constant learning rate the path never comes to rest; with a cosine down to 0 it does."],
   ["Warm restarts", "surface=two_wells&start=5&steps=70&noise=0.1&run=SGD,lr:0.4,schedule:CosineAnnealingWarmRestarts,T_0:10",
-    "Two cycles end in the shallow well. The third lifts the learning rate long enough to leave it. Another seed may leave it earlier, or never."],
-  ["Four minima", "surface=himmelblau&start=-0.3,-0.9&steps=200&run=SGD,lr:0.01&run=Momentum,lr:0.01&run=RMSprop,lr:0.1&run=Adam,lr:0.5",
-    "One start, four optimizers: which minimum they reach is not a matter of the surface alone. Drag the start."],
-  ["L2 is not weight decay", "surface=quadratic&start=-4,2&steps=200&run=Adam,lr:0.1,weight_decay:0.5&run=AdamW,lr:0.1,weight_decay:0.5",
-    "Adam adds weight decay to the gradient and divides it by the gradients' size; AdamW takes it from the parameter itself. Same number, two paths."],
-  ["A race in a bent valley", "surface=rosenbrock&start=-0.5,2.5&steps=1000&run=SGD,lr:0.002&run=Momentum,lr:0.001&run=Adagrad,lr:1&run=RMSprop,lr:0.02&run=Adam,lr:0.1&run=Rprop,lr:0.1",
-    "Down the wall is easy, along the bent floor is not. Find a learning rate with which another one wins."],
+    "Two cycles end in the shallow well; the third keeps the learning rate high for long enough to leave it. Try another seed, or another length of the first cycle."],
+  ["Four minima", "surface=himmelblau&start=0.5,-5&steps=200&run=SGD,lr:0.01&run=Momentum,lr:0.005&run=Momentum,lr:0.01&run=Adam,lr:0.5",
+    "One start, and each ends in another minimum. Which one is reached depends on the optimizer as well as on the start: drag it."],
+  ["L2 or decay", "surface=himmelblau&start=4.5,4&steps=400&run=Adam,lr:0.1,weight_decay:0.5&run=AdamW,lr:0.1,weight_decay:0.5",
+    "The same weight decay of 0.5. Adam adds it to the gradient and divides both, so that it hardly counts beside large gradients. AdamW's is not divided, and pulls far toward 0."],
+  ["A race", "surface=rosenbrock&start=-0.5,2.5&steps=1000&run=SGD,lr:0.002&run=Momentum,lr:0.001&run=Nesterov,lr:0.001&run=Adagrad,lr:1&run=Adam,lr:0.1&run=NAdam,lr:0.1",
+    "Down the wall is easy, along the bent floor is not. Find settings with which another one wins."],
 ];
 
 const $ = id => document.getElementById(id);
@@ -155,7 +155,7 @@ function showSettings() {
   });
   $("of-world").replaceChildren(...axes, ...Object.keys(OF_WORLD).map(key => settingRow(world, key, OF_WORLD[key])));
   $("surface-select").value = world.surface;
-  $("formula").textContent = DATA.surfaces[world.surface].about;
+  $("formula").textContent = DATA.surfaces[world.surface].about.replace(/ \([A-Z].*\)/, "");
   document.body.classList.toggle("of-one", world.start.length === 1);
   if (focus) $(focus)?.focus();
 }
@@ -200,8 +200,7 @@ function load(hash) {
     return run;
   });
   if (!runs.length) runs = [{ ...of("SGD"), schedule: "constant" }];
-  chosen = Math.min(chosen, runs.length - 1);
-  shown = world.steps;
+  chosen = 0;
   structureChanged();
 }
 
@@ -251,7 +250,7 @@ function compute() {
   const hash = link();
   let current = EXAMPLES.find(([, words]) => `#${words}` === hash);
   for (const [i, a] of [...$("examples").children].entries()) a.ariaCurrent = String(EXAMPLES[i] === current);
-  $("story").textContent = current ? current[2] : "";
+  $("story").textContent = current ? current[2] : "Your own settings. The examples above are places to start from.";
 }
 
 const unpacked = {};
@@ -264,7 +263,8 @@ function showCommand() {
   const run = runs[chosen], { path } = results[chosen];
   $("chosen").replaceChildren(mark(chosen), titleOf(run));
   $("command-title").replaceChildren(mark(chosen), `${titleOf(run)}: the command that trains the same`);
-  $("command").textContent = command(world, run);
+  const words = command(world, run).split(" ").flatMap(word => [element("span", { textContent: word }), " "]);
+  $("command").replaceChildren(...words.slice(0, -1));
   $("chaos").textContent = !results[chosen].chaotic ? ""
     : "This path is chaotic: a start moved by a trillionth leads elsewhere. So may the command, as it rounds another last digit.";
 }
@@ -306,13 +306,13 @@ function runRow(i) {
     chosen = Math.min(chosen, runs.length - 1);
     structureChanged();
   };
-  const cells = ["", "", "y", "", "", "y"].map(name => element("td", { className: `value ${name}` }));
+  const cells = ["", "wide", "wide y", "wide", "wide", "wide y"].map(name => element("td", { className: `value ${name}` }));
   return element("tr", {}, element("td", {}, choose), ...cells, element("td", {}, remove));
 }
 
 function number(value) {
   if (value === undefined || !Number.isFinite(value)) return "–";
-  return Math.abs(value) < 1e-12 ? "0" : String(shorter(value, 4)).replace("e-", "e−").replace(/^-/, "−");
+  return Math.abs(value) < 1e-12 ? "0" : String(shorter(value)).replace("e-", "e−").replace(/^-/, "−");
 }
 
 // ---- drawing
@@ -433,9 +433,11 @@ function tickText(value) {
 }
 
 // The surface itself, by pixels: darker is higher, lines are equal losses.
+const LOW = [242, 245, 250], HIGH = [150, 160, 178];
 let painted = {};
 function paint(plot) {
-  const scale = devicePixelRatio, width = Math.round(plot.width * scale), height = Math.round(plot.height * scale);
+  const scale = Math.min(devicePixelRatio, 1e3 / Math.hypot(plot.width, plot.height)); // in a blink, on any screen
+  const width = Math.round(plot.width * scale), height = Math.round(plot.height * scale);
   const key = [world.surface, width, height].join();
   if (painted.key === key) return painted.image;
   const surface = SURFACES[world.surface], [[xLow, xHigh], [yLow, yHigh]] = DATA.surfaces[world.surface].view;
@@ -443,15 +445,17 @@ function paint(plot) {
   for (let i = 0; i < 60; i++) for (let j = 0; j < 60; j++) sample.push(surface(xLow + (xHigh - xLow) * i / 59, yLow + (yHigh - yLow) * j / 59)[0]);
   sample.sort((a, b) => a - b);
   const levels = Array.from({ length: 17 }, (_, i) => sample[Math.round((i / 16) ** 1.5 * (sample.length - 1))]);
-  const pixels = new ImageData(width, height);
+  const last = levels.length - 2, pixels = new ImageData(width, height);
   for (let row = 0, at = 0; row < height; row++) for (let column = 0; column < width; column++, at += 4) {
     const [loss, [gx, gy]] = surface(xLow + (column + 0.5) * dx, yHigh - (row + 0.5) * dy);
     let band = 0;
-    while (band < levels.length - 2 && loss > levels[band + 1]) band++;
-    const apart = Math.min(band ? loss - levels[band] : Infinity, band < levels.length - 2 ? levels[band + 1] - loss : Infinity);
-    const line = 0.9 * bounded(scale * 0.5 + 0.5 - Math.abs(apart) / Math.hypot(gx * dx, gy * dy), 0, 1);
-    const t = band / (levels.length - 2);
-    [242 - 92 * t, 245 - 85 * t, 250 - 72 * t].forEach((shade, i) => { pixels.data[at + i] = shade + (255 - shade) * line; });
+    while (band < last && loss > levels[band + 1]) band++;
+    const apart = Math.min(band ? loss - levels[band] : Infinity, band < last ? levels[band + 1] - loss : Infinity);
+    const line = bounded(scale * 0.5 + 0.5 - apart / Math.hypot(gx * dx, gy * dy), 0, 0.9), t = band / last;
+    for (let i = 0; i < 3; i++) {
+      const shade = LOW[i] + (HIGH[i] - LOW[i]) * t;
+      pixels.data[at + i] = shade + (255 - shade) * line;
+    }
     pixels.data[at + 3] = 255;
   }
   const image = element("canvas", { width, height });
@@ -474,13 +478,13 @@ function drawSurface() {
   plot.inside(() => {
     if (flat) plot.line(xs.map((x, i) => [x, heights[i]]), { colour: "#8a94a2", width: 3 });
     const depth = minima.map(at => surface(...at)[0]);
-    minima.forEach((at, i) => plot.shape(STAR, ...place(at), 10, depth[i] < depth[0] + 1e-3 ? "#000" : "#fff", depth[i] < depth[0] + 1e-3 ? "#fff" : "#000"));
+    minima.forEach((at, i) => plot.shape(STAR, ...place(at), 13, depth[i] < depth[0] + 1e-3 ? "#000" : "#fff", depth[i] < depth[0] + 1e-3 ? "#fff" : "#000"));
     const order = [...runs.keys()].sort((a, b) => (a === chosen) - (b === chosen)); // the chosen one on top
     for (const i of order) drawPath(plot, results[i].path.slice(0, shown + 1).map(place), i);
     for (const i of order) plot.shape(MARKS[i], ...place(results[i].path[Math.min(shown, results[i].path.length - 1)]), i === chosen ? 9 : 7, COLOURS[i]);
-    plot.shape(MARKS[0], ...place(world.start), 7, "#fff", "#000", 2.5);
   });
   if (!flat) plot.axes(false);
+  plot.shape(MARKS[0], ...place(world.start), 7, "#fff", "#000", 2.5);
   $("surface").ariaLabel = `The surface ${world.surface} with the paths of ${runs.length} optimizers, from the start at ${world.start.join(", ")}. ` +
     "Arrow keys move the start, with Shift in small steps.";
 }
@@ -509,8 +513,8 @@ function drawCharts() {
     chart("loss", [low - margin, most + margin], false, done => [done.losses]);
   }
   const peaks = results.map(done => Math.max(...done.lrs, 0)).filter(peak => peak > 0), peak = Math.max(...peaks);
-  const log = peak > 20 * Math.min(...peaks);
-  chart("lr", log ? [Math.min(...peaks) / 100, peak * 1.5] : [0, peak * 1.08], log, done => [done.lrs]);
+  const log = peak > 100 * Math.min(...peaks);
+  chart("lr", log ? [Math.min(...peaks) / 10, peak * 1.5] : [0, peak * 1.08], log, done => [done.lrs]);
   const rates = results.flatMap(done => done.rates.flat()).filter(rate => rate > 0 && rate < 1e12);
   const most = rates.reduce((a, b) => Math.max(a, b), 1e-9), least = rates.reduce((a, b) => Math.min(a, b), most);
   chart("rate", [Math.max(least, 1e-6 * most) / 1.6, most * 1.6], true, done => world.start.map((_, i) => done.rates.map(rate => rate[i])));
@@ -519,16 +523,19 @@ function drawCharts() {
 
 function chart(id, range, log, curves) {
   const plot = new Plot($(id), [0, world.steps], range, { log, xName: id === "rate" ? "step" : "" });
+  const marked = [];
   plot.axes();
-  plot.inside(context => {
+  plot.inside(() => {
     if (shown < world.steps) plot.line([[shown, range[0]], [shown, range[1]]], { colour: "#5b6675", width: 1 });
     results.forEach((done, i) => curves(done).forEach((values, j) => {
       const points = Array.from(values.slice(0, shown + 1).entries()).filter(([, value]) => Number.isFinite(value));
       plot.line(points, { colour: COLOURS[i], width: i === chosen ? 2.6 : 1.6, dash: j ? [5, 4] : [] });
-      const spread = points[Math.floor(points.length * (i + 1) / (runs.length + 1))];
-      for (const point of [spread, points.at(-1)]) if (point) plot.shape(MARKS[i], point[0], log ? Math.max(point[1], range[0]) : point[1], 5, COLOURS[i]);
+      marked.push([i, points[Math.floor(points.length * (i + 1) / (runs.length + 1))]], [i, points.at(-1)]);
     }));
   });
+  for (const [i, point] of marked) {
+    if (point && point[1] >= range[0] && point[1] <= range[1]) plot.shape(MARKS[i], ...point, 5, COLOURS[i]);
+  }
   const last = results.map((done, i) => `${titleOf(runs[i])}: ${curves(done).map(values => number(values[Math.min(shown, values.length - 1)])).join(" and ")}`);
   $(id).ariaLabel = `At step ${shown}: ${last.join("; ")}`;
 }
