@@ -77,7 +77,9 @@ def test_a_path_of_the_page_is_that_of_the_command_beside_it(optimizer, page, ru
 
 def test_it_is_used_by_keyboard_on_a_phone_without_delay_and_kept_in_a_link(page):
     page.evaluate("load('surface=beale&start=1,1&steps=1000' + '&run=Adam,lr:0.1'.repeat(6))")
-    spent = "() => { const t = performance.now(); compute(); update(); return performance.now() - t }"
+    spent = (
+        "() => { const t = performance.now(); compute(); update(); return performance.now() - t }"
+    )
     assert min(page.evaluate(spent) for _ in range(10)) < 100  # milliseconds
     page.focus("#surface")
     page.keyboard.press("ArrowRight")
