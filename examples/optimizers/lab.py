@@ -2,7 +2,6 @@
 
 import argparse
 import base64
-import inspect
 import json
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from examples.optimizers import COMMANDS
 from examples.optimizers.functions import BUILT_IN
 
 FOLDER = Path(__file__).parent / "page"
-SEEDS, STEPS = 8, 1000  # for which the page knows the noise
+SEEDS, STEPS = 8, 1000  # of the noise that the page knows
 
 
 @command
@@ -31,25 +30,18 @@ def main(args: list[str] | None = None) -> int:
 def page() -> str:
     """Return the page, with its style, its scripts and what they need of this project."""
     surfaces = {
-        name: {
-            "about": inspect.getdoc(function.loss).splitlines()[0],
-            "view": function.view,
-            "minima": function.minima,
-        }
-        for name, function in BUILT_IN.items()
+        name: {"about": str(f.loss.__doc__).splitlines()[0], "view": f.view, "minima": f.minima}
+        for name, f in BUILT_IN.items()
     }
+    data = {"surfaces": surfaces, "noise": [noise(seed) for seed in range(SEEDS)]}
     text = (FOLDER / "lab.html").read_text(encoding="utf-8")
     for path in FOLDER.iterdir():
         text = text.replace(f"/* {path.name} */", path.read_text(encoding="utf-8"))
-    data = {"surfaces": surfaces, "noise": [noise(seed) for seed in range(SEEDS)]}
     return text.replace("/* data */", f"const DATA = {json.dumps(data)};")
 
 
 def noise(seed: int) -> str:
-    """Return what a training of a surface draws with a seed, float64 in base64.
-
-    Of both parameters, step by step; a training of one parameter takes the first.
-    """
+    """Return what a training draws for x and y (for x alone, the first), by step, in base64."""
     rngs = [make_generator(seed, step, step, 0) for step in range(STEPS)]
     draws = torch.stack([torch.randn(2, generator=rng, dtype=torch.float64) for rng in rngs])
-    return base64.b64encode(draws.numpy().astype("<f8").tobytes()).decode()
+    return base64.b64encode(draws.numpy().tobytes()).decode()
