@@ -1,7 +1,6 @@
 """A page to play with optimizers: `python train.py lab`. One HTML file that needs no network."""
 
 import argparse
-import base64
 import json
 from pathlib import Path
 
@@ -12,15 +11,17 @@ from examples.optimizers import COMMANDS
 from examples.optimizers.functions import BUILT_IN
 
 FOLDER = Path(__file__).parent / "page"
-SEEDS, STEPS = 8, 1000  # of the noise that the page knows
 
 
 @command
 def main(args: list[str] | None = None) -> int:
     """Write the page and return the exit status."""
     parser = argparse.ArgumentParser("python train.py lab", description=COMMANDS["lab"][1])
-    parser.add_argument("-o", "--output", type=Path, default=Path("lab.html"), help="the file")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("lab.html"), help="file or folder"
+    )
     output = parser.parse_args(args).output
+    output = output / "lab.html" if output.is_dir() else output
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page(), encoding="utf-8")
     print(output)
@@ -33,15 +34,14 @@ def page() -> str:
         name: {"about": str(f.loss.__doc__).splitlines()[0], "view": f.view, "minima": f.minima}
         for name, f in BUILT_IN.items()
     }
-    data = {"surfaces": surfaces, "noise": [noise(seed) for seed in range(SEEDS)]}
+    data = {"surfaces": surfaces, "noise": [noise(seed) for seed in range(8)]}
     text = (FOLDER / "lab.html").read_text(encoding="utf-8")
     for path in FOLDER.iterdir():
         text = text.replace(f"/* {path.name} */", path.read_text(encoding="utf-8"))
     return text.replace("/* data */", f"const DATA = {json.dumps(data)};")
 
 
-def noise(seed: int) -> str:
-    """Return what a training draws for x and y (for x alone, the first), by step, in base64."""
-    rngs = [make_generator(seed, step, step, 0) for step in range(STEPS)]
-    draws = torch.stack([torch.randn(2, generator=rng, dtype=torch.float64) for rng in rngs])
-    return base64.b64encode(draws.numpy().tobytes()).decode()
+def noise(seed: int, steps: int = 1000) -> list[float]:
+    """Return what a training draws, step by step: for x, then for y where there is one."""
+    rngs = [make_generator(seed, step, step, 0) for step in range(steps)]
+    return [u for rng in rngs for u in torch.randn(2, generator=rng, dtype=torch.float64).tolist()]

@@ -37,7 +37,7 @@ function update() {
 }
 
 function compute() {
-  const draws = noiseOf(world.seed);
+  const draws = DATA.noise[world.seed];
   results = runs.map(run => {
     const done = train(world, run, draws), near = train(world, run, draws, NUDGE).path;
     const apart = (point, k) => near[k] && Math.hypot(...point.map((x, i) => x - near[k][i]));
@@ -50,12 +50,6 @@ function compute() {
   const current = EXAMPLES.find(([, words]) => `#${words}` === hash);
   [...$("examples").children].forEach((a, i) => { a.ariaCurrent = String(EXAMPLES[i] === current); });
   $("story").textContent = current ? current[2] : "Your own settings. The examples above are places to start from.";
-}
-
-const unpacked = {};
-function noiseOf(seed) {
-  unpacked[seed] ??= new Float64Array(Uint8Array.from(atob(DATA.noise[seed]), c => c.charCodeAt(0)).buffer);
-  return unpacked[seed];
 }
 
 function showCommand() {

@@ -32,7 +32,7 @@ const OF_WORLD = {
 
 const EXAMPLES = [ // name, link, what to see
   ["Momentum in a valley",
-    "surface=valley&start=-9,1.5&steps=400&run=SGD,lr:0.05&run=Momentum,lr:0.05&run=SGD,lr:0.5",
+    "surface=valley&start=-9,1.5&steps=400&run=Momentum,lr:0.05&run=SGD,lr:0.05&run=SGD,lr:0.5",
     "The walls allow small steps only, the floor needs large ones. Momentum adds up along the floor and " +
     "cancels between the walls. A large learning rate bounces between the walls for ever."],
   ["Small, large, annealed",
