@@ -53,9 +53,12 @@ class Plot {
   line(points, { colour, width = 1.6, dash = [] }) {
     const { context } = this;
     context.beginPath();
-    for (const [x, y] of points) context.lineTo(...this.at(x, y));
+    for (const [x, y] of points) {
+      const [left, top] = this.at(x, y);
+      context.lineTo(left, top);
+    }
     context.setLineDash(dash);
-    Object.assign(context, { strokeStyle: colour, lineWidth: width, lineJoin: "round" });
+    Object.assign(context, { strokeStyle: colour, lineWidth: width, lineJoin: "bevel" });
     context.stroke();
     context.setLineDash([]);
   }
@@ -237,7 +240,8 @@ function chart(id, range, log, curves) {
   plot.inside(() => {
     if (shown < world.steps) plot.line([[shown, range[0]], [shown, range[1]]], { colour: "#5b6675", width: 1 });
     results.forEach((done, i) => curves(done).forEach((values, j) => {
-      const points = Array.from(values.slice(0, shown + 1).entries()).filter(([, value]) => Number.isFinite(value));
+      const points = [];
+      for (let k = 0; k <= shown && k < values.length; k++) if (Number.isFinite(values[k])) points.push([k, values[k]]);
       plot.line(points, { colour: COLOURS[i], width: i === chosen ? 2.6 : 1.6, dash: j ? [5, 4] : [] });
       marked.push([i, points[Math.floor(points.length * (i + 1) / (runs.length + 1))]], [i, points.at(-1)]);
     }));

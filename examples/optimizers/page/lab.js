@@ -40,8 +40,7 @@ function compute() {
   const draws = DATA.noise[world.seed];
   results = runs.map(run => {
     const done = train(world, run, draws), near = train(world, run, draws, NUDGE).path;
-    const apart = (point, k) => near[k] && Math.hypot(...point.map((x, i) => x - near[k][i]));
-    done.chaotic = done.path.some((point, k) => apart(point, k) > 1e8 * NUDGE);
+    done.chaotic = near.some((point, k) => point.some((x, i) => Math.abs(x - done.path[k]?.[i]) > 1e8 * NUDGE));
     return done;
   });
   if (atEnd) shown = world.steps;

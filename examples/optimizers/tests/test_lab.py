@@ -56,7 +56,7 @@ def test_it_is_used_by_keyboard_on_a_phone_and_kept_in_a_link(page):
     page.press("#set-lr", "ArrowLeft")
     world, runs = state = page.evaluate("[world, runs]")
     assert [world["start"], runs[0]["lr"], runs[1]["lr"]] == [[1.18, 1], 0.097, 0.1]
-    page.wait_for_url("**beale**")
+    page.wait_for_url("**start=1.18,1**lr:0.097**")
     page.reload()
     assert page.evaluate("[world, runs]") == state
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
