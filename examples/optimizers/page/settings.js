@@ -203,7 +203,7 @@ function link() {
 // Takes the settings of a link; what it does not know, or gets wrong, is as in the beginning.
 function load(hash) {
   const words = new URLSearchParams(hash.replace(/^#/, "") || EXAMPLES[0][1]);
-  const surface = words.get("surface") in SURFACES ? words.get("surface") : "valley";
+  const surface = Object.hasOwn(SURFACES, words.get("surface")) ? words.get("surface") : "valley";
   world = { surface };
   for (const [key, spec] of Object.entries(OF_WORLD)) world[key] = valid(spec, words.get(key) ?? "");
   const start = (words.get("start") ?? "").split(",");
@@ -213,10 +213,10 @@ function load(hash) {
   });
   runs = words.getAll("run").slice(0, MOST_RUNS).map(text => {
     const [optimizer, ...pairs] = text.split(",");
-    const run = { ...of(optimizer in OPTIMIZERS ? optimizer : "SGD"), schedule: "constant" };
+    const run = { ...of(Object.hasOwn(OPTIMIZERS, optimizer) ? optimizer : "SGD"), schedule: "constant" };
     for (const [key, value] of pairs.map(pair => pair.split(":"))) {
-      if (key in SETTINGS) run[key] = valid(SETTINGS[key], value);
-      else if (key === "schedule" && value in SCHEDULES) run.schedule = value;
+      if (Object.hasOwn(SETTINGS, key)) run[key] = valid(SETTINGS[key], value);
+      else if (key === "schedule" && Object.hasOwn(SCHEDULES, value)) run.schedule = value;
     }
     return run;
   });
