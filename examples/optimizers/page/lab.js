@@ -40,7 +40,8 @@ function compute() {
   const draws = DATA.noise[world.seed];
   results = runs.map(run => {
     const done = train(world, run, draws), near = train(world, run, draws, NUDGE).path;
-    done.chaotic = near.some((point, k) => point.some((x, i) => Math.abs(x - done.path[k]?.[i]) > 1e8 * NUDGE));
+    const parted = (x, y) => Math.abs(x - y) > 1e8 * NUDGE * Math.max(1, Math.abs(x));
+    done.chaotic = near.some((point, k) => point.some((x, i) => parted(x, done.path[k]?.[i])));
     return done;
   });
   if (atEnd) shown = world.steps;
