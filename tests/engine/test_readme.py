@@ -16,6 +16,7 @@ WALKED_PAGES = (
     "compare",
     "devices",
     "export",
+    "lab",
     "photos",
     "reports",
     "schedules",
@@ -32,7 +33,8 @@ ELSEWHERE = {
     "docs/race.md": "tests/engine/test_race.py",
     "docs/tasks.md": "tests/engine/test_tasks.py",
 }
-TOOLS = {"report", "card", "sweep", "compare", "cooldown", "check", "shards", "figures", "gallery"}
+TOOLS = {"report", "card", "sweep", "compare", "cooldown", "check", "shards"}
+TOOLS |= {"figures", "gallery", "lab"}  # the optimizer lab's
 ENDS_EARLY = r"--print_config|\.help="
 STEPS = {"limit_train_batches": 4, "limit_val_batches": 2, "log_every_n_steps": 2}
 SHORT = [f"--trainer.{key}={n}" for key, n in {"max_epochs": 3, **STEPS}.items()]
