@@ -18,10 +18,12 @@ from anneal.data.seeding import derive_seed, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
 from anneal.system import cores
+from anneal.vision.crops import CroppedDataset
 from anneal.vision.files import ImageFiles, ImageSource, missing
 from anneal.vision.index import ImageFolder
 from anneal.vision.layouts import Layout
-from anneal.vision.loader import DecodedDataset, ImageLoader, UnreadableImage
+from anneal.vision.loader import CPU, DecodedDataset, ImageLoader, UnreadableImage
+from anneal.vision.raw import PIXELS, RawImages
 from anneal.vision.splits import strata
 from anneal.vision.transforms import MixUpCutMix, TrainTransform, Transform, ValTransform
 
@@ -67,8 +69,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
     Args:
         root: Folder with a folder for each class, or with such in `train` and `val` (and `test`,
             for the test after a training), or with the images of `labels` or `label_pattern`, or
-            ImageNet's archives as they unpack, or shards made by `python train.py shards`, also as
-            s3://bucket/prefix.
+            ImageNet's archives as they unpack, or what `python train.py shards` made: shards, also
+            as s3://bucket/prefix, or plain pixels.
         batch_size: Images in a batch of one process.
         num_workers: Processes that decode, for each training process; 0: the training process
             itself; None: one for each core that there is for it, at most 16.
@@ -91,6 +93,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
             image with several labels counts for the rarest of them.
         broken: Whether an image that can't be read ends the run or is skipped.
         max_broken: How many may be skipped.
+        in_memory: Whether the pixels of `shards --raw` are kept in the device's memory, and cropped
+            there, without workers.
         cache_dir: Where the list of files, and shards from a bucket, are kept for the next run;
             None: ~/.cache/anneal.
         predict_path: What to predict: a file, a folder or a pattern such as 'photos/*.jpg'.
@@ -118,6 +122,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         sampler: Literal["balanced"] | None = None,
         broken: Literal["raise", "skip"] = "raise",
         max_broken: int = 100,
+        in_memory: bool = False,
         cache_dir: Path | None = None,
         predict_path: str | None = None,
         **kwargs: Any,
@@ -138,6 +143,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         self.sampler = sampler
         self.broken = broken
         self.max_broken = max_broken
+        self.in_memory = in_memory
         self.cache_dir = cache_dir
         self.predict_path = predict_path
         self._train_transform = TrainTransform(
@@ -178,6 +184,10 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         if self.sampler and type(train).order is not ImageSource.order:
             raise UserError(
                 "data.sampler: shards are read in their order; model.class_weight helps"
+            )
+        if self.in_memory and not isinstance(train, RawImages):
+            raise UserError(
+                f"data.in_memory: needs pixels: python train.py shards {self.root} OUT --raw"
             )
         for split, pictures in self.splits.items():
             for note in getattr(pictures, "notes", ()):
@@ -246,6 +256,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
             from anneal.vision.streaming import ImageShards
 
             return ImageShards.splits(self.root, self.cache_dir)
+        if list(Path(self.root).glob(f"*/{PIXELS}")):
+            return RawImages.splits(Path(self.root))
         return ImageFolder.splits(Path(self.root), self.cache_dir, Layout.of(self))
 
     def _batches(
@@ -254,11 +266,16 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         share |= share_of(self.trainer, split == "train")
         world = share["world_size"]
         check_split_size(self.root, split, len(pictures), self.batch_size, world)
+        device = self.trainer.strategy.root_device if self.trainer else CPU
+        crops = isinstance(pictures, RawImages) and type(transform) is TrainTransform
+        kind: Any = CroppedDataset if crops else DecodedDataset
+        where = device if crops and self.in_memory else CPU
+        workers = 0 if self.in_memory else self.num_workers
         return ImageLoader(
-            DecodedDataset(pictures, transform, self.size_of, global_seed()),
+            kind(pictures, transform, self.size_of, global_seed(), where),
             EpochSampler(len(pictures), self.batch_size, **share),
-            min(16, math.ceil(cores() / world)) if self.num_workers is None else self.num_workers,
-            give_way=bool(self.trainer and self.trainer.strategy.root_device.type == "cpu"),
+            min(16, math.ceil(cores() / world)) if workers is None else workers,
+            give_way=bool(self.trainer and device.type == "cpu"),
             on_unreadable=partial(self._on_unreadable, predicts=split == "predict"),
         )
 

@@ -38,6 +38,7 @@ class TrainTransform:
             raise UserError(f"data.scale={list(scale)}: must be two parts of the area, up to 1")
         if not (0 <= flip <= 1 and 0 <= erasing <= 1):
             raise UserError("data: flip and erasing are probabilities, 0 to 1")
+        self.scale = scale
         self.crop = v2.RandomResizedCrop(1, scale)
         self.interpolation = interpolation
         self.antialias = antialias
@@ -53,6 +54,10 @@ class TrainTransform:
         image = resize(image, [size, size], self.interpolation, self.antialias)
         if self.flip and torch.rand(()) < self.flip:
             image = image.flip(-1)
+        return self.change(image)
+
+    def change(self, image: Tensor) -> Tensor:
+        """Return a cropped image augmented and erased."""
         if self.augment:
             image = self.augment(image)
         return self.erase(image) if self.erase else image

@@ -1,0 +1,131 @@
+"""Random crops of a batch of images that are pixels already, on a CPU or a GPU."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anneal.errors import UserError
+from anneal.vision.loader import Collated, DecodedDataset, UnreadableImage, seeded
+from anneal.vision.raw import RawImages
+from anneal.vision.transforms import TrainTransform
+
+TRIES = 10  # boxes that are drawn until one lies in the image, as in torchvision
+NUMBERS = 2 * TRIES + 3  # that are drawn for an image
+RATIO = 4 / 3  # of the sides of a box, at most
+
+
+@dataclass(eq=False)
+class CroppedDataset(DecodedDataset):
+    """Training images of a raw copy as batches: cropped, resized and flipped on `device`.
+
+    The random numbers of an image follow from seed, epoch and place here, too; they are others than
+    those of `DecodedDataset`.
+    """
+
+    pictures: RawImages
+    transform: TrainTransform
+
+    @cached_property
+    def flat(self) -> Tensor:
+        """The pixels of all images on the device, (P, 3)."""
+        for index in range(len(self.pictures)):
+            self.pictures.pixels(index)  # compares it with its checksum
+        return torch.from_numpy(self.pictures.data).view(-1, 3).to(self.device)
+
+    def __getitems__(self, keys: list[tuple[int, int, int]]) -> Collated:
+        """Return what `collate` makes of single images."""
+        pictures, transform, epoch = self.pictures, self.transform, keys[0][0]
+        places, indices = np.array(keys).T[1:]
+        size, shapes = self.size(epoch), pictures.shapes[indices]
+        boxes, flips = draw(transform, (self.seed, epoch), places, shapes)
+        try:
+            if self.device.type == "cpu":
+                images = torch.empty(len(keys), size, size, 3, dtype=torch.uint8)
+                for k, (index, box) in enumerate(zip(indices, boxes.tolist(), strict=True)):
+                    images[k] = crop(transform, pictures.pixels(index), box, flips[k], size)
+            else:
+                stops = pictures.stops[indices] // 3 - shapes.prod(1)
+                corners = stops + boxes[:, 0] * shapes[:, 1] + boxes[:, 1]
+                where = np.stack([corners, shapes[:, 1], *boxes.T[2:], flips])
+                images = crop_batch(transform, self.flat, torch.from_numpy(where), size)
+        except UserError as e:
+            return torch.empty(0), torch.empty(0), [UnreadableImage("", str(e))]
+        images = images.permute(0, 3, 1, 2)
+        if transform.augment or transform.erase:
+            for image, place in zip(images, places.tolist(), strict=True):
+                with seeded(self.seed, epoch, place):
+                    image.copy_(transform.change(image))
+        return images, torch.from_numpy(pictures.labels[indices]), []
+
+
+def draw(
+    transform: TrainTransform, key: tuple[int, int], places: np.ndarray, shapes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return of each image the box, (N, 4): top, left, height, width; and whether it is flipped.
+
+    They are distributed as those of torchvision's RandomResizedCrop. The numbers of a place are
+    always the same ones of the generator's sequence.
+    """
+    start = int(places.min())
+    generator = np.random.Generator(np.random.PCG64(key).advance(NUMBERS * start))
+    u = generator.random((places.max() + 1 - start, NUMBERS))[places - start]
+    height, width = shapes.astype(np.float64).T
+    low, high = transform.scale
+    area = (height * width)[:, None] * (low + (high - low) * u[:, :TRIES])
+    ratio = RATIO ** (2 * u[:, TRIES : 2 * TRIES] - 1)
+    tall, wide = np.sqrt(area / ratio).round(), np.sqrt(area * ratio).round()
+    fits = (tall > 0) & (tall <= height[:, None]) & (wide > 0) & (wide <= width[:, None])
+    rows, first = np.arange(len(u)), fits.argmax(1)
+    found = fits[rows, first]
+    # The greatest box in the middle, where none fits.
+    h = np.where(found, tall[rows, first], np.minimum(height, (width * RATIO).round()))
+    w = np.where(found, wide[rows, first], np.minimum(width, (height * RATIO).round()))
+    top = np.floor(np.where(found, u[:, -3], 0.5) * (height - h + found))
+    left = np.floor(np.where(found, u[:, -2], 0.5) * (width - w + found))
+    return np.stack([top, left, h, w], 1).astype(np.int64), u[:, -1] < transform.flip
+
+
+def crop(transform: TrainTransform, image: Tensor, box: list[int], flip: bool, size: int) -> Tensor:
+    """Return a box of an image (H, W, 3), resized and flipped: (size, size, 3) uint8."""
+    top, left, height, width = box
+    # Without channels last in each of its four dimensions, torch would turn the result over.
+    part = image[top : top + height, left : left + width].contiguous()[None].permute(0, 3, 1, 2)
+    resized = F.interpolate(
+        part, (size, size), mode=transform.interpolation, antialias=transform.antialias
+    )
+    return (resized.flip(-1) if flip else resized)[0].permute(1, 2, 0)
+
+
+def crop_batch(transform: TrainTransform, pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return boxes of images resized and flipped as a batch, (N, size, size, 3) uint8.
+
+    It is what `crop` gives but for rounding, as products of matrices, which a GPU is made for.
+
+    Args:
+        transform: Says whether images are smoothed where they shrink.
+        pixels: Those of all images one after the other, (P, 3) uint8.
+        boxes: First pixel, width of the image, height, width and flip of each box, (5, N) int64.
+        size: Side of the result.
+    """
+    corner, row, height, width, flip = boxes.to(pixels.device)[:, :, None, None]
+    y = torch.arange(int(boxes[2].max()), device=pixels.device)[:, None]
+    x = torch.arange(int(boxes[3].max()), device=pixels.device)
+    found = pixels[corner + y.minimum(height - 1) * row + x.minimum(width - 1)].float()
+
+    def weights(length: Tensor, most: int) -> Tensor:
+        """Return triangles around the centres of the new pixels, (N, size, most)."""
+        step = length / size
+        centre = (torch.arange(size, device=pixels.device)[:, None] + 0.5) * step
+        place = torch.arange(most, device=pixels.device)
+        reach = step.clamp(min=1) if transform.antialias else 1
+        sides = (1 - (place + 0.5 - centre).abs() / reach).clamp(min=0) * (place < length)
+        return sides / sides.sum(-1, keepdim=True)
+
+    across = weights(width, len(x))
+    across = torch.where(flip > 0, across.flip(1), across)
+    found = torch.einsum("nyh,nhwc,nxw->nyxc", weights(height, len(y)), found, across)
+    return found.round().clamp(0, 255).to(torch.uint8)
