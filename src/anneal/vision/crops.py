@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anneal.errors import UserError
-from anneal.vision.loader import Collated, DecodedDataset, UnreadableImage, seeded
+from anneal.vision.loader import Collated, DecodedDataset, UnreadableImage
 from anneal.vision.raw import RawImages
 from anneal.vision.transforms import TrainTransform
 
@@ -28,6 +28,7 @@ class CroppedDataset(DecodedDataset):
 
     pictures: RawImages
     transform: TrainTransform
+    device: torch.device
 
     @cached_property
     def flat(self) -> Tensor:
@@ -48,18 +49,13 @@ class CroppedDataset(DecodedDataset):
                 for k, (index, box) in enumerate(zip(indices, boxes.tolist(), strict=True)):
                     images[k] = crop(transform, pictures.pixels(index), box, flips[k], size)
             else:
-                stops = pictures.stops[indices] // 3 - shapes.prod(1)
-                corners = stops + boxes[:, 0] * shapes[:, 1] + boxes[:, 1]
-                where = np.stack([corners, shapes[:, 1], *boxes.T[2:], flips])
+                first = pictures.stops[indices] // 3 - shapes.prod(1)
+                first += boxes[:, 0] * shapes[:, 1] + boxes[:, 1]
+                where = np.stack([first, shapes[:, 1], *boxes.T[2:], flips])
                 images = crop_batch(transform, self.flat, torch.from_numpy(where), size)
         except UserError as e:
             return torch.empty(0), torch.empty(0), [UnreadableImage("", str(e))]
-        images = images.permute(0, 3, 1, 2)
-        if transform.augment or transform.erase:
-            for image, place in zip(images, places.tolist(), strict=True):
-                with seeded(self.seed, epoch, place):
-                    image.copy_(transform.change(image))
-        return images, torch.from_numpy(pictures.labels[indices]), []
+        return images.permute(0, 3, 1, 2), torch.from_numpy(pictures.labels[indices]), []
 
 
 def draw(
@@ -101,15 +97,9 @@ def crop(transform: TrainTransform, image: Tensor, box: list[int], flip: bool, s
 
 
 def crop_batch(transform: TrainTransform, pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Return boxes of images resized and flipped as a batch, (N, size, size, 3) uint8.
+    """Return what `crop` does but for rounding, of a batch, as products of matrices for a GPU.
 
-    It is what `crop` gives but for rounding, as products of matrices, which a GPU is made for.
-
-    Args:
-        transform: Says whether images are smoothed where they shrink.
-        pixels: Those of all images one after the other, (P, 3) uint8.
-        boxes: First pixel, width of the image, height, width and flip of each box, (5, N) int64.
-        size: Side of the result.
+    `boxes`, (5, N), are the first pixel in `pixels`, the width of its image, height, width, flip.
     """
     corner, row, height, width, flip = boxes.to(pixels.device)[:, :, None, None]
     y = torch.arange(int(boxes[2].max()), device=pixels.device)[:, None]

@@ -1,7 +1,6 @@
 """Folders of images, ImageNet's among them, decoded by worker processes."""
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,38 +24,13 @@ from anneal.vision.layouts import Layout
 from anneal.vision.loader import CPU, DecodedDataset, ImageLoader, UnreadableImage
 from anneal.vision.raw import PIXELS, RawImages
 from anneal.vision.splits import strata
-from anneal.vision.transforms import MixUpCutMix, TrainTransform, Transform, ValTransform
-
-
-@dataclass
-class ProgressiveResizing:
-    """Smaller training images in the first epochs, which cost less (Howard 2018, DAWNBench).
-
-    Args:
-        start_size: Side of the first epochs' images, in pixels.
-        start_epoch: The epoch from which on the size grows linearly.
-        end_epoch: The epoch in which it has reached `train_size`.
-        multiple: Sizes are rounded to multiples of this.
-    """
-
-    start_size: int
-    start_epoch: int
-    end_epoch: int
-    multiple: int = 32
-
-    def __post_init__(self) -> None:
-        if self.start_epoch >= self.end_epoch:
-            raise UserError("data.progressive: end_epoch must come after start_epoch")
-
-    def size(self, train_size: int, epoch: int) -> int:
-        """Return the side of the images of an epoch."""
-        if epoch < self.start_epoch:
-            return self.start_size
-        if epoch >= self.end_epoch:
-            return train_size
-        part = (epoch - self.start_epoch) / (self.end_epoch - self.start_epoch)
-        size = self.start_size + part * (train_size - self.start_size)
-        return round(size / self.multiple) * self.multiple
+from anneal.vision.transforms import (
+    MixUpCutMix,
+    ProgressiveResizing,
+    TrainTransform,
+    Transform,
+    ValTransform,
+)
 
 
 class ImageFolderDataModule(Layout, LightningDataModule):
@@ -93,8 +67,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
             image with several labels counts for the rarest of them.
         broken: Whether an image that can't be read ends the run or is skipped.
         max_broken: How many may be skipped.
-        in_memory: Whether the pixels of `shards --raw` are kept in the device's memory, and cropped
-            there, without workers.
+        in_memory: Whether the pixels of `shards --raw` are kept in the device's memory and cropped
+            there, without workers; not with `augment`, `erasing` or bicubic interpolation.
         cache_dir: Where the list of files, and shards from a bucket, are kept for the next run;
             None: ~/.cache/anneal.
         predict_path: What to predict: a file, a folder or a pattern such as 'photos/*.jpg'.
@@ -186,9 +160,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
                 "data.sampler: shards are read in their order; model.class_weight helps"
             )
         if self.in_memory and not isinstance(train, RawImages):
-            raise UserError(
-                f"data.in_memory: needs pixels: python train.py shards {self.root} OUT --raw"
-            )
+            raise UserError(f"data.in_memory: {self.wait_advice}")
         for split, pictures in self.splits.items():
             for note in getattr(pictures, "notes", ()):
                 rank_zero_info(f"{self.root}, {split}: {note}")
@@ -202,6 +174,13 @@ class ImageFolderDataModule(Layout, LightningDataModule):
     def has_test(self) -> bool:
         """Whether there are test images, apart from those for validation."""
         return "test" in self.splits
+
+    @property
+    def wait_advice(self) -> str:
+        """What to do where a training waits for these images."""
+        if isinstance(self.splits.get("train"), RawImages):
+            return "more --data.num_workers, a smaller --short_side or --data.in_memory=true"
+        return f"pixels need no decoding: python train.py shards {self.root} OUT --raw"
 
     def train_transform(self) -> Transform:
         """Return what makes a training image: a function of (3, H, W) uint8 and a size in pixels.
@@ -267,12 +246,15 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         world = share["world_size"]
         check_split_size(self.root, split, len(pictures), self.batch_size, world)
         device = self.trainer.strategy.root_device if self.trainer else CPU
-        crops = isinstance(pictures, RawImages) and type(transform) is TrainTransform
-        kind: Any = CroppedDataset if crops else DecodedDataset
-        where = device if crops and self.in_memory else CPU
-        workers = 0 if self.in_memory else self.num_workers
+        dataset: DecodedDataset = DecodedDataset(pictures, transform, self.size_of, global_seed())
+        workers = self.num_workers
+        crops = type(transform) is TrainTransform and transform.only_crops
+        if crops and isinstance(pictures, RawImages):
+            on_device = self.in_memory and self._train_transform.interpolation == "bilinear"
+            where, workers = (device, 0) if on_device else (CPU, workers)
+            dataset = CroppedDataset(**vars(dataset) | {"device": where})
         return ImageLoader(
-            kind(pictures, transform, self.size_of, global_seed(), where),
+            dataset,
             EpochSampler(len(pictures), self.batch_size, **share),
             min(16, math.ceil(cores() / world)) if workers is None else workers,
             give_way=bool(self.trainer and device.type == "cpu"),

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,18 +55,11 @@ class DecodedDataset(Dataset[tuple[Tensor, Any] | UnreadableImage]):
             return UnreadableImage(self.pictures.path(index), str(e))
         except UserError as e:  # not this image, but the place of all of them
             return UnreadableImage("", str(e))
-        with seeded(self.seed, epoch, place):
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would look at every kind of device, for 0.1 ms.
+            torch.default_generator.manual_seed(derive_seed(self.seed, epoch, place))
             image = self.transform(image, self.size(epoch))
         return image, self.pictures.labels[index]
-
-
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Have torch's random numbers on the CPU follow from `key`, and put back what they were."""
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would look at every kind of device, for 0.1 ms.
-        torch.default_generator.manual_seed(derive_seed(*key))
-        yield
 
 
 class ImageLoader(HasWorkers):

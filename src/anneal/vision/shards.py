@@ -66,7 +66,7 @@ class Encoded(Dataset[tuple[int, Any, str]]):
             width, height = (max(1, round(s * self.short_side / short)) for s in image.size)
             image = image.resize((width, height), Image.Resampling.LANCZOS)
         if self.raw:
-            return index, np.asarray(image), ""
+            return index, np.array(image), ""
         buffer = BytesIO()
         image.save(buffer, "JPEG", quality=self.quality or 90)
         return index, buffer.getvalue(), ""
@@ -80,7 +80,7 @@ def convert(
     out.mkdir()
     stored: list[int] = []
     shapes, sums = [], []
-    loader = DataLoader(encoded, None, sampler=order, num_workers=num_workers, collate_fn=_as_is)
+    loader = DataLoader(encoded, None, sampler=order, num_workers=num_workers)
     opened: Any = (out / PIXELS).open("wb") if encoded.raw else _shards(out)
     with opened as file:
         for index, data, reason in tqdm(
@@ -90,9 +90,9 @@ def convert(
                 yield pictures.path(index), reason
                 continue
             if encoded.raw:
-                file.write(data)
-                shapes.append(data.shape[:2])
-                sums.append(crc32(data))
+                file.write(pixels := data.numpy())
+                shapes.append(pixels.shape[:2])
+                sums.append(crc32(pixels))
             else:
                 file[len(stored)] = data
             stored.append(index)
@@ -114,10 +114,6 @@ def _shards(out: Path) -> Iterator[Any]:
     yield (writer := Cache(str(out), chunk_bytes=CHUNK))
     writer.done()
     writer.merge()
-
-
-def _as_is(sample: Any) -> Any:
-    return sample
 
 
 def run(args: Namespace) -> int:
@@ -149,7 +145,7 @@ def run(args: Namespace) -> int:
                 tqdm.write(f"{args.folder}, {split}: {note}", file=sys.stderr)
             # Neighbours in a chunk stay near each other, so they must not be of one class.
             order = list(range(len(pictures)))
-            if split == "train" and not args.raw:
+            if split == "train":
                 order = pictures.order(make_generator(0)).tolist()
             encoded = Encoded(pictures, args.short_side, args.quality, args.raw)
             for path, reason in convert(encoded, whole / split, order, args.num_workers):
