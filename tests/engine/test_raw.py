@@ -12,7 +12,7 @@ from anneal import testing as photos
 from anneal.data.sampler import EpochSampler
 from anneal.errors import UserError
 from anneal.vision import shards
-from anneal.vision.crops import CroppedDataset, crop, crop_batch, draw
+from anneal.vision.crops import CroppedDataset, crop_batch, crop_one_by_one, draw
 from anneal.vision.decode import decode
 from anneal.vision.index import ImageFolder
 from anneal.vision.loader import DecodedDataset
@@ -100,7 +100,7 @@ def test_boxes_are_distributed_as_torchvisions():
     image = torch.empty(3, 60, 100)
     drawn = [theirs.make_params([image]) for _ in places]
     names = ("top", "left", "height", "width")
-    for ours, name in zip(boxes.T, names, strict=True):
+    for ours, name in zip(boxes, names, strict=True):
         other = np.array([box[name] for box in drawn])
         spread = np.sqrt((ours.var() + other.var()) / 4000)
         assert abs(ours.mean() - other.mean()) < 4 * spread
@@ -113,9 +113,9 @@ def test_boxes_are_distributed_as_torchvisions():
 def test_boxes_lie_in_the_picture(shape, scale):
     shapes = np.tile(shape, (200, 1))
     boxes, _ = draw(TrainTransform(scale), (1, 1), np.arange(200), shapes)
-    assert (boxes[:, :2] >= 0).all()
-    assert (boxes[:, 2:] > 0).all()
-    assert (boxes[:, :2] + boxes[:, 2:] <= shape).all()
+    assert (boxes[:2] >= 0).all()
+    assert (boxes[2:] > 0).all()
+    assert (boxes[:2] + boxes[2:] <= shapes.T).all()
 
 
 @pytest.mark.parametrize("antialias", [True, False])
@@ -127,16 +127,21 @@ def test_products_of_matrices_give_the_same_crops(antialias, size):
         for i, side in enumerate([(40, 32), (90, 70), (17, 60), (64, 64)])
     ]
     shapes = np.array([image.shape[:2] for image in images])
-    boxes, _ = draw(transform, (0, 0), np.arange(4), shapes)
-    flips = np.array([True, False, True, False])
-    first = np.cumsum([0, *shapes.prod(1)[:-1]]) + boxes[:, 0] * shapes[:, 1] + boxes[:, 1]
-    where = torch.from_numpy(np.stack([first, shapes[:, 1], boxes[:, 2], boxes[:, 3], flips]))
+    (top, left, *sides), _ = draw(transform, (0, 0), np.arange(4), shapes)
+    first = np.cumsum([0, *shapes.prod(1)[:-1]]) + top * shapes[:, 1] + left
+    flips = [True, False, True, False]
+    boxes = torch.from_numpy(np.stack([first, shapes[:, 1], *sides, flips]))
     pixels = torch.cat([image.view(-1, 3) for image in images])
-    batch = crop_batch(transform, pixels, where, size)
-    for i, image in enumerate(images):
-        one = crop(transform, image, boxes[i].tolist(), flips[i], size)
-        assert one.shape == batch[i].shape == (size, size, 3)
-        assert (one.int() - batch[i].int()).abs().max() <= 1  # torch rounds twice
+    one_by_one = crop_one_by_one(transform, pixels, boxes, size)
+    assert one_by_one.shape == (4, size, size, 3)
+    batch = crop_batch(transform, pixels, boxes, size)
+    assert (one_by_one.int() - batch.int()).abs().max() <= 1  # torch rounds twice
+    for i in range(4):
+        h, w = sides[0][i], sides[1][i]
+        image = images[i][top[i] : top[i] + h, left[i] : left[i] + w].permute(2, 0, 1)
+        theirs = v2.functional.resize(image, [size, size], antialias=antialias)
+        theirs = (theirs.flip(-1) if flips[i] else theirs).permute(1, 2, 0)
+        assert (theirs.int() - one_by_one[i].int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("options", [{}, {"in_memory": True}, {"erasing": 0.5}, {"mixup": 0.2}])
@@ -221,15 +226,15 @@ def test_a_split_that_is_missing_is_named(root):
 
 def test_processes_map_one_file_and_each_image_is_checked_once(root):
     pictures = RawImages.splits(root)["train"]
-    pictures.pixels(0)
+    pictures.image(0)
     other = pickle.loads(pickle.dumps(pictures))
-    assert "data" not in vars(other)  # it maps the file anew
-    assert torch.equal(other.pixels(1), pictures.pixels(1))
-    assert pictures.checked.tolist() == [True, True] + [False] * 20
+    assert "flat" not in vars(other)  # it maps the file anew
+    assert torch.equal(other.image(0), pictures.image(0))
+    assert pictures.checked.tolist() == [True] + [False] * 21
     damage(pictures.file, flip_one)  # by another process, while this one reads
-    middle = int(np.searchsorted(pictures.stops, pictures.file.stat().st_size // 2, "right"))
+    middle = int(np.searchsorted(3 * pictures.stops, pictures.file.stat().st_size // 2, "right"))
     with pytest.raises(UserError, match=r"damaged at .*#train/"):
-        pictures.pixels(middle)
+        pictures.image(middle)
 
 
 def test_an_epoch_has_every_picture_once(root):

@@ -31,28 +31,24 @@ class CroppedDataset(DecodedDataset):
     device: torch.device
 
     @cached_property
-    def flat(self) -> Tensor:
-        """The pixels of all images on the device, (P, 3)."""
-        for index in range(len(self.pictures)):
-            self.pictures.pixels(index)  # compares it with its checksum
-        return torch.from_numpy(self.pictures.data).view(-1, 3).to(self.device)
+    def pixels(self) -> Tensor:
+        """Those of all images on the device, (P, 3)."""
+        if self.device.type != "cpu":
+            self.pictures.check(np.arange(len(self.pictures)))
+        return self.pictures.flat.to(self.device)
 
     def __getitems__(self, keys: list[tuple[int, int, int]]) -> Collated:
         """Return what `collate` makes of single images."""
-        pictures, transform, epoch = self.pictures, self.transform, keys[0][0]
+        pictures, epoch = self.pictures, keys[0][0]
         places, indices = np.array(keys).T[1:]
-        size, shapes = self.size(epoch), pictures.shapes[indices]
-        boxes, flips = draw(transform, (self.seed, epoch), places, shapes)
+        shapes = pictures.shapes[indices]
         try:
-            if self.device.type == "cpu":
-                images = torch.empty(len(keys), size, size, 3, dtype=torch.uint8)
-                for k, (index, box) in enumerate(zip(indices, boxes.tolist(), strict=True)):
-                    images[k] = crop(transform, pictures.pixels(index), box, flips[k], size)
-            else:
-                first = pictures.stops[indices] // 3 - shapes.prod(1)
-                first += boxes[:, 0] * shapes[:, 1] + boxes[:, 1]
-                where = np.stack([first, shapes[:, 1], *boxes.T[2:], flips])
-                images = crop_batch(transform, self.flat, torch.from_numpy(where), size)
+            pictures.check(indices)
+            (top, left, *sides), flips = draw(self.transform, (self.seed, epoch), places, shapes)
+            first = pictures.stops[indices] - shapes.prod(1) + top * shapes[:, 1] + left
+            boxes = torch.from_numpy(np.stack([first, shapes[:, 1], *sides, flips]))
+            make = crop_one_by_one if self.device.type == "cpu" else crop_batch
+            images = make(self.transform, self.pixels, boxes, self.size(epoch))
         except UserError as e:
             return torch.empty(0), torch.empty(0), [UnreadableImage("", str(e))]
         return images.permute(0, 3, 1, 2), torch.from_numpy(pictures.labels[indices]), []
@@ -61,7 +57,7 @@ class CroppedDataset(DecodedDataset):
 def draw(
     transform: TrainTransform, key: tuple[int, int], places: np.ndarray, shapes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return of each image the box, (N, 4): top, left, height, width; and whether it is flipped.
+    """Return of each image the box, (4, N): top, left, height, width; and whether it is flipped.
 
     They are distributed as those of torchvision's RandomResizedCrop. The numbers of a place are
     always the same ones of the generator's sequence.
@@ -82,36 +78,42 @@ def draw(
     w = np.where(found, wide[rows, first], np.minimum(width, (height * RATIO).round()))
     top = np.floor(np.where(found, u[:, -3], 0.5) * (height - h + found))
     left = np.floor(np.where(found, u[:, -2], 0.5) * (width - w + found))
-    return np.stack([top, left, h, w], 1).astype(np.int64), u[:, -1] < transform.flip
+    return np.stack([top, left, h, w]).astype(np.int64), u[:, -1] < transform.flip
 
 
-def crop(transform: TrainTransform, image: Tensor, box: list[int], flip: bool, size: int) -> Tensor:
-    """Return a box of an image (H, W, 3), resized and flipped: (size, size, 3) uint8."""
-    top, left, height, width = box
-    # Without channels last in each of its four dimensions, torch would turn the result over.
-    part = image[top : top + height, left : left + width].contiguous()[None].permute(0, 3, 1, 2)
-    resized = F.interpolate(
-        part, (size, size), mode=transform.interpolation, antialias=transform.antialias
-    )
-    return (resized.flip(-1) if flip else resized)[0].permute(1, 2, 0)
+def crop_one_by_one(t: TrainTransform, pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return boxes of images resized and flipped, (N, size, size, 3) uint8.
 
-
-def crop_batch(transform: TrainTransform, pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Return what `crop` does but for rounding, of a batch, as products of matrices for a GPU.
-
-    `boxes`, (5, N), are the first pixel in `pixels`, the width of its image, height, width, flip.
+    Args:
+        t: Says how images are resized.
+        pixels: Those of all images one after the other, (P, 3) uint8.
+        boxes: First pixel, width of the image, height, width and flip of each box, (5, N) int64.
+        size: Side of the result.
     """
-    corner, row, height, width, flip = boxes.to(pixels.device)[:, :, None, None]
+    images = torch.empty(boxes.shape[1], size, size, 3, dtype=torch.uint8)
+    for image, (first, row, height, width, flip) in zip(images, boxes.T.tolist(), strict=True):
+        part = pixels.as_strided((height, width, 3), (3 * row, 3, 1), 3 * first)
+        part = part.flip(1) if flip else part.contiguous()
+        # Without a first dimension of full stride, torch would turn the result over.
+        whole = part[None].permute(0, 3, 1, 2)
+        resized = F.interpolate(whole, (size, size), mode=t.interpolation, antialias=t.antialias)
+        image.copy_(resized[0].permute(1, 2, 0))
+    return images
+
+
+def crop_batch(t: TrainTransform, pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return what `crop_one_by_one` does but for rounding, as products of matrices for a GPU."""
+    first, row, height, width, flip = boxes.to(pixels.device)[:, :, None, None]
     y = torch.arange(int(boxes[2].max()), device=pixels.device)[:, None]
     x = torch.arange(int(boxes[3].max()), device=pixels.device)
-    found = pixels[corner + y.minimum(height - 1) * row + x.minimum(width - 1)].float()
+    found = pixels[first + y.minimum(height - 1) * row + x.minimum(width - 1)].float()
 
     def weights(length: Tensor, most: int) -> Tensor:
         """Return triangles around the centres of the new pixels, (N, size, most)."""
         step = length / size
         centre = (torch.arange(size, device=pixels.device)[:, None] + 0.5) * step
         place = torch.arange(most, device=pixels.device)
-        reach = step.clamp(min=1) if transform.antialias else 1
+        reach = step.clamp(min=1) if t.antialias else 1
         sides = (1 - (place + 0.5 - centre).abs() / reach).clamp(min=0) * (place < length)
         return sides / sides.sum(-1, keepdim=True)
 

@@ -52,9 +52,9 @@ class RawImages(ImageSource):
         except (ValueError, KeyError) as e:
             raise UserError(f"{folder / TABLE}: damaged, convert again") from e
         super().__init__(*about)
-        self.stops = 3 * self.shapes.prod(1, dtype=np.int64).cumsum()
-        if size != self.stops[-1]:
-            raise UserError(f"{self.file}: {size:,} bytes, not {self.stops[-1]:,}: copy it again")
+        self.stops = self.shapes.prod(1, dtype=np.int64).cumsum()
+        if size != (expected := 3 * int(self.stops[-1])):
+            raise UserError(f"{self.file}: {size:,} bytes, not {expected:,}: copy it again")
         self.checked = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
     @classmethod
@@ -63,23 +63,26 @@ class RawImages(ImageSource):
         return {s: cls(root / s) for s in SPLITS if s != "test" or (root / s).is_dir()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "data"}
+        return {name: value for name, value in vars(self).items() if name != "flat"}
 
     @cached_property
-    def data(self) -> np.ndarray:
-        """The file; torch wants it writable, and what is written stays in this process."""
-        return np.asarray(np.memmap(self.file, np.uint8, "c"))
+    def flat(self) -> Tensor:
+        """All pixels, (P, 3); torch wants them writable, and what is written stays in here."""
+        return torch.from_numpy(np.memmap(self.file, np.uint8, "c")).view(-1, 3)
 
     def pixels(self, index: int) -> Tensor:
         """Return an image as it lies in memory, (H, W, 3): it must not be changed."""
         height, width = self.shapes[index]
         stop = self.stops[index]
-        data: Any = self.data[stop - 3 * height * width : stop]
-        if not self.checked[index]:
-            if crc32(data) != self.sums[index]:
+        return self.flat[stop - height * width : stop].view(height, width, 3)
+
+    def check(self, indices: np.ndarray) -> None:
+        """Compare images that were not read yet with their checksums."""
+        for index in indices[~self.checked.numpy()[indices]]:
+            if crc32(self.pixels(index).numpy()) != self.sums[index]:
                 raise UserError(f"{self.file}: damaged at {self.path(index)}: copy it again")
             self.checked[index] = True
-        return torch.from_numpy(data).view(height, width, 3)
 
     def image(self, index: int) -> Tensor:
+        self.check(np.array([index]))
         return self.pixels(index).permute(2, 0, 1).clone()
