@@ -108,8 +108,8 @@ def limit(pictures: RawImages, size: int) -> Iterator[Tensor]:
     everyone = np.arange(len(pictures))
     (top, left, height, width), _ = draw(TrainTransform(), (0, 0), everyone, pictures.shapes)
     crops = [
-        pictures.pixels(i)[t : t + h, l : l + w].contiguous()[None].permute(0, 3, 1, 2)
-        for i, t, l, h, w in zip(everyone, top, left, height, width, strict=True)
+        pictures.pixels(i)[y : y + h, x : x + w].contiguous()[None].permute(0, 3, 1, 2)
+        for i, y, x, h, w in zip(everyone, top, left, height, width, strict=True)
     ]
     for i in count():
         yield interpolate(crops[i % len(crops)], (size, size), mode="bilinear", antialias=True)
@@ -199,6 +199,8 @@ def compare(originals: list[bytes], folder: Path, size: int, rounds: int) -> Non
         for name, way in ways.items()
     ]
     runs += [(name, way, prepared) for name, way in others.items()]
+    raw = (folder / "raw/train/pictures.raw").stat().st_size / len(originals)
+    sizes = {name: raw if "raw" in name else np.mean(list(map(len, of))) for name, _, of in runs}
     blocks = range(0, len(originals), BLOCK)
     taken = {name: np.zeros((rounds + 1, len(blocks))) for name, _, _ in runs}
     for r in range(rounds + 1):  # the first one warms up
@@ -214,7 +216,8 @@ def compare(originals: list[bytes], folder: Path, size: int, rounds: int) -> Non
     for name, times in spent.items():
         value, text = ratio(spent["reference, originals"], times)
         speed = f"{len(originals) / np.median(times):,.0f}"
-        rows.append(Row(name, value, {"images/s/core": speed, "ratio": text}))
+        stored = f"{sizes[name] / 1000:,.0f}"
+        rows.append(Row(name, value, {"images/s/core": speed, "ratio": text, "kB/image": stored}))
     hand_over(rows)
 
 

@@ -79,7 +79,8 @@ class RawImages(ImageSource):
     def check(self, indices: np.ndarray) -> None:
         """Compare images that were not read yet with their checksums."""
         for index in indices[~self.checked.numpy()[indices]]:
-            if crc32(self.pixels(index).numpy()) != self.sums[index]:
+            data: Any = self.pixels(index).numpy()
+            if crc32(data) != self.sums[index]:
                 raise UserError(f"{self.file}: damaged at {self.path(index)}: copy it again")
             self.checked[index] = True
 
