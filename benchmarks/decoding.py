@@ -33,6 +33,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from turns import Row, hand_over, ratio
 
+from anneal.system import keep_freed_memory
 from anneal.vision import shards
 from anneal.vision.crops import CroppedDataset, draw
 from anneal.vision.files import ImageFiles
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a training on a CPU does
     found = ImageFiles.find(args.folder)
     step = max(1, len(found) // args.pictures)
     files = [found.read(i) for i in range(0, len(found), step)]

@@ -5,10 +5,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from anneal.errors import UserError
+from anneal.lightning_internals import resize_into
 from anneal.vision.loader import Collated, DecodedDataset, UnreadableImage
 from anneal.vision.raw import RawImages
 from anneal.vision.transforms import TrainTransform
@@ -91,13 +91,14 @@ def crop_one_by_one(t: TrainTransform, pixels: Tensor, boxes: Tensor, size: int)
         size: Side of the result.
     """
     images = torch.empty(boxes.shape[1], size, size, 3, dtype=torch.uint8)
-    for image, (first, row, height, width, flip) in zip(images, boxes.T.tolist(), strict=True):
-        part = pixels.as_strided((height, width, 3), (3 * row, 3, 1), 3 * first)
-        part = part.flip(1) if flip else part.contiguous()
-        # Without a first dimension of full stride, torch would turn the result over.
-        whole = part[None].permute(0, 3, 1, 2)
-        resized = F.interpolate(whole, (size, size), mode=t.interpolation, antialias=t.antialias)
-        image.copy_(resized[0].permute(1, 2, 0))
+    # With its first dimension before the channels are moved, torch knows the layout for what it is.
+    outs = images[:, None].permute(0, 1, 4, 2, 3)
+    for out, (first, row, height, width, flip) in zip(outs, boxes.T.tolist(), strict=True):
+        part = pixels.as_strided(
+            (1, height, width, 3), (3 * row * height, 3 * row, 3, 1), 3 * first
+        )
+        part = part.flip(2) if flip else part.contiguous()
+        resize_into(out, part.permute(0, 3, 1, 2), t.interpolation, t.antialias)
     return images
 
 
