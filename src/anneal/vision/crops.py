@@ -84,11 +84,7 @@ def draw(
 def crop_one_by_one(t: TrainTransform, pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Return boxes of images resized and flipped, (N, size, size, 3) uint8.
 
-    Args:
-        t: Says how images are resized.
-        pixels: Those of all images one after the other, (P, 3) uint8.
-        boxes: First pixel, width of the image, height, width and flip of each box, (5, N) int64.
-        size: Side of the result.
+    Of `pixels` (P, 3), `boxes` (5, N) have the first one, its image's width, height, width, flip.
     """
     images = torch.empty(boxes.shape[1], size, size, 3, dtype=torch.uint8)
     # With its first dimension before the channels are moved, torch knows the layout for what it is.
