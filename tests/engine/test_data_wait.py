@@ -1,6 +1,8 @@
 """The share of a training that goes by without a batch."""
 
+import gc
 import time
+from multiprocessing import active_children
 from types import SimpleNamespace
 
 import pytest
@@ -157,6 +159,9 @@ def test_what_workers_do_beside_the_training_is_no_wait(tmp_path, module, second
     train = DataLoader(Slow(seconds), num_workers=2, persistent_workers=True)
     _, epochs = fit(module(), train, tmp_path, loader(2))
     assert (epochs[-1] > 0.5) == waits
+    del train
+    gc.collect()
+    assert not active_children()  # the workers have ended
 
 
 def test_the_summary_says_how_long_and_what_to_do(run, capsys, monkeypatch):
