@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.checkpoint import Checkpoint
+from anneal.callbacks.data_wait import DataWait
 from anneal.callbacks.epoch_metrics import EpochMetrics
 from anneal.callbacks.failure_recorder import FailureRecorder
 from anneal.callbacks.graceful_shutdown import GracefulShutdown
@@ -35,6 +36,9 @@ from anneal.runs.folder import last_of
 from anneal.runs.resume import Differences, differences, nothing_left
 from anneal.tasks.kinds import TASKS
 from anneal.tasks.test_report import TestReport
+
+MOST_WAIT = 0.1  # of a training's time, for data, that is not worth a word
+WAIT_ADVICE = "have a DataLoader's workers prepare the batches, or prepare the data once"
 
 
 @dataclass(eq=False)
@@ -58,7 +62,7 @@ class Run:
         self.preview: Any = None  # what `schedule` has found
         self.loggers: list[Any] = []
         self._metrics: dict[str, Any] = {}
-        self._clock = Clock()
+        self._clock, self._data_wait = Clock(), DataWait()
         self._started = self._seconds = 0.0
         self._done = ""  # that nothing is left to train
 
@@ -182,6 +186,7 @@ class Run:
             facts["ended"] = f"in epoch {epoch}: {why_told(trainer)}"
         if speed := self._clock.samples_per_second:  # else it was trained before
             facts |= {"seconds": self._seconds, "samples_per_second": speed}
+            facts["data_wait"] = self._data_wait.share
         looks = [logger.look for logger in self.loggers if isinstance(logger, Viewer)]
         return {**facts, "look": [look for look in looks if look]}
 
@@ -205,7 +210,10 @@ class Run:
         lines["ended"] = facts.get("ended", "")
         if "seconds" in facts:
             speed = f"{facts['samples_per_second']:,.0f} samples/s in training"
-            lines["time"] = f"{facts['seconds']:.1f} s, {speed}"
+            wait = f"{100 * facts['data_wait']:.0f} % of it waiting for data"
+            lines["time"] = f"{facts['seconds']:.1f} s, {speed}, {wait}"
+            if facts["data_wait"] > MOST_WAIT:
+                lines["waiting"] = getattr(self.data, "wait_advice", WAIT_ADVICE)
         lines["folder"] = facts["folder"]
         shown = [pair for pair in lines.items() if pair[1]]
         # In colour where it is a terminal.
@@ -249,6 +257,7 @@ class Run:
             RunDirectory(self.folder, self.text, self.resumed_from),
             SeedEveryEpoch(),
             EpochMetrics(),
+            self._data_wait,
             TestReport(self.folder),
         ]
         # Of several checkpoints Lightning takes the first for the run's.

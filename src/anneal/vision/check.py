@@ -109,7 +109,7 @@ def thumbnail(pictures: ImageFolder, index: int) -> Tensor:
     """Return the middle of an image, or white."""
     with suppress(UnreadableImageError):
         if index >= 0:
-            return ValTransform(SIDE, SIDE, "bilinear", True)(decode(pictures.read(index)))
+            return ValTransform(SIDE, SIDE, "bilinear", True)(pictures.image(index))
     return torch.full((3, SIDE, SIDE), 255)
 
 
