@@ -4,4 +4,8 @@
 COMMANDS: dict[str, tuple[str, str]] = {
     "figures": ("examples.optimizers.figures:main", "Draw finished runs of the optimizer lab"),
     "gallery": ("examples.optimizers.gallery:main", "Draw twelve optimizers on six surfaces"),
+    "course": (
+        "examples.optimizers.course:main",
+        "Mark your answers to docs/course.md by training",
+    ),
 }
