@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 from torch.optim import lr_scheduler
 
@@ -48,10 +48,17 @@ def flat(x: Tensor) -> Tensor:
 
 def trained(network: str = "Surface", optimizer: str = "SGD", **given: Any) -> dict[str, Any]:
     """Train without logs, checkpoints and figures, and return what a measurement may name."""
-    known = {"steps": 100, "epochs": 1, "warmup": 0, "scheduler": None, "schedule": {}, "model": {}}
+    known: dict[str, Any] = {
+        "steps": 100,
+        "epochs": 1,
+        "warmup": 0,
+        "scheduler": None,
+        "schedule": {},
+        "model": {},
+    }
     steps, epochs, warmup, name, schedule, model = (given.pop(key, known[key]) for key in known)
     scheduler = partial(getattr(lr_scheduler, name, WSD), **schedule) if name else None
-    interval = "step" if name and epochs == 1 else None
+    interval: Any = "step" if name and epochs == 1 else None
     rates = Schedule(scheduler, interval, warmup_steps=warmup)
     make = partial(getattr(torch.optim, optimizer), **given)
     data = points.CurvePoints if network == "Curve" else points.Steps
@@ -61,7 +68,7 @@ def trained(network: str = "Surface", optimizer: str = "SGD", **given: Any) -> d
     watch = Sharpness(max_share=1)
     # Barebones is the fastest; of several epochs a plateau needs what is logged.
     quiet: Any = {**dict.fromkeys(QUIET, False), "barebones": epochs == 1, "accelerator": "cpu"}
-    callbacks = [watch] if network == "DigitNet" else []
+    callbacks: list[Callback] = [watch] if network == "DigitNet" else []
     Trainer(max_epochs=epochs, callbacks=callbacks, **quiet).fit(net, data(steps))
     names = {**vars(math), **vars(points), "torch": torch, "net": net, "watch": watch}
     if network == "Surface":

@@ -47,7 +47,8 @@ class Sharpness(Callback):
         self.began, self.spent, self.last, self.batch = time.perf_counter(), 0.0, 0.0, None
         # Of the same weights; its training steps leave no trace in what the module counts and logs.
         self.twin: Any = deepcopy(pl_module).eval()
-        self.twin.log = self.twin.log_dict = lambda *args, **kwargs: None
+        for name in ("log", "log_dict"):
+            setattr(self.twin, name, lambda *args, **kwargs: None)
         pairs = zip(self.twin.parameters(), pl_module.parameters(), strict=True)
         self.weights = [(own, trained) for own, trained in pairs if trained.requires_grad]
         for own, trained in self.weights:
@@ -135,6 +136,8 @@ class DigitNet(LightningModule):
         optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
         schedule: How the learning rate changes.
     """
+
+    digits: Tensor  # pixels and label of each
 
     def __init__(
         self, optimizer: OptimizerCallable | None = None, schedule: Schedule | None = None
