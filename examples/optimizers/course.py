@@ -65,7 +65,7 @@ def trained(network: str = "Surface", optimizer: str = "SGD", **given: Any) -> d
     seed_everything(0, verbose=False)
     net = NETWORKS[network](optimizer=make, schedule=rates, **model)
     net.configure_callbacks = list
-    watch = Sharpness(max_share=1)
+    watch = Sharpness(max_share=math.inf)
     # Barebones is the fastest; of several epochs a plateau needs what is logged.
     quiet: Any = {**dict.fromkeys(QUIET, False), "barebones": epochs == 1, "accelerator": "cpu"}
     callbacks: list[Callback] = [watch] if network == "DigitNet" else []

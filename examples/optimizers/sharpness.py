@@ -36,9 +36,9 @@ class Sharpness(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50, max_share: float = 0.1) -> None:
-        if every_n_steps < 1 or not 0 < max_share <= 1:
+        if every_n_steps < 1 or max_share <= 0:
             given = f"every_n_steps={every_n_steps}, max_share={max_share}"
-            raise UserError(f"Sharpness: {given}: at least 1, and above 0 to 1")
+            raise UserError(f"Sharpness: {given}: at least 1, and above 0")
         self.every_n_steps, self.max_share = every_n_steps, max_share
         self.measured: list[tuple[int, float, float]] = []  # step, sharpness, edge
         self.vector: Tensor | None = None
