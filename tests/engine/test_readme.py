@@ -26,9 +26,11 @@ WALKED = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in WALKED
 # Whose commands are run by these tests.
 ELSEWHERE = {
     "docs/data.md": "tests/engine/test_data_page.py",
+    "docs/course.md": "examples/optimizers/tests/test_course.py",
     "docs/optimizers.md": "examples/optimizers/tests/test_figures.py",
     "docs/runs.md": "tests/engine/test_replay.py",
     "docs/your-own.md": "tests/engine/test_your_own.py",
+    "docs/sharpness.md": "examples/optimizers/tests/test_sharpness.py",
     "docs/sweeps.md": "tests/engine/test_sweep.py",
     "docs/race.md": "tests/engine/test_race.py",
     "docs/tasks.md": "tests/engine/test_tasks.py",
