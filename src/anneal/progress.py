@@ -163,7 +163,7 @@ class Clock(Callback):
         self._start = self._after_step = 0, 0
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, _: Any, outputs: Any, batch: Any, *args: Any
     ) -> None:
         self.batches += 1
         self.validated = False
@@ -221,9 +221,7 @@ class Clock(Callback):
             values = trainer.callback_metrics.items()
             position["metrics"] = {name: float(v) for name, v in values}
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit" or "loops" not in checkpoint:
             return
         self._resumed = position = position_in(checkpoint)

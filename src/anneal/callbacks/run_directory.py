@@ -91,9 +91,7 @@ class RunDirectory(Callback):
         if values:
             checkpoint["step_metrics"] = [step, {"epoch": trainer.current_epoch, **values}]
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         """Stop again where the run has stopped, and log what a kill has left out.
 
         Lightning logs after its callbacks have saved, and forgets that a callback asked to stop.

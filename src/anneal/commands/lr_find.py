@@ -83,9 +83,7 @@ class LossRecorder(Callback):
         disable = None if trainer.is_global_zero else True  # None: only in a terminal
         self.bar = tqdm(total=self.steps, desc="lr_find", unit=" steps", disable=disable)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, _: Any, outputs: Any, *args: Any) -> None:
         if trainer.global_step == len(self.losses):  # in the middle of an accumulation
             return
         self.bar.update()

@@ -74,9 +74,7 @@ class ScheduleCallback(Callback):
                 self._check_monitor(self.validation_metrics)
         rank_zero_info(self.schedule.describe())
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         if self._resumed:
             swa, rates = self._resumed
             if not trainer.lr_scheduler_configs:  # inside an epoch, whose start it has missed
