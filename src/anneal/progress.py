@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from anneal.lightning_internals import (
     begin_at,
+    callbacks_of,
     logged_step,
     place,
     plateaus_wait,
@@ -109,8 +110,7 @@ class Clock(Callback):
     @classmethod
     def of(cls, trainer: Trainer) -> "Clock | None":
         """Return the one among a trainer's callbacks."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        return next((c for c in callbacks if isinstance(c, cls)), None)
+        return next(iter(callbacks_of(trainer, cls)), None)
 
     @property
     def samples_per_second(self) -> float:

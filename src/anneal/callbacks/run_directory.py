@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from anneal.errors import UserError
-from anneal.lightning_internals import metrics_to_log, validation_is_due
+from anneal.lightning_internals import callbacks_of, metrics_to_log, validation_is_due
 from anneal.optim.callback import ScheduleCallback
 from anneal.progress import in_training, loggers_with
 from anneal.runs.ended import stop_of, was_stopped
@@ -96,10 +96,9 @@ class RunDirectory(Callback):
 
         Lightning logs after its callbacks have saved, and forgets that a callback asked to stop.
         """
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping):  # what is typed, not what is stored
-                state = checkpoint["callbacks"].get(callback.state_key, {})
-                state["patience"] = callback.patience
+        for callback in callbacks_of(trainer, EarlyStopping):  # what is typed, not what is stored
+            state = checkpoint["callbacks"].get(callback.state_key, {})
+            state["patience"] = callback.patience
         if not self.resumed_from:
             return
         trainer.should_stop = was_stopped(checkpoint, trainer, self.config)

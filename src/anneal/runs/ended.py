@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from anneal.lightning_internals import callbacks_of
 from anneal.runs.config import parse
 from anneal.runs.metrics import read
 
@@ -14,11 +15,10 @@ TIME_IS_OVER = "max_time is over"
 
 def why_told(trainer: Trainer) -> str:
     """Return why a training was told to stop."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    left = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]
+    left = [timer.time_remaining() for timer in callbacks_of(trainer, Timer)]
     if any(seconds is not None and seconds <= 0 for seconds in left):
         return TIME_IS_OVER
-    said = [c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping)]
+    said = [c.stopping_reason_message for c in callbacks_of(trainer, EarlyStopping)]
     why = next(filter(None, said), "a callback or the module has set should_stop")
     return why.removesuffix(" Signaling Trainer to stop.").rstrip(".")
 
@@ -65,7 +65,7 @@ def _who_may_stop(trainer: Trainer, config: str) -> list[Any]:
     """Return the callbacks of a configuration, and those that were given from Python."""
     others = [
         f"{c.state_key} {getattr(c, 'patience', '')}"
-        for c in trainer.callbacks  # type: ignore[attr-defined]
+        for c in callbacks_of(trainer)
         if isinstance(c, EarlyStopping) or not type(c).__module__.startswith(("anneal", "light"))
     ]
     return [parse(config, "config.yaml")["trainer"].get("callbacks"), others]

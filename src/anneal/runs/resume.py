@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 
 from anneal.errors import UserError
+from anneal.lightning_internals import callbacks_of
 from anneal.runs.config import flatten, parse
 
 ADAMW = (None, "torch.optim.AdamW")  # None is what a Classifier makes AdamW of
@@ -26,8 +27,8 @@ def nothing_left(checkpoint: dict[str, Any], trainer: Trainer) -> str:
     steps, max_steps = checkpoint["global_step"], trainer.max_steps
     if max_steps != -1 and steps >= max_steps:
         return line.format(steps, max_steps, "steps", "max_steps")
-    for timer in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(timer, Timer) and (limit := timer.time_remaining()) is not None:
+    for timer in callbacks_of(trainer, Timer):
+        if (limit := timer.time_remaining()) is not None:
             state = checkpoint["callbacks"].get(timer.state_key, {}).get("time_elapsed", {})
             if (seconds := state.get("train", 0)) >= limit:
                 return line.format(f"{seconds:.0f}", f"{limit:.0f}", "seconds", "max_time")
