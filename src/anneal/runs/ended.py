@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from anneal.lightning_internals import callbacks_of
 from anneal.runs.config import parse
-from anneal.runs.metrics import read
+from anneal.runs.metrics import of_run
 
 TIME_IS_OVER = "max_time is over"
 
@@ -54,10 +54,10 @@ def stopped_early(checkpoint: dict[str, Any], trainer: Trainer, config: str) -> 
 
 def is_tested(folder: Path, step: int) -> bool:
     """Return whether a run's folder has the result of a test after so many optimizer steps."""
-    file = folder / "metrics.csv"
-    if not file.is_file():  # it has no logger
+    table = of_run(folder)
+    if not table.columns:  # it has no logger
         return any(folder.glob("test-*"))
-    lines = [row for row in read(file).rows if row.get("step") == str(max(0, step - 1))]
+    lines = [row for row in table.rows if row.get("step") == str(max(0, step - 1))]
     return any(name.startswith("test/") and row[name] for row in lines for name in row)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from anneal.errors import UserError, command, did_you_mean, read_text
 from anneal.runs.folder import check_name, find_runs, recipe_of
-from anneal.runs.metrics import direction, read
+from anneal.runs.metrics import direction, of_run
 from anneal.text_table import text_table
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def results(groups: Groups, asked: str | None) -> "tuple[pd.DataFrame, str]":
     runs = [(k, seed, folder) for k, seeds in groups.items() for seed, folder in seeds.items()]
     if not runs:
         raise UserError("no training has finished", 1)
-    tables = [read(folder / "metrics.csv") for _, _, folder in runs]
+    tables = [of_run(folder) for _, _, folder in runs]
     logged = [{c for c in t.columns if c.startswith(("train/", "val/", "test/"))} for t in tables]
     names = sorted(set.intersection(*logged))
     metric = asked or next((c for c in USUAL if c in names), (names or [""])[-1])

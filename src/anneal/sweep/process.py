@@ -4,7 +4,6 @@ The imports of a training take seconds. `multiprocessing`'s fork server does the
 thread and has computed nothing, so that each fork is like a fresh start.
 """
 
-import json
 import multiprocessing
 import os
 import re
@@ -19,7 +18,6 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 from anneal.runs.folder import LAST, checkpoints_of
-from anneal.runs.metrics import read
 
 TRAIN = Path(__file__).parents[3] / "train.py"
 # What the fork server imports; wandb and matplotlib leave the last two for later.
@@ -162,23 +160,3 @@ def _train(words: list[str], threads: int) -> None:
 def _run(command: list[str]) -> None:
     code = subprocess.call(command, stdin=subprocess.DEVNULL)
     sys.exit(code if code >= 0 else 128 - code)  # as a shell says that a signal ended it
-
-
-# ---- what it has logged
-
-
-def logged(folder: Path, name: str) -> list[float]:
-    """Return the values of a metric so far, from the run's metrics.csv."""
-    file = folder / "metrics.csv"
-    return read(file).values(name) if file.exists() else []
-
-
-def recorded(folder: Path, name: str) -> list[float]:
-    """Return the same from W&B's recording there, for programs that write no metrics.csv."""
-    values = []
-    for file in sorted(folder.glob("wandb/*run-*/run-*.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        items = [json.loads(line).get("history", {}) for line in done.stdout.splitlines()]
-        values += [item["item"][name] for item in items if name in item.get("item", {})]
-    return [float(v) for v in values if isinstance(v, int | float)]
