@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 SITE_PACKAGES = sysconfig.get_path("purelib")  # where the code of libraries is
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+MALLOC = {-1: 1024, -2: 64, -3: 32}  # MiB of M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD
 NUMBER = r"-(inf|\d+(\.\d+)?(e[+-]\d+)?)$"  # as a float is written
 RISKY = re.compile(rf"(?!{NUMBER})[\s=+\-@'\uff1d\uff0b\uff0d\uff20]")  # also their wide forms
 
@@ -104,12 +104,8 @@ def keep_freed_memory() -> None:
     """
     with suppress(AttributeError, OSError, TypeError):  # no glibc, or no C library to ask
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, size in (
-            (TRIM_THRESHOLD, 2**30),
-            (TOP_PAD, 64 * 2**20),
-            (MMAP_THRESHOLD, 32 * 2**20),
-        ):
-            mallopt(parameter, size)
+        for parameter, mebibytes in MALLOC.items():
+            mallopt(parameter, mebibytes * 2**20)
 
 
 def code_version() -> dict[str, Any]:
