@@ -207,11 +207,14 @@ def parameter_groups(
             raise UserError(
                 f"rules: {rule.match} matches no parameter that is trained; {_there(module)}"
             )
-    named = [_named(groups[key], len(groups)) for key in sorted(groups)]
-    names = [group.get("name") for group in named]
+    found = [groups[key] for key in sorted(groups)]
+    if len(found) == 1 and not found[0]["name"]:
+        del found[0]["name"]  # a single one needs none
+        return found
+    names = [group["name"] or "rest" for group in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"rules: several groups are '{twice[0]}': give a rule another name")
-    return named
+    return [{**group, "name": name} for group, name in zip(found, names, strict=True)]
 
 
 def _shorts(
@@ -232,14 +235,6 @@ def _shorts(
     if not (decay_norm and decay_bias):
         found += [_Short(is_exempt, {"weight_decay": 0.0}, "no_decay", "decay")]
     return found
-
-
-def _named(group: dict[str, Any], groups: int) -> dict[str, Any]:
-    """Return a group with a name; a single one needs none."""
-    group["name"] = group["name"] or ("rest" if groups > 1 else "")
-    if not group["name"]:
-        del group["name"]
-    return group
 
 
 def _there(module: nn.Module) -> str:

@@ -16,14 +16,7 @@ from anneal.optim.schedule import Schedule
 from anneal.runs.resume import lr_jump
 
 # What torch's schedulers write into a group.
-SET_BY_SCHEDULERS = {
-    "initial_lr",
-    "max_lr",
-    "min_lr",
-    "swa_lr",
-    "base_momentum",
-    "max_momentum",
-}
+SET_BY_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 DRIVEN = {"lr", "momentum", "betas"}  # and what they change
 
 
