@@ -49,7 +49,6 @@ OPTIONS_OF_A_RUN: dict[str, tuple[Parameter, str]] = {
 }
 CHECKPOINT_OPTIONS: dict[str, tuple[Parameter, str]] = {
     "ckpt_path": (Parameter(str | None, None), "`best`, `last` or a checkpoint's file"),
-    "weights_only": (Parameter(bool | None, None), "Checkpoints are always read as plain values"),
 }
 
 
