@@ -16,9 +16,9 @@ from anneal.errors import UserError
 from anneal.lightning_internals import callbacks_of, metrics_to_log, validation_is_due
 from anneal.optim.callback import ScheduleCallback
 from anneal.progress import in_training, loggers_with
-from anneal.runs.ended import stop_of, was_stopped
 from anneal.runs.folder import configs_of, next_free_path
 from anneal.runs.lock import hold
+from anneal.runs.resume import stop_of, was_stopped
 from anneal.system import atomic_write, code_version, write_csv
 
 

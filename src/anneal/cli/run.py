@@ -30,9 +30,15 @@ from anneal.loggers.csv import CSVLogger
 from anneal.loggers.viewers import Viewer
 from anneal.loggers.wandb import WandbLogger
 from anneal.progress import Clock
-from anneal.runs.ended import is_tested, stopped_early, why_told
 from anneal.runs.folder import last_of
-from anneal.runs.resume import Differences, differences, nothing_left
+from anneal.runs.resume import (
+    Differences,
+    differences,
+    is_tested,
+    nothing_left,
+    stopped_early,
+    why_told,
+)
 from anneal.tasks.kinds import TASKS
 from anneal.tasks.test_report import TestReport
 

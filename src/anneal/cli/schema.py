@@ -12,9 +12,10 @@ from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from anneal.cli.ranges import LIBRARIES
 from anneal.errors import UserError, did_you_mean, first_line
 
+# Whose arguments have ranges by their names.
+LIBRARIES = ("torch", "torchvision", "lightning", "anneal")
 REQUIRED = inspect.Parameter.empty
 PLAIN = (int, float, str, tuple)  # a type that has one of these beside a class takes plain values
 STANDARD = sys.stdlib_module_names  # whose classes are values: paths, dates, decimals

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from anneal.cli.ranges import check_range
+from anneal.cli.values import check_range
 from anneal.errors import UserError, first_line
 from anneal.launch import watch
 from anneal.lightning_internals import callbacks_of

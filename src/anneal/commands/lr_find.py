@@ -23,7 +23,7 @@ from tqdm import tqdm
 from anneal.commands.schedule_plots import save_figure
 from anneal.errors import UserError
 from anneal.lightning_internals import callbacks_of
-from anneal.optim.evaluation_weights import EvaluationWeights
+from anneal.optim.kinds import EvaluationWeights
 
 FIRST, LAST = 10, -1  # the smoothed loss begins with next to nothing to smooth over
 LEAST = 5  # points that a slope can be read from

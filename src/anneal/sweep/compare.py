@@ -69,7 +69,7 @@ def trained(
     what: list[str], overrides: list[str], seeds: int, jobs: int
 ) -> tuple[Groups, Path, dict[str, str]]:
     """Train what is missing; return the finished runs, their folder, and what failed and why."""
-    from anneal.sweep.trainings import train
+    from anneal.sweep.process import train
 
     if seeds < 2:
         raise UserError(f"--seeds={seeds}: a test needs at least 2, and 6 to find something")

@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> int:
         ]
         for budget, first in budgets[1:]
     }
-    from anneal.sweep.trainings import train
+    from anneal.sweep.process import train
 
     failed = train(folder, listed, typed.jobs)
     print(f"\n{text_table(rows_of(budgets, [run, *(folder / name for name in listed)]))}\n")
