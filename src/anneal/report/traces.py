@@ -2,7 +2,7 @@
 
 import math
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,13 @@ def traces_of(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, Any]:
     }
     return {
         "runs": [
-            {"name": run.name, "colour": colour, "drops": _drops(run)}
+            {
+                "name": run.name,
+                "colour": colour,
+                "drops": [
+                    {"text": f"lr {d.before:.3g} → {d.after:.3g}", "at": d.at} for d in run.drops
+                ],
+            }
             for run, colour in zip(runs, colours(len(runs)), strict=True)
         ],
         "axes": {axis: {"name": AXES[axis], "end": float(end)} for axis, end in ends.items()},
@@ -51,11 +57,6 @@ def traces_of(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, Any]:
             for panel in panels
         ],
     }
-
-
-def _drops(run: Run) -> list[dict[str, Any]]:
-    text = "lr {:.3g} → {:.3g}"
-    return [{"text": text.format(drop.before, drop.after), "at": drop.at} for drop in run.drops]
 
 
 def _scale(panel: str, lines: Sequence[Line]) -> dict[str, Any]:
@@ -87,14 +88,10 @@ def _curves(lines: Sequence[Line]) -> list[dict[str, Any]]:
             look = {"mode": "lines", "line": {"width": 0}}
             found.append(about | {"x": x, "y": y, "look": look, "band": True})
         x = {axis: _pack(places) for axis, places in at.items()}
-        y = [_pack(level.y[line.kept]) for level in _levels(line)]
+        smooth = map(line.curve.smooth, SMOOTHING[1:] if line.in_training else ())
+        y = [_pack(level.y[line.kept]) for level in (line.curve, *smooth)]
         found.append(about | {"x": x, "y": y, "look": _look(line)})
     return found
-
-
-def _levels(line: Line) -> Iterator[Any]:
-    for weight in SMOOTHING if line.in_training else SMOOTHING[:1]:
-        yield line.curve.smooth(weight) if weight else line.curve
 
 
 def _look(line: Line) -> dict[str, Any]:

@@ -59,8 +59,9 @@ class Worker:
     def _start(self, trial: Trial, values: dict[str, Any]) -> None:
         name = f"{self.sweep.name}-{trial.number:03d}"
         folder = self.folder / name
-        if (left := self.study.previous_run_dir(trial)) and can_resume(left):
-            folder = left
+        if (again := trial.user_attrs.get("again")) is not None:  # the trial that it repeats
+            left = self.study.trials()[again].user_attrs.get("folder")
+            folder = Path(left) if left and can_resume(Path(left)) else folder
         trial.set_user_attr("folder", str(folder))
         words = self.sweep.words(values, self.folder / f"{name}.json")
         started = Process(words, folder, self.sweep.name, self.threads, self.sweep.env)
