@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from helpers import SMALL
+from helpers import SMALL, wait_for
 from test_report import make_run
 
 from anneal.sweep.paired import Paired, holm, interval, paired, seeds_needed, verdict
-from anneal.testing import logged, main, wait_for
+from anneal.testing import logged, main
 
 A = SMALL.replace("logger: false", "logger: true")
 B = A.replace("lr: 0.1", "lr: 0.5")

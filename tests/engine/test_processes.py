@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import wait_for
 from launch import NEW_INTERPRETER, Training, train
 from wandb_reader import read
 
-from anneal.testing import logged, wait_for
+from anneal.testing import logged
 
 OFFLINE = {"WANDB_MODE": "offline"}
 

@@ -2,10 +2,10 @@
 
 import signal
 
-from helpers import SMALL
+from helpers import SMALL, wait_for
 from test_sweep import ROOT, calls, folder, is_alive, start, table, write
 
-from anneal.testing import logged, wait_for
+from anneal.testing import logged
 
 __all__ = ["folder"]  # a fixture
 
