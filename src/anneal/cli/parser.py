@@ -46,8 +46,6 @@ OPTIONS_OF_A_RUN: dict[str, tuple[Parameter, str]] = {
         "auto: go on from the last.ckpt of --run_name if it is there, else start that run",
     ),
     "run_name": (Parameter(str | None, None), "The folder of the run, by name"),
-}
-CHECKPOINT_OPTIONS: dict[str, tuple[Parameter, str]] = {
     "ckpt_path": (Parameter(str | None, None), "`best`, `last` or a checkpoint's file"),
 }
 
@@ -57,10 +55,9 @@ class CommandParser:
 
     def __init__(self, name: str, function: Callable[..., Any], starts: bool = True) -> None:
         self.name = name
-        own = dict(list(parameters(function).items())[1:])
-        self.own = {k: v for k, v in own.items() if k not in CHECKPOINT_OPTIONS}
-        # Of one that starts, or may start, from a checkpoint.
-        self.about = {**OPTIONS_OF_A_RUN, **(CHECKPOINT_OPTIONS if starts else {})}
+        self.own = dict(list(parameters(function).items())[1:])
+        # Of one that starts, or may start, from a checkpoint, or else without that.
+        self.about = {k: v for k, v in OPTIONS_OF_A_RUN.items() if starts or k != "ckpt_path"}
         self.function = function
 
     def schema(self) -> Schema:
@@ -77,7 +74,6 @@ class CommandParser:
             "seed_everything": Parameter(int, 0),
             "trainer": groups.pop("trainer"),
             **{name: Parameter(cls) for name, cls in CLASSES.items()},
-            **{name: of for name, (of, _) in OPTIONS_OF_A_RUN.items()},
             **groups,
             **{name: of for name, (of, _) in self.about.items()},
             **self.own,
@@ -105,8 +101,7 @@ class CommandParser:
         for name, callback in DEFAULT_CALLBACKS.items():
             parser.add_class_arguments(callback, name)
         parser.add_class_arguments(WandbLogger, "wandb", skip={"run_dir"}, instantiate=False)
-        skip: set[str | int] = {*CHECKPOINT_OPTIONS, *list(parameters(self.function))[:1]}
-        parser.add_function_arguments(self.function, skip=skip)
+        parser.add_function_arguments(self.function, skip={*list(parameters(self.function))[:1]})
         parser.set_defaults({"trainer.default_root_dir": "runs"})
         return parser
 

@@ -61,12 +61,11 @@ class Rule:
         settings: dict[str, Any] | None = None,
         name: str | None = None,
     ) -> None:
-        tests = {"name": _name, "layer": _layer, "ndim": _ndim, "depth": _depth, "hidden": _hidden}
         for key, value in match.items():
-            if key not in tests:
+            if key not in TESTS:
+                near = did_you_mean(key, TESTS)
                 raise UserError(
-                    f"rules: match: no such key '{key}'{did_you_mean(key, tests)}; there are "
-                    f"{', '.join(tests)}"
+                    f"rules: match: no such key '{key}'{near}; there are {', '.join(TESTS)}"
                 )
             for v in value if isinstance(value, list) else [value]:
                 if not isinstance(v, str | int) or isinstance(v, bool) != (key == "hidden"):
@@ -86,25 +85,17 @@ class Rule:
         short = {"name": "", "layer": "", "hidden": "hidden_"}
         words = (f"{short.get(key, key)}{v}".replace("_True", "") for key, v in match.items())
         self.name = name or "_".join(words)
-        self._tests = [(tests[key], v if isinstance(v, list) else [v]) for key, v in match.items()]
+        self._tests = [(TESTS[key], v if isinstance(v, list) else [v]) for key, v in match.items()]
 
     def matches(self, p: nn.Parameter, place: Place) -> bool:
         """Return whether a parameter fits."""
         return all(any(test(p, place, v) for v in values) for test, values in self._tests)
 
 
-def _name(p: nn.Parameter, place: Place, pattern: Any) -> bool:
-    return fnmatchcase(place.name, str(pattern))
-
-
 def _layer(p: nn.Parameter, place: Place, kind: Any) -> bool:
     if kind in KINDS:
         return isinstance(place.layer, KINDS[kind])
     return str(kind) in {cls.__name__ for cls in type(place.layer).__mro__}
-
-
-def _ndim(p: nn.Parameter, place: Place, ndim: Any) -> bool:
-    return bool(p.ndim == ndim)
 
 
 def _depth(p: nn.Parameter, place: Place, wanted: Any) -> bool:
@@ -128,6 +119,15 @@ def _hidden(p: nn.Parameter, place: Place, wanted: Any) -> bool:
 
 def _is_weight(name: str, p: nn.Parameter) -> bool:
     return p.ndim > 1 and "weight" in name.rpartition(".")[2]
+
+
+TESTS: dict[str, Callable[[nn.Parameter, Place, Any], bool]] = {
+    "name": lambda p, place, pattern: fnmatchcase(place.name, str(pattern)),
+    "layer": _layer,
+    "ndim": lambda p, place, ndim: bool(p.ndim == ndim),
+    "depth": _depth,
+    "hidden": _hidden,
+}
 
 
 def places(module: nn.Module) -> Iterator[tuple[nn.Parameter, Place]]:
