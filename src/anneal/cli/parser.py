@@ -109,12 +109,8 @@ class CommandParser:
 def class_help(cls: Any, hint: Any, key: str) -> str:
     """Return what a class can be given where a key of that type stands."""
     parser = ArgumentParser(prog=PROG, usage=f"%(prog)s --{key}={cls.__name__} {OPTIONS}")
-    skip: set[str | int] = set()
-    skip |= parameters(cls).keys() - arguments(cls, hint).keys()
-    if isinstance(cls, type):
-        parser.add_class_arguments(cls, key, skip=skip, fail_untyped=False)
-    else:
-        parser.add_function_arguments(cls, key, skip=skip, fail_untyped=False)
+    add = parser.add_class_arguments if isinstance(cls, type) else parser.add_function_arguments
+    add(cls, key, skip={*(parameters(cls).keys() - arguments(cls, hint))}, fail_untyped=False)
     return str(parser.format_help())
 
 

@@ -197,9 +197,8 @@ def resolve(name: Any, hint: Any) -> Any:
     except Exception as e:  # whatever the module raises
         near = did_you_mean(last, names)
         raise UserError(f"can't import {name}: {first_line(e)}{near}") from e
-    if not hasattr(found, "__name__") or (
-        isinstance(found, type) and not issubclass(found, tuple(bases))
-    ):
+    is_other = isinstance(found, type) and not issubclass(found, tuple(bases))
+    if is_other or not hasattr(found, "__name__"):
         raise UserError(f"'{name}' is no {kind}{did_you_mean(last, names)}")
     return found
 

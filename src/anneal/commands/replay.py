@@ -150,11 +150,8 @@ class Watch(Callback):
             with suppress(RuntimeError):  # a device that has failed makes no step again
                 trouble = layers.find(e, self._steps, self._good)
                 trouble = trouble._replace(rows=layers.blame(trouble))
-            if (
-                isinstance(e, UserError)
-                and trainer.world_size > 1
-                and trouble.about == raised.about
-            ):
+            alike = trouble.about == raised.about
+            if alike and isinstance(e, UserError) and trainer.world_size > 1:
                 self.elsewhere = True
                 return
         if step := trouble.step:

@@ -28,6 +28,7 @@ class CSVLogger(Logger):
     """
 
     rows_are_cheap = True  # so the learning rate is logged at its every change
+    name = version = None  # the folder's name says which run it is
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         super().__init__()
@@ -36,16 +37,6 @@ class CSVLogger(Logger):
         self._file: TextIO | None = None
         self._step = 0
         self._started: float | None = None
-
-    @property
-    def name(self) -> None:
-        """None: the folder's name says which run it is."""
-        return None
-
-    @property
-    def version(self) -> None:
-        """None, as for the name."""
-        return None
 
     @property
     def save_dir(self) -> str:

@@ -107,9 +107,8 @@ def _depth(p: nn.Parameter, place: Place, wanted: Any) -> bool:
     except IndexError:
         return False
     except (TypeError, ValueError) as e:
-        raise UserError(
-            f"rules: match: depth={wanted}: expected a number, or two as in ':-1'"
-        ) from e
+        expected = "expected a number, or two as in ':-1'"
+        raise UserError(f"rules: match: depth={wanted}: {expected}") from e
 
 
 def _hidden(p: nn.Parameter, place: Place, wanted: Any) -> bool:

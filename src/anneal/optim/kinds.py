@@ -89,10 +89,8 @@ def _closure(
     def once_or_alone() -> Any:
         nonlocal called
         if called and (is_part or trainer.accumulate_grad_batches > 1):
-            where = (
-                "beside others in rules" if is_part else "over --trainer.accumulate_grad_batches"
-            )
-            raise UserError(f"{reason}: not {where}")
+            steps = "over --trainer.accumulate_grad_batches"
+            raise UserError(f"{reason}: not {'beside others in rules' if is_part else steps}")
         called = True
         return closure()
 

@@ -265,11 +265,8 @@ class RunSchedule(LRScheduler):
 
     def _restore_plateau(self) -> None:
         inner: Any = self.inner
-        saved = dict(self.plateau)
-        if (saved.pop("monitor", None), saved.pop("mode", None)) != (
-            self.schedule.monitor,
-            inner.mode,
-        ):
+        saved, watched = dict(self.plateau), (self.schedule.monitor, inner.mode)
+        if (saved.pop("monitor", None), saved.pop("mode", None)) != watched:
             return
         scale = saved.pop("scale")
         lrs, first_lrs = saved.pop("lrs", []), saved.pop("first_lrs", None)

@@ -140,16 +140,14 @@ def differences(stored: str | None, now: str) -> Differences:
 def check_optimizer(found: Differences) -> None:
     """Raise UserError if the optimizer's stored state doesn't fit the optimizer asked for."""
     for key, stored, now in found:
-        same = stored in ADAMW and now in ADAMW
         if key.endswith(".rules"):
             same = _groups_of(stored) == _groups_of(now)
-        if (
-            key.endswith(("optimizer.class_path", "decay_norm", "decay_bias", ".rules"))
-            and not same
-        ):
+            change = "they match other parameters than in the checkpoint, or another optimizer"
+        else:
+            decides = key.endswith(("optimizer.class_path", "decay_norm", "decay_bias"))
+            same = not decides or (stored in ADAMW and now in ADAMW)
             change = f"{stored} in the checkpoint, {now} now"
-            if key.endswith(".rules"):
-                change = "they match other parameters than in the checkpoint, or another optimizer"
+        if not same:
             raise UserError(
                 f"{key}: {change}: the optimizer's state doesn't "
                 "fit, so this can't go on; start a new run for it"

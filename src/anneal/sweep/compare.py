@@ -141,9 +141,8 @@ def results(groups: Groups, asked: str | None) -> "tuple[pd.DataFrame, str]":
     names = sorted(set.intersection(*logged))
     metric = asked or next((c for c in USUAL if c in names), (names or [""])[-1])
     if metric not in names:
-        without = [
-            str(run[-1]) for run, columns in zip(runs, logged, strict=True) if metric not in columns
-        ]
+        of_each = zip(runs, logged, strict=True)
+        without = [str(run[-1]) for run, columns in of_each if metric not in columns]
         near = did_you_mean(metric, names) or f"; all have {', '.join(names) or 'none'}"
         raise UserError(f"--metric={metric}: not logged by {', '.join(without[:2])}{near}")
     ends = [([math.nan, *t.values(metric)][-1], int(max(t.values("step"))) + 1) for t in tables]
@@ -162,9 +161,8 @@ def notes(rows: "pd.DataFrame", groups: Groups) -> Iterator[str]:
         counts = rows.groupby("configuration", sort=False)["steps"].unique().items()
         each = ", ".join(f"{label} {' or '.join(map(str, steps))}" for label, steps in counts)
         yield f"note: they trained different numbers of steps: {each}"
-    configs = [
-        Run.read(folder).config for folder in rows.groupby("configuration")["folder"].first()
-    ]
+    folders = rows.groupby("configuration")["folder"].first()
+    configs = [Run.read(folder).config for folder in folders]
     keys = {key for config in configs for key in config if key.startswith("data")}
     if differ := sorted(k for k in keys if len({config.get(k) for config in configs}) > 1):
         yield f"note: their data differs: {', '.join(differ)}"

@@ -111,11 +111,11 @@ class Sweep:
         settings = {**self.constants, **{p.path: values[p.name] for p in self.parameters}}
         nested = self.trains and "${args_json_file}" in self.command  # a file of --config
         for path, value in sorted(settings.items(), key=lambda item: item[0]):
-            path = tuple(".".join(path).split(".")) if nested else path
+            *above, last = ".".join(path).split(".") if nested else path
             node = tree
-            for key in path[:-1]:
+            for key in above:
                 node = node.setdefault(key, {})
-            node[path[-1]] = value
+            node[last] = value
         if "${args_json_file}" in self.command:
             json_file.write_text(json.dumps(tree))
         from wandb.sdk.launch.sweeps import utils  # takes half a second, as all of wandb

@@ -241,9 +241,8 @@ class Study:
     def _begun(self) -> list[FrozenTrial]:
         """Return the trials that were begun, each with its own parameters."""
         interrupted = self.interrupted()
-        return [
-            t for t in self.trials() if "values" in t.user_attrs and t.number not in interrupted
-        ]
+        begun = [t for t in self.trials() if "values" in t.user_attrs]
+        return [t for t in begun if t.number not in interrupted]
 
     def best(self) -> float | None:
         """Return the best value so far, if there is one."""
