@@ -67,10 +67,7 @@ def configure_optimizers(
         UserError: The optimizer or the scheduler refuses its arguments, or one has no effect.
     """
     if body_lr_factor < 0 or (lr_batch_size is not None and lr_batch_size < 1):
-        raise UserError(
-            f"body_lr_factor={body_lr_factor} must be at least 0, lr_batch_size={lr_batch_size} "
-            "at least 1"
-        )
+        raise UserError(f"{body_lr_factor=} must be at least 0, {lr_batch_size=} at least 1")
     optimizer, rules = with_muon(module, optimizer, [*rules, *flag_rules(optimizer)])
     groups = parameter_groups(module, decay_norm, decay_bias, head, body_lr_factor, rules)
     built = build_optimizers(optimizer or AdamW, groups, may_fuse(module.trainer))
