@@ -1,4 +1,4 @@
-"""This machine: CPU cores, files, the cache folder, the memory allocator, the code's version."""
+"""This machine: CPU cores, files, tables, the cache folder, the allocator, the code's version."""
 
 import csv
 import ctypes
@@ -11,7 +11,7 @@ import subprocess
 import sysconfig
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -88,6 +88,15 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     safe = ([f"'{c}" if RISKY.match(str(c)) else c for c in row] for row in rows)
     with atomic_write(path) as part, part.open("w", -1, "utf-8", "backslashreplace", "") as file:
         csv.writer(file).writerows(safe)
+
+
+def text_table(rows: Sequence[Sequence[str]], left: int | None = None) -> str:
+    """Return rows as lines; `left` columns are flush left (None: all of them), the others right."""
+    columns = []
+    for i, cells in enumerate(zip(*rows, strict=True)):
+        align = str.ljust if left is None or i < left else str.rjust
+        columns.append([align(cell, max(map(len, cells))) for cell in cells])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
 def key_of(path: Path, *more: Any) -> str:

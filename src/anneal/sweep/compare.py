@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from anneal.errors import UserError, command, did_you_mean, read_text
 from anneal.runs.folder import check_name, find_runs, recipe_of
 from anneal.runs.metrics import direction, of_run
-from anneal.text_table import text_table
+from anneal.system import text_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from anneal.runs.config import flatten, parse
 from anneal.runs.drops import branch_steps
 from anneal.runs.folder import AT_STEP, RUNS, checkpoints_of, configs_of, find_run
 from anneal.runs.metrics import of_run
-from anneal.text_table import text_table
+from anneal.system import text_table
 
 COOLDOWNS = RUNS / "cooldown"
 SHOWN = ("val/loss", "val/acc", "test/loss", "test/acc")
