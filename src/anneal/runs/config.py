@@ -23,7 +23,16 @@ MOVED = {
     "anneal.sharding.": "anneal.cli.fsdp.",
     "anneal.loggers.csv_logger.": "anneal.loggers.csv.",
     "anneal.loggers.wandb_logger.": "anneal.loggers.wandb.",
+    "anneal.callbacks.accumulation.LastWindow": "anneal.callbacks.accumulation."
+    "RescaleLastAccumulation",
+    "anneal.callbacks.conductor.Conductor": "anneal.optim.callback.ScheduleCallback",
+    "anneal.callbacks.epoch_seed.EpochSeed": "anneal.callbacks.seed_every_epoch.SeedEveryEpoch",
     "anneal.callbacks.health.Health": "anneal.callbacks.non_finite_guard.NonFiniteGuard",
+    "anneal.callbacks.interrupt.Interrupt": "anneal.callbacks.graceful_shutdown.GracefulShutdown",
+    "anneal.callbacks.run_folder.RunFolder": "anneal.callbacks.run_directory.RunDirectory",
+    "anneal.callbacks.samples.SamplesSeen": "anneal.progress.Clock",
+    "anneal.callbacks.test_pictures.TestPictures": "anneal.tasks.test_report.TestReport",
+    "anneal.saving.WholeFileIO": "anneal.runs.checkpoint_io.AtomicCheckpointIO",
 }
 
 
