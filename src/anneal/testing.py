@@ -5,8 +5,10 @@ A pytest plugin, named in pyproject.toml: no account, no progress bars, one thre
 
 import csv
 import gc
+import io
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,14 @@ def logged(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Wait until a condition holds; after so many seconds the test fails."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def picture(
     color: tuple[int, int, int] = (200, 40, 40), seed: int = 0, size: tuple[int, int] = (40, 32)
 ) -> Image.Image:
@@ -77,6 +87,13 @@ def save(image: Image.Image, path: Path, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, options.pop("format", "JPEG"), **{"quality": 90, **options})
     return path
+
+
+def encoded(image: Image.Image, image_format: str = "JPEG", **options: Any) -> bytes:
+    """Return the bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
 
 
 def image_folder(

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from helpers import SMALL, wait_for
+from helpers import SMALL
 from test_report import make_run
 
 from anneal.sweep.paired import Paired, holm, interval, paired, seeds_needed, verdict
-from anneal.testing import logged, main
+from anneal.testing import logged, main, wait_for
 
 A = SMALL.replace("logger: false", "logger: true")
 B = A.replace("lr: 0.1", "lr: 0.5")

@@ -7,7 +7,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from helpers import encoded
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -26,7 +25,7 @@ def as_pillow(data: bytes) -> torch.Tensor:
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_has_the_pixels_that_pillow_gives(subsampling, progressive):
     options = {"quality": 90, "subsampling": subsampling, "progressive": progressive}
-    data = encoded(photos.picture(size=(123, 77)), **options)
+    data = photos.encoded(photos.picture(size=(123, 77)), **options)
     assert torch.equal(decode(data), as_pillow(data))
 
 
@@ -35,7 +34,7 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives(subsampling, progressive):
 def test_every_mode_and_format_becomes_rgb(mode, image_format):
     image = photos.picture().convert(mode)
     try:
-        data = encoded(image, image_format)
+        data = photos.encoded(image, image_format)
     except (OSError, KeyError, ValueError):
         pytest.skip(f"Pillow writes no {image_format} of mode {mode}")
     decoded = decode(data)
@@ -52,7 +51,7 @@ def test_every_mode_and_format_becomes_rgb(mode, image_format):
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "PPM"])
 def test_16_bits_are_scaled_and_not_clipped(image_format):
     ramp = np.tile(np.linspace(0, 65535, 96).astype(np.uint16), (8, 1))
-    decoded = decode(encoded(Image.fromarray(ramp), image_format)).float()
+    decoded = decode(photos.encoded(Image.fromarray(ramp), image_format)).float()
     assert decoded.mean() == pytest.approx(127.5, abs=1)
     assert torch.allclose(decoded[0, 0], torch.linspace(0, 255, 96), atol=1)
 
@@ -62,7 +61,7 @@ def test_what_is_transparent_lies_over_black(mode):
     hidden = Image.new("LA", (40, 32), (255, 0))
     hidden.paste((200, 255), (0, 0, 20, 32))
     image = hidden.convert("RGBA").quantize(4) if mode == "P" else hidden.convert(mode)
-    decoded = decode(encoded(image, "PNG"))
+    decoded = decode(photos.encoded(image, "PNG"))
     assert decoded[:, :, :20].unique().tolist() == [200]
     assert decoded[:, :, 20:].unique().tolist() == [0]
 
@@ -70,7 +69,7 @@ def test_what_is_transparent_lies_over_black(mode):
 def test_megabytes_of_text_in_a_png_are_no_reason_to_refuse_it():
     text = PngInfo()
     text.add_text("workflow", "x" * 5_000_000, zip=True)
-    assert decode(encoded(photos.picture(), "PNG", pnginfo=text)).shape == (3, 32, 40)
+    assert decode(photos.encoded(photos.picture(), "PNG", pnginfo=text)).shape == (3, 32, 40)
 
 
 def test_a_plug_in_of_pillow_is_used(monkeypatch):
@@ -100,15 +99,15 @@ def test_the_bar_is_on_top_whatever_the_camera_did(orientation, image_format):
         image = image.transpose(undo[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    decoded = decode(encoded(image, image_format, exif=exif)).float()
+    decoded = decode(photos.encoded(image, image_format, exif=exif)).float()
     assert decoded.shape == (3, 40, 50)
     assert decoded[:, :7].mean() > decoded[:, 9:].mean() + 30
 
 
 def broken() -> dict[str, bytes]:
-    whole = encoded(photos.picture(size=(320, 240)), quality=90)
-    png = encoded(photos.picture(size=(320, 240)), "PNG")
-    bomb = encoded(Image.new("1", (14000, 14000), 1), "PNG")
+    whole = photos.encoded(photos.picture(size=(320, 240)), quality=90)
+    png = photos.encoded(photos.picture(size=(320, 240)), "PNG")
+    bomb = photos.encoded(Image.new("1", (14000, 14000), 1), "PNG")
     return {
         "cut": whole[: len(whole) * 6 // 10],
         "cut png": png[: len(png) // 2],
@@ -116,13 +115,13 @@ def broken() -> dict[str, bytes]:
         "empty": b"",
         "a page": b"<!doctype html><title>not found</title>\n",
         "a bomb": bomb,
-        "a smaller bomb": encoded(Image.new("1", (11000, 10000), 1), "PNG"),
+        "a smaller bomb": photos.encoded(Image.new("1", (11000, 10000), 1), "PNG"),
         "a JPEG of many scans": whole[:2] + b"\xff\xda\0\2" * 100 + whole[2:],
-        "a program for Ghostscript": encoded(photos.picture(), "EPS"),
-        "integers of 32 bits": encoded(
+        "a program for Ghostscript": photos.encoded(photos.picture(), "EPS"),
+        "integers of 32 bits": photos.encoded(
             Image.fromarray(np.arange(1280, dtype=np.int32).reshape(32, 40)), "TIFF"
         ),
-        "floats": encoded(photos.picture().convert("F"), "TIFF"),
+        "floats": photos.encoded(photos.picture().convert("F"), "TIFF"),
     }
 
 
@@ -152,7 +151,7 @@ def test_what_takes_long_or_runs_a_program_is_refused_for_that(kind, reason):
 def test_no_damage_ends_in_anything_but_a_picture_or_that_error():
     rng = np.random.default_rng(0)
     for image_format in ("JPEG", "PNG", "GIF", "WEBP", "TIFF"):
-        whole = np.frombuffer(encoded(photos.picture(), image_format), np.uint8)
+        whole = np.frombuffer(photos.encoded(photos.picture(), image_format), np.uint8)
         for _ in range(40):
             data = whole.copy()
             data[rng.integers(len(data), size=3)] ^= rng.integers(1, 256, 3).astype(np.uint8)

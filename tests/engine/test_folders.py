@@ -11,7 +11,6 @@ import pytest
 import tiny
 import torch
 import yaml
-from helpers import wait_for
 from launch import Training
 from lightning.pytorch.callbacks import EarlyStopping
 from test_fit import SHORT, objects
@@ -23,7 +22,7 @@ from anneal.runs.folder import OWNER, checkpoints_of, owner_of, run_of
 from anneal.sweep.file import read as read_sweep
 from anneal.sweep.process import can_resume
 from anneal.system import lock
-from anneal.testing import logged
+from anneal.testing import logged, wait_for
 
 TINY = ("--config=small.yaml", "--trainer.limit_train_batches=2")
 FIT = ("fit", *TINY, "--trainer.max_epochs=1", "--trainer.limit_test_batches=1")

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import encoded
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import nn
@@ -100,7 +99,7 @@ def test_validation_pixels_are_those_of_torchvisions_preset(preset, interpolatio
         crop_size=crop, resize_size=resize, mean=mean, std=std, interpolation=mode
     )
     smooth = photos.picture(size=(size[0] // 8, size[1] // 8)).resize(size, Image.BICUBIC)
-    data = encoded(smooth, quality=95)
+    data = photos.encoded(smooth, quality=95)
     expected = theirs(Image.open(io.BytesIO(data)).convert("RGB"))
     ours = ValTransform(resize, crop, interpolation, antialias=True)(decode(data)) / 255
     pixels = expected * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
@@ -118,7 +117,7 @@ def test_a_line_of_pixels_is_no_blow_up():
 
 
 def test_training_crops_are_those_of_torchvision():
-    image = decode(encoded(photos.picture(size=(160, 120)), quality=95))
+    image = decode(photos.encoded(photos.picture(size=(160, 120)), quality=95))
     for seed in range(20):
         torch.manual_seed(seed)
         ours = TrainTransform(flip=0)(image, 64).float()
@@ -290,7 +289,7 @@ def test_only_training_batches_are_mixed(root):
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_broken_picture_is_named(root, workers, split):
     bad = root / split / "n02" / "n02_x.JPEG"
-    bad.write_bytes(encoded(photos.picture(size=(320, 240)))[:2000])
+    bad.write_bytes(photos.encoded(photos.picture(size=(320, 240)))[:2000])
     with pytest.raises(UserError, match=r"n02_x\.JPEG can't be read: image file is truncated") as e:
         train(root, num_workers=workers)
     assert e.value.status == 1

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import wait_for
 from launch import NEW_INTERPRETER, Training, train
 from wandb_reader import read
 
-from anneal.testing import logged
+from anneal.testing import logged, wait_for
 
 OFFLINE = {"WANDB_MODE": "offline"}
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SMALL, wait_for
+from helpers import SMALL
 from launch import QUIET, train
 from pages import ROOT, commands
 from torch import nn
 
 from anneal.callbacks import graceful_shutdown
-from anneal.testing import logged
+from anneal.testing import logged, wait_for
 
 WRITTEN = commands(ROOT / "docs" / "devices.md")
 PLAIN = ("--data.shift=0", "--data.rotation=0")  # nothing is drawn for a batch

@@ -14,7 +14,6 @@ import boto3
 import numpy as np
 import pytest
 import torch
-from helpers import encoded
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -173,7 +172,7 @@ def test_pictures_are_scaled_down_and_made_jpegs_of_a_quality(tmp_path):
     for i in range(len(pictures)):
         image = Image.open(io.BytesIO(pictures.read(i)))
         assert (image.format, image.mode) == ("JPEG", "RGB")
-        wanted = Image.open(io.BytesIO(encoded(photos.picture(), quality=60)))
+        wanted = Image.open(io.BytesIO(photos.encoded(photos.picture(), quality=60)))
         assert image.quantization == wanted.quantization
         sizes[pictures.path(i).split("/")[-1]] = image.size
     assert sizes["wide.png"] == (100, 50)

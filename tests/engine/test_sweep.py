@@ -17,7 +17,7 @@ import optuna
 import pytest
 import scipy.stats
 import yaml
-from helpers import SMALL, wait_for
+from helpers import SMALL
 from pages import ROOT, commands
 from wandb_reader import read as read_wandb
 
@@ -27,7 +27,7 @@ from anneal.sweep.main import main
 from anneal.sweep.result import Row, plot
 from anneal.sweep.space import parameter
 from anneal.sweep.study import FAILED, FINISHED, Study
-from anneal.testing import logged
+from anneal.testing import logged, wait_for
 from anneal.testing import main as train
 
 READY = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))

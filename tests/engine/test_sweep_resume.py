@@ -2,10 +2,10 @@
 
 import signal
 
-from helpers import SMALL, wait_for
+from helpers import SMALL
 from test_sweep import ROOT, calls, folder, is_alive, start, table, write
 
-from anneal.testing import logged
+from anneal.testing import logged, wait_for
 
 __all__ = ["folder"]  # a fixture
 

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import wait_for
 from optuna.trial import TrialState
 from test_sweep import calls, folder, is_alive, start, table, write
 
@@ -18,6 +17,7 @@ from anneal.sweep import study as study_module
 from anneal.sweep.file import read
 from anneal.sweep.main import main
 from anneal.sweep.study import Study
+from anneal.testing import wait_for
 
 __all__ = ["folder"]  # a fixture
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))

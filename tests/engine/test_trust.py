@@ -12,7 +12,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import wait_for
 from launch import Training, train
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from test_schedule import PLATEAU
@@ -25,7 +24,7 @@ from anneal.errors import UserError
 from anneal.optim.schedule import Schedule
 from anneal.progress import Clock, resume_position
 from anneal.runs.checkpoint_io import AtomicCheckpointIO
-from anneal.testing import logged
+from anneal.testing import logged, wait_for
 
 LONG = ("fit", "--config=small.yaml", "--trainer.max_epochs=12", "--trainer.limit_train_batches=30")
 
