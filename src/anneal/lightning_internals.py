@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _process_dataloader
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.data import sized_len
@@ -15,6 +15,11 @@ from torchmetrics import Metric
 
 # A hyper-parameter that has `load_from_checkpoint` build the module from plain arguments.
 INSTANTIATOR = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+
+
+def callbacks_of(trainer: Trainer, kind: Any = Callback) -> list[Any]:
+    """Return the callbacks of a trainer that are of a class, or of one of several."""
+    return [c for c in trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
 
 
 def steps_after_this_batch(trainer: Trainer) -> bool:

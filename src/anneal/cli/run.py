@@ -31,9 +31,8 @@ from anneal.loggers.csv import CSVLogger
 from anneal.loggers.viewers import Viewer
 from anneal.loggers.wandb import WandbLogger
 from anneal.progress import Clock
-from anneal.runs.ended import is_tested, stopped_early, why_told
+from anneal.runs import resume
 from anneal.runs.folder import last_of
-from anneal.runs.resume import Differences, differences, nothing_left
 from anneal.tasks.kinds import TASKS
 from anneal.tasks.test_report import TestReport
 
@@ -119,12 +118,12 @@ class Run:
         if not (checkpoint := self.resumed_from):  # none in a run that ended before its first
             return False
         trainer = self.trainer
-        early = stopped_early(checkpoint, trainer, self.text)
-        self._done = nothing_left(checkpoint, trainer) or early
+        early = resume.stopped_early(checkpoint, trainer, self.text)
+        self._done = resume.nothing_left(checkpoint, trainer) or early
         if not self._done:
             return False
         print(f"{self.folder} {self._done}")
-        return is_tested(self.folder, checkpoint["global_step"]) or not self._has_test()
+        return resume.is_tested(self.folder, checkpoint["global_step"]) or not self._has_test()
 
     @property
     def objects(self) -> list[Any]:
@@ -183,7 +182,7 @@ class Run:
             facts["ended"] = f"after max_steps={trainer.max_steps}"
         elif trainer.should_stop:
             epoch = trainer.fit_loop.epoch_progress.current.ready - 1
-            facts["ended"] = f"in epoch {epoch}: {why_told(trainer)}"
+            facts["ended"] = f"in epoch {epoch}: {resume.why_told(trainer)}"
         if speed := self._clock.samples_per_second:  # else it was trained before
             facts |= {"seconds": self._seconds, "samples_per_second": speed}
             facts["data_wait"] = self._data_wait.share
@@ -222,9 +221,9 @@ class Run:
         for name, text in [*shown, *(("look", look) for look in facts["look"])]:
             console.print(f"[cyan]{name:<14}[/] {escape(text)}")
 
-    def differences(self) -> Differences:
+    def differences(self) -> resume.Differences:
         """Return the keys of the model that differ from those in the checkpoint."""
-        return differences(self.checkpoint.get("config"), self.text)
+        return resume.differences(self.checkpoint.get("config"), self.text)
 
     def finish(self, status: int) -> None:
         """End the recording of the run with an exit status, and draw the curves of a training."""

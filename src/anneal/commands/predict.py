@@ -68,7 +68,7 @@ class Predictions(Callback):
         self.std: Any = getattr(model, "std", None)
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Any, *args: Any
+        self, trainer: Trainer, _: Any, outputs: Any, batch: Any, *args: Any
     ) -> None:
         self.batches.append(outputs.float().cpu())
         if self.mean is not None and self.std is not None:

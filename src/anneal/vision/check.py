@@ -24,7 +24,7 @@ from tqdm import tqdm
 from anneal.errors import UserError, command
 from anneal.image_grid import legible, plot_image_grid
 from anneal.runs.folder import RUNS, next_free_path
-from anneal.text_table import text_table
+from anneal.system import text_table
 from anneal.vision.decode import UnreadableImageError, decode, formats
 from anneal.vision.files import ImageFiles
 from anneal.vision.index import ImageFolder
