@@ -41,7 +41,7 @@ def legend(figure: Figure, function: Function, *names: str) -> None:
     there = {*kinds(function), "start", "end"}
     handles = [Line2D([], [], color=GREY, label=f"loss = {function.formula}")]
     for name in names:
-        mark = MARKS.get(name, MARKS["start" if "start" in name else "global minimum"])
+        mark = MARKS.get(name, MARKS["end" if "end" in name else "global minimum"])
         if name in there or name not in MARKS:
             handles.append(Line2D([], [], ls="", label=name, **{**mark, "ms": 8}))
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles))
@@ -57,7 +57,7 @@ def mesh(function: Function, view: Any, points: int = 201) -> tuple[Tensor, Tens
 def contours(axes: Axes, function: Function, view: Any, filled: bool = True) -> None:
     """Draw lines of equal loss, between areas of similar size that get smaller near the minimum."""
     x, y, losses = mesh(function, view)
-    levels = np.unique(np.quantile(losses, np.linspace(0, 1, 15) ** 1.5))
+    levels = np.unique(np.quantile(losses, np.linspace(0, 1, 15 if filled else 9) ** 1.5))
     if filled:
         axes.contourf(x, y, losses, levels, colors=HEIGHT(np.linspace(0, 1, len(levels) - 1)))
     colour = "white" if filled else "#333333"

@@ -87,7 +87,10 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
             show(int(step))
         canvas.draw()  # type: ignore[no-untyped-call]
         images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
-    palette = images[-1].quantize(255, dither=Image.Dither.NONE)  # one: colours stay as they are
+    # One palette for all frames, of the colours that the last one has most of.
+    common = sorted(images[-1].getcolors(2**24), reverse=True)[:256]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([shade for _, colour in common for shade in colour])
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     times = [80] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
@@ -144,7 +147,7 @@ def draw_paths(trajectories: list[Trajectory], title: str = "") -> tuple[Figure,
     draw_all = _draw_map if function.dims == 2 else _draw_rows
     shows = draw_all(figure, function, trajectories, view)
     many = trajectories[0].path.shape[1] > 1
-    ends = ("start, in the colour of its end",) if many else ("start", "end")
+    ends = ("start", "end, below (dark: in no minimum)") if many else ("start", "end")
     legend(figure, function, *ends, "global minimum", "local minimum")
     return figure, shows
 
@@ -174,6 +177,8 @@ def _draw_rows(
             colours = _by_end(function, trajectory)[1]
             left.scatter(xs[0], losses[0], c=colours, s=30, zorder=3, edgecolors="white", lw=0.5)
             lines = [np.stack([steps, one], 1) for one in xs.T]
+            left.scatter(xs[-1], np.full(len(xs[-1]), left.get_ylim()[0]), c=colours, marker="X",
+                s=30, zorder=3, clip_on=False)  # fmt: skip
             middle.add_collection(LineCollection(lines, colors=list(colours), lw=0.8, alpha=0.7))
         else:
             limits = (view[0], left.get_ylim())

@@ -53,8 +53,10 @@ def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
                 style = {"color": COLOURS[i], "ls": "-" if i == 0 else "--"}
                 axes.plot(values[:, i].abs(), label=parameter, **style)
             axes.set(title=name, yscale="log", xlabel="step")
-            axes.set_ylim(bottom=max(1e-7 * axes.get_ylim()[1], axes.get_ylim()[0]))
         row[0].legend(ncols=2)
+    for axes in grid[0]:  # what is next to nothing would take most of the axis
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom=max(1e-8 * top, bottom))
     return figure
 
 

@@ -15,7 +15,6 @@ from examples.optimizers.curve import Curve
 from examples.optimizers.points import CurvePoints, test_points, train_points
 
 CONFIG = Path(__file__).parents[1] / "configs" / "curve_polynomial.yaml"
-PAGE = Path(__file__).parents[3] / "docs" / "optimizers.md"
 test_points.__test__ = False
 
 
@@ -73,10 +72,6 @@ def test_the_polynomial_overfits_and_weight_decay_brings_the_test_error_down(run
     free, held = last("free", "test/loss"), last("held", "test/loss")
     assert free > 300 * held
     assert last("free", "val/loss") == free
-    page = PAGE.read_text()
-    for name, error in (("free", free), ("held", held)):
-        row = f"{last(name, 'train/loss'):.1e} | {error:.1e} |".replace("e-0", "e-")
-        assert row in page
     for name in ("free", "held"):
         assert Path(f"runs/{name}/figure.png").is_file()
     assert "TrainingFigure" not in caplog.text  # Lightning's remark on callbacks attached twice
