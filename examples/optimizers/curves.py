@@ -23,6 +23,7 @@ def draw(runs: list[str], title: str) -> Figure:
             axes.xaxis.set_major_formatter("{x:.0f}")
             axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_formatter("{x:.1f}")
     panels[0].yaxis.set_minor_formatter("{x:.1f}")
     panels[1].legend()
     return figure

@@ -9,7 +9,8 @@ import logging
 import re
 import shlex
 import sys
-from contextlib import chdir, redirect_stdout
+from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -116,24 +117,31 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def render(page: Path) -> None:
-    """Run all commands of a Markdown file in this process, its runs in a temporary folder."""
-    logging.disable(logging.WARNING)  # silent, but for errors
-    try:
-        with TemporaryDirectory() as folder, chdir(folder), redirect_stdout(io.StringIO()):
-            for name in ("configs", "examples", "train.py"):
-                Path(name).symlink_to(ROOT / name)
-            Path("docs").symlink_to(page.parent)
-            for words in commands(page):
-                if words[0] == "gallery":
-                    status = gallery.main(words[1:])
-                elif words[0] == "figures":
-                    status = main(words[1:]) if words[1:] else 0  # not this command itself
-                else:
-                    status = run_training(words)
-                if status:
-                    sys.exit(status)
-    finally:
-        logging.disable(logging.NOTSET)
+    """Run all commands of a Markdown file in this process, its runs in a temporary folder.
+
+    What they print is shown only if one fails.
+    """
+    said = io.StringIO()
+    logging.disable(logging.WARNING)
+    with (
+        TemporaryDirectory() as folder,
+        chdir(folder),
+        redirect_stdout(said),
+        redirect_stderr(said),
+    ):
+        for name in ("configs", "examples", "train.py"):
+            Path(name).symlink_to(ROOT / name)
+        Path("docs").symlink_to(page.parent)
+        tools: dict[str, Callable[[list[str]], int]] = {"gallery": gallery.main, "figures": main}
+        status = 0
+        for words in commands(page):
+            if words != ["figures"]:  # this command itself
+                tool = tools.get(words[0])
+                status = status or (tool(words[1:]) if tool else run_training(words))
+    logging.disable(logging.NOTSET)
+    if status:
+        print(said.getvalue(), file=sys.stderr)
+        sys.exit(status)
 
 
 def run_training(words: list[str]) -> int:

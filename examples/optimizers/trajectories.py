@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def draw_basins(trajectories: list[Trajectory], title: str = "") -> Figure:
         mark_minima(axes, function)
         lost = int((which == -1).sum())
         note = f"\n(dark: {lost} of {len(which)} have not arrived)" if lost else ""
-        axes.set(title=trajectory.label + note, xlabel="x", ylabel="y")
+        axes.set(title=fill(trajectory.label, 52) + note, xlabel="x", ylabel="y")
         axes.label_outer()
     for axes in grid.flat[len(trajectories) :]:
         axes.remove()
@@ -166,7 +167,9 @@ def _draw_rows(
         left, middle = row[:2]
         x = torch.linspace(view[0][0], view[0][1], 500, dtype=torch.float64)[:, None]
         left.plot(x[:, 0], function(x), color=GREY, lw=1.5)
-        left.set(xlim=view[0], title=trajectory.label, ylabel="loss", ylim=left.get_ylim())
+        left.set(
+            xlim=view[0], title=fill(trajectory.label, 90), ylabel="loss", ylim=left.get_ylim()
+        )
         middle.set(ylim=view[0], ylabel="x", xlim=(-0.03 * len(trajectory.lrs), None))
         for at, name in zip(function.minima, kinds(function), strict=True):
             style = "-" if name == "global minimum" else ":"
@@ -210,7 +213,7 @@ def _draw_map(
     for trajectory, colour in zip(trajectories, colours, strict=False):
         points, losses = trajectory.path[:, 0].numpy(), trajectory.losses[:, 0].numpy()
         shows.append(_trace(left, _clip(points, view), colour))
-        shows.append(_line(right, losses, colour or COLOURS[0], trajectory.label))
+        shows.append(_line(right, losses, colour or COLOURS[0], fill(trajectory.label, 50)))
         if has_lr:
             panels["c"].step(range(len(trajectory.lrs)), trajectory.lrs, where="post", c=colour)
             panels["c"].set(xlabel="step", ylabel="learning rate", ylim=(0, None))

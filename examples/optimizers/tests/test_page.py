@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from anneal import read_checkpoint
-from examples.optimizers.figures import PAGE, QUIET, ROOT, commands
+from anneal.report.page import read
+from anneal.runs.run import labelled
+from examples.optimizers.figures import PAGE, QUIET, ROOT, commands, run_training
 from examples.optimizers.fits import CurveFit
 from examples.optimizers.functions import find
 from examples.optimizers.points import test_points, train_points
@@ -17,6 +19,7 @@ from examples.optimizers.trajectories import Trajectory, ends_in
 
 test_points.__test__ = False
 CONFIGS = ROOT / "examples/optimizers/configs"
+SWEEP = CONFIGS / "sweeps/digits_lr.yaml"
 NUMBER = re.compile(r"(?<![\w.,])[\u2212±]?\d[\d.,]*(?:e[+-]?\d+)?(?<![.,])")
 MINUS = "\N{MINUS SIGN}"
 CITED = re.compile(r"\([^()]*\d{4}[^()]*\)|and Vecchi \d{4}")  # (Polyak 1964)
@@ -115,6 +118,8 @@ def test_every_number_of_the_page_is_computed_or_a_setting(runs):
     prose = re.sub(
         r"```.*?```|^    .*?$|^#.*?$|\]\(.*?\)", "", page, flags=re.DOTALL | re.MULTILINE
     )
+    table = r"\| 1e-\d \|.*|, mean of the first two epochs.*"  # of the digits: a test of its own
+    prose = re.sub(table, "", prose)
     for fact in facts(runs):
         said = fact.replace("-", MINUS) if "e-" not in fact else fact
         words = re.escape(said).replace(r"\ ", r"\s+").replace(r"\n", r"\s+")
@@ -151,3 +156,19 @@ def test_the_first_gradient_has_the_weight_of_all_later_steps_in_a_velocity(runs
     v = -run.path[39:41, 0, 0].double().diff() / 0.05
     weights = 0.9 ** torch.arange(39.0, -1, -1).double()
     torch.testing.assert_close(v[0], (weights * g).sum(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_best_learning_rate_on_the_digits_depends_on_the_budget(tmp_path):
+    for name in ("configs", "examples", "train.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    page, table = PAGE.read_text(), {}
+    with chdir(tmp_path):
+        assert not run_training(["sweep", str(SWEEP.relative_to(ROOT)), "-j", "2"])
+        losses = {run.name: run.curve("val/loss").y for run in labelled(read(["runs/sweeps/*"]))}
+    for name, lr in (("lr=0.01", "1e-2"), ("lr=0.001", "1e-3"), ("lr=0.0001", "1e-4")):
+        table[lr] = losses[name][:8].mean(), losses[name][-8:].mean()  # four in an epoch
+        (row,) = re.findall(rf"\| {lr} \| (.*) \| (.*) \|\n", page)
+        assert [float(cell.strip("*")) for cell in row] == pytest.approx(table[lr], abs=0.03)
+    assert table["1e-2"][0] < table["1e-3"][0] < table["1e-4"][0]
+    assert table["1e-3"][1] < table["1e-2"][1] < table["1e-4"][1]
+    assert 4 <= (losses["lr=0.001"] < losses["lr=0.0001"][-1]).argmax() < 8
