@@ -335,17 +335,6 @@ def test_warm_restarts_leave_the_shallow_well(recipe):
     assert f"{int(left.sum())} of seeds 0 to 99" in (CONFIGS / "surface_restarts.yaml").read_text()
 
 
-def test_all_starts_of_the_basins_arrive_and_momentum_changes_where(run):
-    def ends(*flags):
-        config = f"--config={CONFIGS / 'surface_basins.yaml'}"
-        cli = run("fit", config, "--data.steps=150", *flags)
-        return ends_in(BUILT_IN["himmelblau"], cli.model.trajectory().path[-1])
-
-    plain, momentum = ends(), ends("--model.optimizer.momentum=0.9")
-    assert set(plain) == set(momentum) == {0, 1, 2, 3}
-    assert 0.05 < (plain != momentum).mean() < 0.5
-
-
 @pytest.mark.parametrize("recipe", ["surface_valley", "curve_polynomial"])
 def test_a_learning_rate_is_found_for_them_too(run, capsys, recipe):
     run("lr_find", f"--config={CONFIGS}/{recipe}.yaml")
