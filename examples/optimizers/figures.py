@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from anneal import UserError, checkpoints_of, command, find_run, next_free_path, read_checkpoint
-from examples.optimizers import COMMANDS, curves, fits, gallery, trajectories, views
+from examples.optimizers import COMMANDS, fits, gallery, trajectories, views
 from examples.optimizers.figure import save
 
 ROOT = Path(__file__).parents[2]
@@ -44,39 +44,19 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--show", choices=SHOWN, help="another view of them")
     options = parser.parse_args(args)
     if options.runs:
-        print(draw(options.runs, options.output, options.animate, options.title, options.show))
+        print(draw(**vars(options)))
     else:
         render(PAGE)
     return 0
 
 
-def draw(
-    names: list[str],
-    output: Path | None = None,
-    animate: bool = False,
-    title: str = "",
-    show: str | None = None,
-) -> Path:
-    """Draw finished runs, all of them over the same function or all of them polynomial fits.
-
-    Args:
-        names: Folders, or names of folders in runs/.
-        output: The file to write; None: figure.png or .gif in the first run's folder.
-        animate: Whether to write an animation.
-        title: What the figure shows.
-        show: One of `SHOWN`; None: paths, or fits.
-
-    Returns:
-        The file that was written.
-
-    Raises:
-        UserError: They can't be drawn, or not together.
-    """
+def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: str | None) -> Path:
+    """Draw finished runs into one figure by the command's options, and return its file."""
     if show == "curves":
         path = output or Path("curves.png")
-        save(curves.draw(names, title), path)
+        save(views.draw_curves(runs, title), path)
         return path
-    folders = [find_run(Path("runs"), name) for name in names]
+    folders = [find_run(Path("runs"), name) for name in runs]
     path = output or next_free_path(folders[0] / f"figure{'.gif' if animate else '.png'}")
     saved = [_last(folder) for folder in folders]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,17 +67,17 @@ def draw(
     key = trajectories.CHECKPOINT_KEY
     if not all(key in one for one in saved) or show == "weights":
         one = "a Surface can be animated" if animate else "one kind, Surface or Curve, can be drawn"
-        raise UserError(f"{', '.join(names)} can't be drawn: only runs of {one}")
+        raise UserError(f"{', '.join(runs)} can't be drawn: only runs of {one}")
     done = [trajectories.Trajectory(**one[key]) for one in saved]
     starts = {trajectory.path.shape[1] for trajectory in done}
     if len({trajectory.function for trajectory in done}) > 1 or len(starts) > 1:
-        raise UserError(f"{', '.join(names)}: not over one function from one start or one grid")
+        raise UserError(f"{', '.join(runs)}: not over one function from one start or one grid")
     if (animate or show) and starts != {1}:
-        raise UserError("an animation starts from one point: train without model.grid")
+        raise UserError("an animation or a view has one start: train without model.grid")
     if animate:
         trajectories.animate(done, title, path)
     else:
-        save(views.VIEWS[show](done, title) if show else trajectories.draw(done, title), path)
+        save(views.draw(show, done, title) if show else trajectories.draw(done, title), path)
     return path
 
 

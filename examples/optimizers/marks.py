@@ -54,11 +54,14 @@ def mesh(function: Function, view: Any, points: int = 201) -> tuple[Tensor, Tens
     return x, y, function(torch.stack([x, y], -1))
 
 
-def contours(axes: Axes, function: Function, view: Any, filled: bool = True) -> None:
+def contours(
+    axes: Axes, function: Function, view: Any, filled: bool = True, lines: bool = True
+) -> None:
     """Draw lines of equal loss, between areas of similar size that get smaller near the minimum."""
     x, y, losses = mesh(function, view)
     levels = np.unique(np.quantile(losses, np.linspace(0, 1, 15 if filled else 9) ** 1.5))
     if filled:
         axes.contourf(x, y, losses, levels, colors=HEIGHT(np.linspace(0, 1, len(levels) - 1)))
     colour = "white" if filled else "#333333"
-    axes.contour(x, y, losses, levels[1:-1], colors=colour, linewidths=0.7)
+    if lines:
+        axes.contour(x, y, losses, levels[1:-1], colors=colour, linewidths=0.7)

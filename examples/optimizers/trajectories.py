@@ -231,7 +231,7 @@ def draw_panel(axes: Axes, trajectory: Trajectory) -> None:
     """Draw a trajectory from one start over contours, its steps by colour."""
     function = find(trajectory.function)
     view = _view(function, [trajectory])
-    contours(axes, function, view)
+    contours(axes, function, view, lines=False)
     _trace(axes, _clip(trajectory.path[:, 0].numpy(), view))
     mark_minima(axes, function)
     axes.set(xlim=view[0], ylim=view[1])

@@ -3,7 +3,11 @@
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
+from anneal import UserError
+from anneal.report.page import read
+from anneal.runs.run import labelled
 from examples.optimizers.figure import COLOURS, GREY, entitle, styled
 from examples.optimizers.functions import find
 from examples.optimizers.marks import HEIGHT, MARKS, legend, mesh
@@ -117,4 +121,43 @@ def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
     return figure
 
 
+@styled
+def draw_curves(runs: list[str], title: str) -> Figure:
+    """Draw loss and accuracy of the validations of any runs, or of a folder of them."""
+    figure = Figure(figsize=(10, 4.4))
+    entitle(figure, title)
+    panels = figure.subplots(1, 2)
+    for run in labelled(read(runs)):
+        for axes, metric in zip(panels, ("val/loss", "val/acc"), strict=True):
+            if metric in run.metrics:
+                curve = run.curve(metric)
+                axes.plot(curve.x["step"] + 1, curve.y, label=run.name, lw=1.3)
+            axes.set(xlabel="optimizer steps", ylabel=metric, xscale="log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:.0f}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+    panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_formatter("{x:.1f}")
+    panels[0].yaxis.set_minor_formatter("{x:.1f}")
+    panels[0].legend()
+    return figure
+
+
 VIEWS = {"3d": draw_3d, "rates": draw_rates, "velocity": draw_velocity, "batches": draw_batches}
+ON = {"3d": "runs on x and y", "velocity": "one run", "batches": "runs on x"}
+
+
+def draw(view: str, done: list[Trajectory], title: str) -> Figure:
+    """Draw a view of trajectories from one start each.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    function = find(done[0].function)
+    dims = {"3d": 2, "batches": 1}.get(view, function.dims)
+    if dims != function.dims or (view == "velocity" and len(done) > 1):
+        raise UserError(f"--show={view}: draws {ON[view]}")
+    if not (function.view and function.minima) or any(len(t.rates) < len(t.lrs) for t in done):
+        what = "a function with view and minima (@surface), trained by this version"
+        raise UserError(f"--show={view}: draws runs on {what}")
+    return VIEWS[view](done, title)

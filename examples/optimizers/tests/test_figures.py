@@ -98,6 +98,9 @@ def test_what_can_not_be_drawn_is_said_in_a_line(runs, capsys):
         (["basins", "--animate"], "without model.grid"),
         (["basins", "--show=rates"], "without model.grid"),
         (["a", "--show=weights"], "can't be drawn"),
+        (["a", "--show=batches"], "draws runs on x"),
+        (["fit", "--show=3d"], "can't be drawn"),
+        (["a", "a", "--show=velocity"], "draws one run"),
         (["other-run", "--show=curves"], "other-run"),
     ):
         assert main(words) == 2
