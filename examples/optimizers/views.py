@@ -6,8 +6,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from anneal import UserError
-from anneal.report.page import read
-from anneal.runs.run import labelled
 from examples.optimizers.figure import COLOURS, GREY, entitle, styled
 from examples.optimizers.functions import find
 from examples.optimizers.marks import HEIGHT, MARKS, legend, mesh
@@ -124,6 +122,9 @@ def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
 @styled
 def draw_curves(runs: list[str], title: str) -> Figure:
     """Draw loss and accuracy of the validations of any runs, or of a folder of them."""
+    from anneal.report.page import read
+    from anneal.runs.run import labelled  # imports pandas
+
     figure = Figure(figsize=(10, 4.4))
     entitle(figure, title)
     panels = figure.subplots(1, 2)
