@@ -119,7 +119,7 @@ def draw_basins(trajectories: list[Trajectory], title: str = "") -> Figure:
         axes.label_outer()
     for axes in grid.flat[len(trajectories) :]:
         axes.remove()
-    legend(figure, function, "minimum")
+    legend(figure, function, "minimum of the starts in that colour")
     return figure
 
 
