@@ -78,9 +78,8 @@ def draw_gallery(function: str, steps: int = STEPS) -> Figure:
         axes.set(xlabel="x", ylabel="y")
         axes.label_outer()
     near = sum(loss < 0.01 for loss in above)
-    title = (
-        f"{len(RATES)} optimizers, {steps} steps each: {near} end less than 0.01 above the minimum"
-    )
+    many = f"{near} of {len(RATES)} optimizers"
+    title = f"{function.capitalize()}, {steps} steps: {many} come within 0.01 of the lowest loss"
     entitle(figure, title)
     legend(figure, surface, "start", "end", "global minimum")
     return figure
