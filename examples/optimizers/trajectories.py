@@ -88,10 +88,12 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
             show(int(step))
         canvas.draw()  # type: ignore[no-untyped-call]
         images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
-    # One palette for all frames, of the colours that the last one has most of.
-    common = sorted(images[-1].getcolors(2**24), reverse=True)[:256]
+    # One palette for all frames: the style's colours, and what the last one has most of.
+    common = [colour for _, colour in sorted(images[-1].getcolors(2**24), reverse=True)[:240]]
+    style = [MARKS["global minimum"]["mfc"], *COLOURS]
+    shades = [*(np.array([to_rgb(one) for one in style]) * 255).round().astype(int), *common]
     palette = Image.new("P", (1, 1))
-    palette.putpalette([shade for _, colour in common for shade in colour])
+    palette.putpalette([int(shade) for colour in shades for shade in colour])
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     times = [80] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
