@@ -81,9 +81,8 @@ def facts(runs):
     yield f"Of 60 starts, {deep} are in the global minimum after 20 steps, and {shallow} in the"
     yield f"After 200 steps it is\n{slow_deep} and {slow_shallow}."
     yield f"its curvature is 11, so that any lr above 2/11 = {2 / 11:.2f}"
-    assert x["restarts"][[10, 30]].tolist() == pytest.approx([2.92, 2.92], abs=0.02)
-    assert abs(x["restarts"][-1]) < 0.005
-    yield "The first two cycles end at x = 2.92, the third at 0.00"
+    first, second, third = (x["restarts"][i] for i in (10, 30, 70))
+    yield f"The first two cycles end at x = {first:.2f} and {second:.2f}, the third at {third:.2f}."
     yield "Of the seeds 0 to 99, 96 go"  # computed in test_surface.py
     yield f"1 / (1 - momentum) = {1 / (1 - 0.9):.0f}"
     yield f"| lr 0.05 | {below(runs['small_lr'], 0.1)} |"

@@ -331,7 +331,7 @@ def test_warm_restarts_leave_the_shallow_well(recipe):
     many = torch.stack(many)
     torch.testing.assert_close(many[:, 0], xs, rtol=1e-3, atol=1e-3)
     left = ((many[10] - 2.92).abs() < 0.1) & (many[70].abs() < 0.1)
-    assert f"{int(left.sum())} go from the shallow" in PAGE
+    assert f"0 to 99, {int(left.sum())} go from" in PAGE
     assert f"{int(left.sum())} of seeds 0 to 99" in (CONFIGS / "surface_restarts.yaml").read_text()
 
 
