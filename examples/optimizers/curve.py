@@ -89,7 +89,8 @@ class Curve(LightningModule):
     def fit(self) -> CurveFit:
         """Return the polynomial as it is now, to be drawn."""
         x = torch.linspace(-LIMIT, LIMIT, 801, dtype=torch.float64)
-        return CurveFit(self.label, x, self(x.to(self.device)).double().cpu())
+        y, weights = self(x.to(self.device)).double().cpu(), self.weights.detach().cpu()
+        return CurveFit(self.label, x, y, weights)
 
     def draw(self) -> Figure:
         """Draw the polynomial, the curve and its points."""

@@ -4,18 +4,24 @@ Without a run, all figures of docs/optimizers.md, by the commands on that page.
 """
 
 import argparse
+import io
+import logging
 import re
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from anneal import UserError, checkpoints_of, command, find_run, next_free_path, read_checkpoint
-from examples.optimizers import COMMANDS, fits, gallery, trajectories
+from examples.optimizers import COMMANDS, fits, gallery, trajectories, views
 from examples.optimizers.figure import save
 
-PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "optimizers.md"
+SHOWN = [*views.VIEWS, "weights", "curves"]
 QUIET = [
     f"--trainer.{key}=false" for key in ("logger", "enable_progress_bar", "enable_model_summary")
 ]
@@ -33,62 +39,46 @@ def main(args: list[str] | None = None) -> int:
         help="folder or name of a run of a Surface or a Curve; several go into one figure",
     )
     parser.add_argument("-o", "--output", type=Path, help="by default the first run's figure.png")
-    parser.add_argument(
-        "--animate", action="store_true", help="write an animation: a GIF, or what OUTPUT ends in"
-    )
+    parser.add_argument("--animate", action="store_true", help="write an animation, a GIF")
+    parser.add_argument("--title", default="", help="what the figure shows, written above it")
+    parser.add_argument("--show", choices=SHOWN, help="another view of them")
     options = parser.parse_args(args)
     if options.runs:
-        print(draw(options.runs, options.output, options.animate))
+        print(draw(**vars(options)))
     else:
         render(PAGE)
     return 0
 
 
-def draw(names: list[str], output: Path | None = None, animate: bool = False) -> Path:
-    """Draw finished runs, all of them over the same function or all of them polynomial fits.
-
-    Args:
-        names: Folders, or names of folders in runs/.
-        output: The file to write; None: figure.png or .gif in the first run's folder.
-        animate: Whether to write an animation.
-
-    Returns:
-        The file that was written.
-
-    Raises:
-        UserError: They can't be drawn, or not together, or there is no ffmpeg for an MP4.
-    """
-    folders = [find_run(Path("runs"), name) for name in names]
+def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: str | None) -> Path:
+    """Draw finished runs into one figure by the command's options, and return its file."""
+    if show == "curves":
+        path = output or Path("curves.png")
+        save(views.draw_curves(runs, title), path)
+        return path
+    folders = [find_run(Path("runs"), name) for name in runs]
     path = output or next_free_path(folders[0] / f"figure{'.gif' if animate else '.png'}")
     saved = [_last(folder) for folder in folders]
     path.parent.mkdir(parents=True, exist_ok=True)
-    if all("fit" in one for one in saved) and not animate:
-        save(fits.draw([fits.CurveFit(**one["fit"]) for one in saved]), path)
+    if all("fit" in one for one in saved) and not animate and show in (None, "weights"):
+        made = [fits.CurveFit(**one["fit"]) for one in saved]
+        save((fits.draw_weights if show else fits.draw)(made, title), path)
         return path
     key = trajectories.CHECKPOINT_KEY
-    if not all(key in one for one in saved):
+    if not all(key in one for one in saved) or show == "weights":
         one = "a Surface can be animated" if animate else "one kind, Surface or Curve, can be drawn"
-        raise UserError(f"{', '.join(names)} can't be drawn: only runs of {one}")
+        raise UserError(f"{', '.join(runs)} can't be drawn: only runs of {one}")
     done = [trajectories.Trajectory(**one[key]) for one in saved]
     starts = {trajectory.path.shape[1] for trajectory in done}
     if len({trajectory.function for trajectory in done}) > 1 or len(starts) > 1:
-        raise UserError(f"{', '.join(names)}: not over one function from one start or one grid")
-    if not animate:
-        save(trajectories.draw(done), path)
-        return path
-    if starts != {1}:
-        raise UserError("an animation starts from one point: train without model.grid")
-    _write(done, path)
+        raise UserError(f"{', '.join(runs)}: not over one function from one start or one grid")
+    if (animate or show) and starts != {1}:
+        raise UserError("an animation or a view has one start: train without model.grid")
+    if animate:
+        trajectories.animate(done, title, path)
+    else:
+        save(views.draw(show, done, title) if show else trajectories.draw(done, title), path)
     return path
-
-
-def _write(done: list[trajectories.Trajectory], path: Path) -> None:
-    from matplotlib.animation import writers
-
-    writer = "ffmpeg" if path.suffix == ".mp4" else "pillow"
-    if not writers.is_available(writer):
-        raise UserError(f"{path}: an MP4 needs ffmpeg, which is not there; make a .gif")
-    trajectories.animate(done).save(path, writer=writer, fps=12, dpi=80)
 
 
 def _last(folder: Path) -> dict[str, Any]:
@@ -107,24 +97,40 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def render(page: Path) -> None:
-    """Run all commands of a Markdown file in this process, its runs in a temporary folder."""
-    with TemporaryDirectory() as folder:
+    """Run all commands of a Markdown file in this process, its runs in a temporary folder.
+
+    What they print is shown only if one fails.
+    """
+    said = io.StringIO()
+    logging.disable(logging.WARNING)
+    with (
+        TemporaryDirectory() as folder,
+        chdir(folder),
+        redirect_stdout(said),
+        redirect_stderr(said),
+    ):
+        for name in ("configs", "examples", "train.py"):
+            Path(name).symlink_to(ROOT / name)
+        Path("docs").symlink_to(page.parent)
+        tools: dict[str, Callable[[list[str]], int]] = {"gallery": gallery.main, "figures": main}
+        status = 0
         for words in commands(page):
-            words = [re.sub("^runs/", f"{folder}/", word) for word in words]
-            status = 0
-            if words[0] == "gallery":
-                status = gallery.main(words[1:])
-            elif words[0] != "figures":
-                run_training([*words, f"--trainer.default_root_dir={folder}", *QUIET])
-            elif words[1:]:  # not this command itself
-                status = main(words[1:])
-            if status:
-                sys.exit(status)
+            if words != ["figures"]:  # this command itself
+                tool = tools.get(words[0])
+                status = status or (tool(words[1:]) if tool else run_training(words))
+    logging.disable(logging.NOTSET)
+    if status:
+        print(said.getvalue(), file=sys.stderr)
+        sys.exit(status)
 
 
-def run_training(words: list[str]) -> None:
-    """Train by the words of a command line, in this process."""
+def run_training(words: list[str]) -> int:
+    """Train by the words of a command line, in this process, and return its exit status."""
     import train
     from anneal import main
 
-    main(train.fit, train.PACKAGES, ["fit", *words])
+    try:
+        main(train.fit, train.PACKAGES, words if words[0] == "sweep" else ["fit", *words, *QUIET])
+    except SystemExit as e:
+        return int(e.code or 0)
+    return 0

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from examples.optimizers.figure import COLOURS, GREY, entitle, styled
 from examples.optimizers.points import LIMIT, runge, test_points, train_points
 
 
@@ -16,11 +18,13 @@ class CurveFit:
         label: Degree, optimizer, settings, schedule.
         x: Where it was evaluated, rising, (points,).
         y: Its values there.
+        weights: Those of the polynomials that it is a sum of, by degree.
     """
 
     label: str
     x: Tensor
     y: Tensor
+    weights: Tensor
 
     def error(self, points: tuple[Tensor, Tensor]) -> float:
         """Return the mean squared error at points x, y, all of which are among those evaluated."""
@@ -29,21 +33,37 @@ class CurveFit:
         return float((self.y[nearest] - y).square().mean())
 
 
-def draw(fits: list[CurveFit]) -> Figure:
+@styled
+def draw(fits: list[CurveFit], title: str = "") -> Figure:
     """Draw each fit in a panel of its own."""
-    figure = Figure(figsize=(9, 3.2 * len(fits) + 0.4), layout="constrained")
-    panels = figure.subplots(len(fits), 1, squeeze=False, sharex=True).flat
+    figure = Figure(figsize=(10, 2.7 * len(fits) + 1))
+    entitle(figure, title or "A polynomial, the points that it is fitted to, and points between")
+    panels = figure.subplots(len(fits), 1, squeeze=False, sharex=True, sharey=True).flat
     for axes, fit in zip(panels, fits, strict=True):
-        axes.plot(fit.x, runge(fit.x), color="0.6", lw=4, alpha=0.6, label="1 / (1 + 25 x²)")
-        axes.plot(fit.x, fit.y, color="C3", lw=1.2, label="the fit")
-        for name, points, marker in (
-            ("train", train_points(), "ko"),
-            ("test", test_points(), "C0x"),
+        axes.plot(fit.x, runge(fit.x), color="0.75", lw=5, label="the curve, 1 / (1 + 25 x²)")
+        axes.plot(fit.x, fit.y, color=COLOURS[1], lw=1.4, label="the fit")
+        for name, points, style in (
+            ("train", train_points(), {"marker": "o", "color": "black"}),
+            ("test", test_points(), {"marker": "x", "color": COLOURS[0]}),
         ):
             label = f"{name} points: mean squared error {fit.error(points):.1e}"
-            axes.plot(*(t.flatten() for t in points), marker, ms=4, label=label)
-        axes.set(xlim=(-LIMIT, LIMIT), ylim=(-0.6, 1.4), ylabel="y")
-        axes.set_title(fit.label, fontsize=10)
-        axes.legend(fontsize=8, loc="upper left")
+            axes.plot(*(t.flatten() for t in points), ls="", ms=4, label=label, **style)
+        axes.set(xlim=(-LIMIT, LIMIT), ylabel="y", title=fit.label)
+        axes.legend(loc="upper left")
     figure.axes[-1].set_xlabel("x")
+    return figure
+
+
+@styled
+def draw_weights(fits: list[CurveFit], title: str) -> Figure:
+    """Draw the weights of fits of one degree side by side, by degree."""
+    figure = Figure(figsize=(10, 4))
+    entitle(figure, title)
+    axes = figure.subplots()
+    for i, fit in enumerate(fits):
+        degrees = np.arange(len(fit.weights))
+        axes.bar(degrees + 0.4 * i, fit.weights, 0.4, color=COLOURS[1 - i], label=fit.label)
+    axes.axhline(0, color=GREY, lw=0.8)
+    axes.set(xlabel="degree of the Legendre polynomial", ylabel="its weight in the sum")
+    axes.legend()
     return figure

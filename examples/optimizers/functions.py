@@ -35,6 +35,11 @@ class Function:
         return self.loss.__name__
 
     @property
+    def formula(self) -> str:
+        """The first line of the loss's docstring as far as its colon, or its name."""
+        return (self.loss.__doc__ or self.name).splitlines()[0].partition(": ")[0]
+
+    @property
     def dims(self) -> int:
         """The number of arguments of the loss, 1 or 2."""
         return len(inspect.signature(self.loss).parameters)

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from anneal import (
     OptimizerCallable,
@@ -43,7 +44,7 @@ class Surface(LightningModule):
             one start. The figure then shows which start ends in which minimum.
         noise: Standard deviation of a normal random number that is added to each component of the
             gradient, like the noise of a mini-batch. It is drawn anew for every step, from seed and
-            step, and is the same for all starts.
+            step, and for every start.
         optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
         schedule: How the learning rate changes.
     """
@@ -68,6 +69,8 @@ class Surface(LightningModule):
         self.points = nn.Parameter(self._starts(start, grid))
         self.path: list[Tensor] = []  # the points before each step
         self.lrs: list[float] = []
+        self.gradients: list[Tensor] = []  # of the first start, at each step, noise included
+        self.rates: list[Tensor] = []
         self.label = ""
 
     def _starts(self, start: list[float] | None, grid: int | None) -> Tensor:
@@ -105,6 +108,13 @@ class Surface(LightningModule):
             self.path.append(self.points.detach().clone())
             self.lrs.append(self.trainer.optimizers[0].param_groups[0]["lr"])
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if len(self.rates) < self.trainer.global_step and self.points.grad is not None:
+            self.gradients.append(self.points.grad[0].detach().clone())
+            self.rates.append(
+                effective_rates(self.trainer.optimizers[0], self.points, self.lrs[-1])[0]
+            )
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         losses = self.loss(self.points)
         self._log("", {"train/loss": losses.mean()})
@@ -115,7 +125,7 @@ class Surface(LightningModule):
             rng = make_generator(
                 global_seed(), self.trainer.global_step, batch_idx, self.global_rank
             )
-            noise = torch.randn(self.loss.dims, generator=rng).to(self.points)
+            noise = torch.randn(self.points.shape, generator=rng).to(self.points)
             total = total + self.noise * (noise * self.points).sum()
         return total
 
@@ -123,6 +133,8 @@ class Surface(LightningModule):
         self._log("val/", {"val/loss": self.loss(self.points).mean()})
 
     def _log(self, prefix: str, metrics: dict[str, Tensor]) -> None:
+        if self.trainer.barebones:
+            return  # where Lightning warns of it
         where = {prefix + name: u for name, u in zip(NAMES, self.points.detach()[0], strict=False)}
         self.log_dict(metrics | where, batch_size=1, prog_bar=True)
 
@@ -132,14 +144,30 @@ class Surface(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         done = Trajectory(**checkpoint[CHECKPOINT_KEY])
         self.path, self.lrs = list(done.path[:-1].to(self.points)), done.lrs
+        self.gradients, self.rates = list(done.gradients), list(done.rates)
 
     def trajectory(self) -> Trajectory:
         """Return the trajectory so far."""
         here = self.points.detach().clone()
-        return Trajectory(
-            self.function, self.label, torch.stack([*self.path, here]).cpu(), [*self.lrs]
+        path = torch.stack([*self.path, here]).cpu()
+        gradients, rates = (
+            torch.stack(rows).cpu() if rows else torch.empty(0, self.loss.dims)
+            for rows in (self.gradients, self.rates)
         )
+        return Trajectory(self.function, self.label, path, [*self.lrs], gradients, rates)
 
     def draw(self) -> Figure:
         """Draw the trajectory over the function, or which start ends in which minimum."""
         return draw([self.trajectory()])
+
+
+def effective_rates(optimizer: Optimizer, parameter: Tensor, lr: float) -> Tensor:
+    """Return what an optimizer has just multiplied each gradient, or its mean, by."""
+    group, state = optimizer.param_groups[0], optimizer.state[parameter]
+    squares = state.get("square_avg", state.get("sum"))  # RMSprop, Adagrad
+    if "exp_avg_sq" in state:  # Adam and its kin
+        squares = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+    if squares is None:
+        return torch.full_like(parameter, lr)
+    rates: Tensor = lr / (squares.sqrt() + group["eps"])
+    return rates

@@ -2,26 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
+from examples.optimizers.figure import COLOURS, GREY, entitle, styled
 from examples.optimizers.functions import Function, find
-
-if TYPE_CHECKING:
-    from matplotlib.animation import FuncAnimation
+from examples.optimizers.marks import MARKS, contours, kinds, legend, mark_minima
 
 CHECKPOINT_KEY = "walk"  # under which checkpoints have held a trajectory from the start
-BY_STEP = colormaps["plasma"]
-FRAMES = 50  # the most in an animation
+BY_STEP = LinearSegmentedColormap.from_list("steps", colormaps["plasma"](np.linspace(0, 0.85, 64)))
+BASINS = ("#8FD0F5", "#F2C14E", "#7FC8A9", "#E3B5CF")  # pale, one for each minimum
+FRAMES = 60  # the most in an animation
 MOST_STEPS_MARKED = 200  # with more, dots would hide the line
 NEAR = 0.02  # of the view: an end so close to a minimum has reached it
 
@@ -36,80 +39,96 @@ class Trajectory:
         path: Position of each start before the first step and after every one,
             (steps + 1, starts, dims).
         lrs: Learning rate of every step.
+        gradients: Those of the first start, with their noise, (steps, dims).
+        rates: What the optimizer multiplied these, or their mean, by, (steps, dims).
     """
 
     function: str
     label: str
     path: Tensor
     lrs: list[float] = field(default_factory=list)
+    gradients: Tensor = field(default_factory=lambda: torch.empty(0))
+    rates: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def losses(self) -> Tensor:
         """Loss at each position, (steps + 1, starts)."""
         return find(self.function)(self.path)
 
+    @property
+    def has_schedule(self) -> bool:
+        return len(set(self.lrs)) > 1
+
 
 Show = Callable[[int], None]  # shows a trajectory as far as a step
 
 
-def draw(trajectories: list[Trajectory]) -> Figure:
-    """Draw one trajectory with its steps by colour, several overlaid, or the basins of many starts.
+def draw(trajectories: list[Trajectory], title: str = "") -> Figure:
+    """Draw trajectories over their function, from one start each, or all of them from a grid.
 
-    All are over the same function, from one start each, or all of them from a grid.
+    Over a function of x each has a row of its own. Over one of x and y those from one start are
+    overlaid, and of many starts each shows the minimum in which it ends.
     """
-    if trajectories[0].path.shape[1] > 1:
-        return draw_basins(trajectories)
-    return _draw_paths(trajectories)[0]
+    if trajectories[0].path.shape[1] > 1 and find(trajectories[0].function).dims == 2:
+        return draw_basins(trajectories, title)
+    return draw_paths(trajectories, title)[0]
 
 
-def animate(trajectories: list[Trajectory]) -> "FuncAnimation":
-    """Animate trajectories from one start each."""
-    from matplotlib.animation import FuncAnimation
-
-    figure, shows = _draw_paths(trajectories)
+def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
+    """Write a GIF of trajectories from one start each; the first steps are the slowest."""
+    figure, shows = draw_paths(trajectories, title)
+    figure.set_dpi(80)
+    canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not for every frame
     steps = max(len(trajectory.path) for trajectory in trajectories) - 1
-    frames = np.unique(np.linspace(0, steps, FRAMES).round().astype(int))
+    images = []
+    for step in np.unique((np.linspace(0, 1, FRAMES) ** 2 * steps).round().astype(int)):
+        for show in shows:
+            show(int(step))
+        canvas.draw()  # type: ignore[no-untyped-call]
+        images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
+    # One palette for all frames: the style's colours, and what the last one has most of.
+    common = [colour for _, colour in sorted(images[-1].getcolors(2**24), reverse=True)[:240]]
+    style = [MARKS["global minimum"]["mfc"], *COLOURS]
+    shades = [*(np.array([to_rgb(one) for one in style]) * 255).round().astype(int), *common]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([int(shade) for colour in shades for shade in colour])
+    frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    times = [80] * (len(frames) - 1) + [2000]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
 
-    def show(step: int) -> list[Any]:
-        for one in shows:
-            one(step)
-        return []
 
-    return FuncAnimation(figure, show, [*frames, *[steps] * 5], interval=80)  # rests at the end
-
-
-def draw_basins(trajectories: list[Trajectory], columns: int = 2) -> Figure:
-    """Draw every start in the colour of the minimum in which it ends, one panel a trajectory."""
+@styled
+def draw_basins(trajectories: list[Trajectory], title: str = "") -> Figure:
+    """Draw every start of a grid in the colour of the minimum that it ends in, a panel each."""
     function = find(trajectories[0].function)
-    columns = min(columns, len(trajectories))
+    columns = min(2, len(trajectories))
     rows = -(-len(trajectories) // columns)
-    size = (5.2 * columns, 4.6 * rows + 0.5) if function.dims == 2 else (8, 3 * rows + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(f"{function.name}: each start has the colour of the minimum it ends in")
-    all_axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, trajectory in zip(all_axes, trajectories, strict=False):
-        colours = np.array([*colormaps["Set2"].colors[: len(function.minima)], (0.3,) * 3])  # type: ignore[attr-defined]
-        which = ends_in(function, trajectory.path[-1])
-        starts = trajectory.path[0].numpy()
-        if function.dims == 2:
-            side = round(len(starts) ** 0.5)
-            image = colours[which].reshape(side, side, 3).transpose(1, 0, 2)
-            axes.imshow(image, origin="lower", extent=sum(function.view, ()), aspect="auto")
-            _contours(axes, function, function.view, filled=False)
-        else:
-            _curve(axes, function, function.view[0])
-            losses = trajectory.losses[0].numpy()
-            axes.scatter(starts[:, 0], losses, c=colours[which], s=25, zorder=3)
-        for at, colour in zip(function.minima, colours, strict=False):
-            _star(axes, function, at, colour)
+    figure = Figure(figsize=(5 * columns, 3.9 * rows + 1))
+    entitle(figure, title or f"{function.name}: each start in the colour of where it ends")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, trajectory in zip(grid.flat, trajectories, strict=False):
+        which, colours = _by_end(function, trajectory)
+        side = round(len(which) ** 0.5)
+        image = colours.reshape(side, side, 3).transpose(1, 0, 2)
+        axes.imshow(image, origin="lower", extent=sum(function.view, ()), aspect="auto")
+        contours(axes, function, function.view, filled=False)
+        mark_minima(axes, function)
         lost = int((which == -1).sum())
-        note = f"\n(dark: {lost} of {len(starts)} have not arrived)" if lost else ""
-        axes.set_title(trajectory.label + note, fontsize=9)
-    for axes in list(all_axes):
-        axes.axis("off")
+        note = f"\n(dark: {lost} of {len(which)} have not arrived)" if lost else ""
+        axes.set(title=fill(trajectory.label, 52) + note, xlabel="x", ylabel="y")
+        axes.label_outer()
+    for axes in grid.flat[len(trajectories) :]:
+        axes.remove()
+    legend(figure, function, "minimum of the starts in that colour")
     return figure
+
+
+def _by_end(function: Function, trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+    """Return in which minimum each start ends, -1: none, and the colours of these, (starts, 3)."""
+    which = ends_in(function, trajectory.path[-1])
+    return which, np.array([*map(to_rgb, BASINS), (0.25,) * 3])[which]
 
 
 def ends_in(function: Function, points: Tensor) -> np.ndarray:
@@ -120,80 +139,104 @@ def ends_in(function: Function, points: Tensor) -> np.ndarray:
     return torch.where(distance < NEAR, nearest, -1).numpy()
 
 
+@styled
+def draw_paths(trajectories: list[Trajectory], title: str = "") -> tuple[Figure, list[Show]]:
+    """Draw trajectories of one start each, or over one number of many; and what reveals them."""
+    function = find(trajectories[0].function)
+    rows = len(trajectories) if function.dims == 1 else 1
+    figure = Figure(figsize=(10, 1.2 + (2.5 * rows if rows > 1 else 3.7)))
+    entitle(figure, title or f"{function.name}: {trajectories[0].label}")
+    view = _view(function, trajectories)
+    draw_all = _draw_map if function.dims == 2 else _draw_rows
+    shows = draw_all(figure, function, trajectories, view)
+    many = trajectories[0].path.shape[1] > 1
+    ends = ("start", "end, below (dark: in no minimum)") if many else ("start", "end")
+    legend(figure, function, *ends, "global minimum", "local minimum")
+    return figure, shows
+
+
+def _draw_rows(
+    figure: Figure, function: Function, trajectories: list[Trajectory], view: Any
+) -> list[Show]:
+    """Draw a row for each: the function and the points on it, x and learning rate by step."""
+    has_lr = any(trajectory.has_schedule for trajectory in trajectories)
+    size = {"width_ratios": [1.2, 1, 0.7][: 2 + has_lr]}
+    grid = figure.subplots(
+        len(trajectories), 2 + has_lr, squeeze=False, sharex="col", sharey="col", gridspec_kw=size
+    )
+    shows: list[Show] = []
+    for row, trajectory in zip(grid, trajectories, strict=True):
+        left, middle = row[:2]
+        x = torch.linspace(view[0][0], view[0][1], 500, dtype=torch.float64)[:, None]
+        left.plot(x[:, 0], function(x), color=GREY, lw=1.5)
+        left.set(
+            xlim=view[0], title=fill(trajectory.label, 90), ylabel="loss", ylim=left.get_ylim()
+        )
+        middle.set(ylim=view[0], ylabel="x", xlim=(-0.03 * len(trajectory.lrs), None))
+        for at, name in zip(function.minima, kinds(function), strict=True):
+            style = "-" if name == "global minimum" else ":"
+            middle.axhline(at[0], color="#b8a100", ls=style, lw=1, zorder=0)
+        xs, losses = trajectory.path[..., 0].numpy(), trajectory.losses.numpy()
+        steps = np.arange(len(xs))
+        if xs.shape[1] > 1:
+            colours = _by_end(function, trajectory)[1]
+            left.scatter(xs[0], losses[0], c=colours, s=30, zorder=3, edgecolors="white", lw=0.5)
+            lines = [np.stack([steps, one], 1) for one in xs.T]
+            left.scatter(xs[-1], np.full(len(xs[-1]), left.get_ylim()[0]), c=colours, marker="X",
+                s=30, zorder=3, clip_on=False)  # fmt: skip
+            middle.add_collection(LineCollection(lines, colors=list(colours), lw=0.8, alpha=0.7))
+        else:
+            limits = (view[0], left.get_ylim())
+            shows.append(_trace(left, _clip(np.stack([xs[:, 0], losses[:, 0]], 1), limits)))
+            over = ((0, len(xs)), view[0])
+            shows.append(_trace(middle, _clip(np.stack([steps, xs[:, 0]], 1), over)))
+        middle.set_xlim(-0.03 * len(xs), 1.03 * len(xs))
+        mark_minima(left, function)
+        if has_lr:
+            row[2].step(steps[:-1], trajectory.lrs, where="post", color=COLOURS[0])
+            row[2].set(ylabel="learning rate", ylim=(0, None))
+    for axes, name in zip(grid[-1], ("x", "step", "step"), strict=False):
+        axes.set_xlabel(name)
+        axes.locator_params("x", integer=True)
+    return shows
+
+
+def _draw_map(
+    figure: Figure, function: Function, trajectories: list[Trajectory], view: Any
+) -> list[Show]:
+    """Draw paths over lines of equal loss (left), loss and learning rate over the steps (right)."""
+    has_lr = any(trajectory.has_schedule for trajectory in trajectories)
+    panels = figure.subplot_mosaic("ab;ac" if has_lr else "ab", width_ratios=[1.25, 1])
+    left, right = panels["a"], panels["b"]
+    contours(left, function, view)
+    left.set(xlabel="x", ylabel="y", xlim=view[0], ylim=view[1])
+    shows = []
+    colours = COLOURS if len(trajectories) > 1 else [""]
+    for trajectory, colour in zip(trajectories, colours, strict=False):
+        points, losses = trajectory.path[:, 0].numpy(), trajectory.losses[:, 0].numpy()
+        shows.append(_trace(left, _clip(points, view), colour))
+        shows.append(_line(right, losses, colour or COLOURS[0], fill(trajectory.label, 50)))
+        if has_lr:
+            panels["c"].step(range(len(trajectory.lrs)), trajectory.lrs, where="post", c=colour)
+            panels["c"].set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    mark_minima(left, function)
+    right.set(xlabel="step", ylabel="loss")
+    every = torch.cat([trajectory.losses.flatten() for trajectory in trajectories])
+    if every.min() >= 0:  # a millionth of the first loss counts as none
+        right.set_yscale("log")
+        right.set_ylim(bottom=max(float(every.min()), 1e-6 * float(every[0])))
+    right.legend(*right.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0, 1))
+    return shows
+
+
 def draw_panel(axes: Axes, trajectory: Trajectory) -> None:
     """Draw a trajectory from one start over contours, its steps by colour."""
     function = find(trajectory.function)
     view = _view(function, [trajectory])
-    _contours(axes, function, view)
-    points = _clip(trajectory.path[:, 0].numpy(), view)
-    _trace(axes, points, None)
-    axes.plot(*points[0], "o", ms=7, mfc="white", mec="black", zorder=5)
-    _star_all(axes, function)
+    contours(axes, function, view, lines=False)
+    _trace(axes, _clip(trajectory.path[:, 0].numpy(), view))
+    mark_minima(axes, function)
     axes.set(xlim=view[0], ylim=view[1])
-
-
-def _draw_paths(trajectories: list[Trajectory]) -> tuple[Figure, list[Show]]:
-    """Draw the paths over the function (left), and loss or position over the steps (right)."""
-    function = find(trajectories[0].function)
-    single = len(trajectories) == 1
-    view = _view(function, trajectories)
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1.25, 1], gridspec_kw={"wspace": 0.08})
-    shows: list[Show] = []
-    if function.dims == 2:
-        _contours(left, function, view)
-        left.set(xlabel="x", ylabel="y", xlim=view[0], ylim=view[1])
-    else:
-        _curve(left, function, view[0])
-        left.set(xlabel="x", ylabel="loss")
-    for i, trajectory in enumerate(trajectories):
-        colour = None if single else f"C{i}"
-        points = trajectory.path[:, 0].numpy()
-        losses = trajectory.losses[:, 0].numpy()
-        at = points if function.dims == 2 else np.stack([points[:, 0], losses], 1)
-        at = _clip(at, [*view, left.get_ylim()][:2])
-        shows.append(_trace(left, at, colour))
-        over_steps = losses if function.dims == 2 else points[:, 0]
-        shows.append(_line(right, over_steps, colour or "0.3", trajectory.label))
-        left.plot(*at[0], "o", ms=9, mfc="white", mec=colour or "black", zorder=5)
-        left.plot(*at[-1], "X", ms=8, mfc=colour or "red", mec="white", zorder=5)
-    _star_all(left, function)
-    marks = {"start": ("o", "white"), "end": ("X", "red" if single else "0.5")}
-    marks |= {"minimum": ("*", "gold")} if function.minima else {}
-    for label, (marker, face) in marks.items():
-        left.plot([], [], marker, ms=9, mfc=face, mec="black", label=label)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=9)
-    _label_right(right, function, trajectories, view)
-    if single:
-        steps = ScalarMappable(Normalize(0, len(trajectories[0].path) - 1), BY_STEP)
-        figure.colorbar(steps, ax=left, label="step", pad=0.01)
-        figure.suptitle(f"{function.name}: {trajectories[0].label}", fontsize=11)
-    else:
-        figure.suptitle(function.name, fontsize=11)
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", fontsize=9)
-    return figure, shows
-
-
-def _label_right(
-    right: Axes, function: Function, trajectories: list[Trajectory], view: Any
-) -> None:
-    right.set_xlabel("step")
-    if function.dims == 2:
-        right.set_ylabel("loss")
-        losses = torch.cat([trajectory.losses.flatten() for trajectory in trajectories])
-        if losses.min() >= 0:  # a millionth of the first loss counts as none
-            right.set_yscale("log")
-            right.set_ylim(bottom=max(float(losses.min()), 1e-6 * float(losses[0])))
-    else:
-        right.set(ylabel="x", ylim=view[0])
-        for at in function.minima:
-            right.axhline(at[0], color="goldenrod", ls=":", lw=1)
-    if len(trajectories) == 1 and len(set(trajectories[0].lrs)) > 1:
-        lrs = trajectories[0].lrs
-        axes = right.twinx()
-        axes.step(range(len(lrs)), lrs, where="post", color="C0", lw=1)
-        axes.set_ylabel("learning rate", color="C0")
-        axes.set_ylim(0, 1.05 * max(lrs))
 
 
 def _view(function: Function, trajectories: list[Trajectory]) -> list[tuple[float, float]]:
@@ -214,58 +257,33 @@ def _clip(points: np.ndarray, view: Any) -> np.ndarray:
     return near
 
 
-def _contours(axes: Axes, function: Function, view: Any, filled: bool = True) -> None:
-    """Draw lines of equal loss, between areas of similar size that get smaller near the minimum."""
-    x, y = (torch.linspace(low, high, 201, dtype=torch.float64) for low, high in view)
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    losses = function(grid).numpy()
-    levels = np.unique(np.quantile(losses, np.linspace(0, 1, 15) ** 1.5))
-    if filled:
-        shades = colormaps["Greys"](np.linspace(0.05, 0.5, len(levels) - 1))
-        axes.contourf(x, y, losses, levels, colors=shades)
-    axes.contour(x, y, losses, levels[1:-1], colors="white" if filled else "0.4", linewidths=0.6)
-
-
-def _curve(axes: Axes, function: Function, view: tuple[float, float]) -> None:
-    x = torch.linspace(*view, 500, dtype=torch.float64)[:, None]
-    axes.plot(x[:, 0], function(x), color="0.6", lw=1.5)
-    axes.set_xlim(view)
-    axes.set_ylim(axes.get_ylim())
-
-
-def _trace(axes: Axes, points: np.ndarray, colour: str | None) -> Show:
-    """Draw a path, its steps by colour unless one colour is given."""
+def _trace(axes: Axes, points: np.ndarray, colour: str = "") -> Show:
+    """Draw a path with its start and its end, its steps by colour unless one colour is given."""
     steps = len(points) - 1
-    colours = BY_STEP(np.linspace(0, 1, steps + 1)) if colour is None else colour
+    colours: Any = colour or BY_STEP(np.linspace(0, 1, steps + 1))
     pieces = np.stack([points[:-1], points[1:]], 1)
     lines = LineCollection(
-        list(pieces), colors=colours[1:] if colour is None else colour, linewidths=1, alpha=0.8
+        list(pieces), colors=colour or colours[1:], linewidths=1.1, alpha=0.85, zorder=3
     )
     axes.add_collection(lines, autolim=False)
     size = 14 if steps <= MOST_STEPS_MARKED else 3
     dots = axes.scatter(points[:, 0], points[:, 1], s=size, c=colours, zorder=3)
+    axes.plot(*points[0], zorder=5, **MARKS["start"] | ({"mec": colour} if colour else {}))
+    end = MARKS["end"] | {"mfc": colour or "black", "zorder": 6}
+    (last,) = axes.plot(*points[-1], **end)
 
     def show(step: int) -> None:
         lines.set_segments(list(pieces[:step]))
         dots.set_offsets(points[: step + 1])
+        last.set_data(points[[min(step, steps)]].T)
 
     return show
 
 
 def _line(axes: Axes, values: np.ndarray, colour: str, label: str) -> Show:
-    (line,) = axes.plot(values, color=colour, lw=1.2, label=label)
+    (line,) = axes.plot(values, color=colour, lw=1.3, label=label)
 
     def show(step: int) -> None:
         line.set_data(range(len(values[: step + 1])), values[: step + 1])
 
     return show
-
-
-def _star(axes: Axes, function: Function, at: tuple[float, ...], colour: Any = "gold") -> None:
-    y = at[1] if function.dims == 2 else float(function(torch.tensor(at, dtype=torch.float64)))
-    axes.plot(at[0], y, "*", ms=17, mfc=colour, mec="black", zorder=4)
-
-
-def _star_all(axes: Axes, function: Function) -> None:
-    for at in function.minima:
-        _star(axes, function, at)

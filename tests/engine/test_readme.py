@@ -147,7 +147,7 @@ def test_the_readme_is_short():
     first_screen = "\n".join(lines[:40])
     for needed in ("make train", "make test", "minutes", "GB", "test/acc"):
         assert needed in first_screen
-    shown = set(re.findall(r"\]\(docs/(figures/[\w-]+\.png)\)", first_screen))
+    shown = set(re.findall(r"\]\(docs/(figures/[\w-]+\.(?:png|gif))\)", first_screen))
     assert shown
     of_optimizers = (ROOT / "docs/optimizers.md").read_text()
     assert all(f"]({name})" in of_optimizers for name in shown)

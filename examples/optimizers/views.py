@@ -1,0 +1,164 @@
+"""Other figures of trajectories: `python train.py figures RUN --show VIEW`."""
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from anneal import UserError
+from examples.optimizers.figure import COLOURS, GREY, entitle, styled
+from examples.optimizers.functions import find
+from examples.optimizers.marks import HEIGHT, MARKS, legend, mesh
+from examples.optimizers.trajectories import Trajectory
+
+NAMES = ("x", "y")
+BATCHES = 4  # whose losses are drawn
+
+
+@styled
+def draw_3d(trajectories: list[Trajectory], title: str) -> Figure:
+    """Draw a function of x and y as a landscape, and the paths on it."""
+    function = find(trajectories[0].function)
+    figure = Figure(figsize=(10, 6.2))
+    entitle(figure, title)
+    axes = figure.add_subplot(projection="3d", computed_zorder=False)
+    surface = map(np.asarray, mesh(function, function.view, 81))
+    axes.plot_surface(*surface, cmap=HEIGHT, rstride=1, cstride=1, lw=0, antialiased=False)
+    for trajectory, colour in zip(trajectories, COLOURS, strict=False):
+        x, y = trajectory.path[:, 0].numpy().T
+        z = trajectory.losses[:, 0].numpy()
+        axes.plot(x, y, z, color=colour, lw=1.3, label=trajectory.label)
+        for name, i in (("start", 0), ("end", -1)):
+            axes.plot(x[i], y[i], z[i], ls="", **MARKS[name] | {"mfc": colour if i else "white"})
+    for at in function.minima:
+        axes.plot(*at, float(function(torch.tensor(at))), ls="", **MARKS["global minimum"])
+    axes.set(xlabel="x", ylabel="y", zlabel="loss")
+    axes.view_init(elev=48, azim=-72)
+    axes.set_box_aspect((1.8, 1, 0.65), zoom=1.3)
+    axes.legend(loc="upper right")
+    legend(figure, function, "start", "end", "global minimum")
+    return figure
+
+
+@styled
+def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
+    """Draw a row for each: size of the gradient, effective learning rate and step by parameter."""
+    figure = Figure(figsize=(10, 1 + 2.5 * len(trajectories)))
+    entitle(figure, title)
+    grid = figure.subplots(len(trajectories), 3, squeeze=False, sharex=True, sharey="col")
+    for row, trajectory in zip(grid, trajectories, strict=True):
+        steps = trajectory.path[:, 0].diff(dim=0)
+        shown = (trajectory.gradients, trajectory.rates, steps)
+        titles = (f"{trajectory.label}: gradient", "effective learning rate", "step taken")
+        for axes, name, values in zip(row, titles, shown, strict=True):
+            for i, parameter in enumerate(NAMES[: values.shape[1]]):
+                style = {"color": COLOURS[i], "ls": "-" if i == 0 else "--"}
+                axes.plot(values[:, i].abs(), label=parameter, **style)
+            axes.set(title=name, yscale="log", xlabel="step")
+        row[0].legend(ncols=2)
+    for axes in grid[0]:  # what is next to nothing would take most of the axis
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom=max(1e-8 * top, bottom))
+    return figure
+
+
+@styled
+def draw_velocity(trajectories: list[Trajectory], title: str) -> Figure:
+    """Draw the weights of past gradients in the velocity of one run, and both by parameter."""
+    (trajectory,) = trajectories
+    g = trajectory.gradients.double()
+    v = -trajectory.path[:, 0].double().diff(dim=0) / torch.tensor(trajectory.lrs)[:, None]
+    momentum = float(((v[1:] - g[1:]) * v[:-1]).sum() / v[:-1].square().sum())  # v = m v + g
+    figure = Figure(figsize=(10, 4))
+    entitle(figure, title)
+    panels = figure.subplots(1, 1 + g.shape[1], width_ratios=[1.1, *[1] * g.shape[1]])
+    ages = np.arange(41)
+    panels[0].bar(ages, momentum**ages, color=COLOURS[0])
+    panels[0].set(xlabel="steps ago", ylabel="weight of a gradient in the velocity")
+    panels[0].set_title(f"{momentum:.2g}ᵏ for k steps ago: all together {1 / (1 - momentum):.3g}")
+    for i, axes in enumerate(panels[1:]):
+        axes.axhline(0, color=GREY, lw=0.8)
+        axes.plot(g[:60, i], color=COLOURS[1], ls="--", label="gradient")
+        axes.plot(v[:60, i], color=COLOURS[0], label="velocity")
+        most = float(v[:, i].abs().max() / g[:, i].abs().max())
+        axes.set(xlabel="step", title=f"along {NAMES[i]}: up to {most:.1f} times as large")
+        axes.legend()
+    return figure
+
+
+@styled
+def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
+    """Draw the losses of the first batches of a noisy run beside that of all data."""
+    trajectory = trajectories[0]
+    function = find(trajectory.function)
+    figure = Figure(figsize=(10, 4.8))
+    entitle(figure, title)
+    left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
+    low, high = function.view[0]
+    x = torch.linspace(low, high, 300)[:, None]
+    whole = function(x)
+    left.plot(x, whole, color="black", lw=2.5, label="all data")
+    at = trajectory.path[:-1, 0].clone().requires_grad_()
+    (exact,) = torch.autograd.grad(function(at).sum(), at)
+    noise = trajectory.gradients - exact
+    for k, colour in zip(range(BATCHES), COLOURS, strict=False):
+        left.plot(x, whole + noise[k] * x[:, 0], color=colour, lw=1.2, label=f"batch {k + 1}")
+        ends = trajectory.path[k : k + 2, 0]
+        start, end = zip(ends[:, 0], function(ends) + noise[k] * ends[:, 0], strict=True)
+        left.plot(*start, color=colour, marker="o", ms=5)
+        left.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.8})
+    highest = float(whole.max())
+    left.set(xlabel="x", ylabel="loss", ylim=(-0.7 * highest, 1.3 * highest))
+    left.legend(loc="upper center")
+    for one, colour in zip(trajectories, COLOURS, strict=False):
+        right.plot(one.path[:, 0, 0], color=colour, marker=".", label=one.label)
+    right.axhline(function.minima[0][0], color="black", lw=1)
+    right.set(xlabel="step", ylabel="x")
+    right.legend(loc="lower right")
+    right.locator_params("x", integer=True)
+    return figure
+
+
+@styled
+def draw_curves(runs: list[str], title: str) -> Figure:
+    """Draw loss and accuracy of the validations of any runs, or of a folder of them."""
+    from anneal.report.page import read
+    from anneal.runs.run import labelled  # imports pandas
+
+    figure = Figure(figsize=(10, 4.4))
+    entitle(figure, title)
+    panels = figure.subplots(1, 2)
+    for run in labelled(read(runs)):
+        for axes, metric in zip(panels, ("val/loss", "val/acc"), strict=True):
+            if metric in run.metrics:
+                curve = run.curve(metric)
+                axes.plot(curve.x["step"] + 1, curve.y, label=run.name, lw=1.3)
+            axes.set(xlabel="optimizer steps", ylabel=metric, xscale="log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:.0f}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+    panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_formatter("{x:.1f}")
+    panels[0].yaxis.set_minor_formatter("{x:.1f}")
+    panels[0].legend()
+    return figure
+
+
+VIEWS = {"3d": draw_3d, "rates": draw_rates, "velocity": draw_velocity, "batches": draw_batches}
+ON = {"3d": "runs on x and y", "velocity": "one run", "batches": "runs on x"}
+
+
+def draw(view: str, done: list[Trajectory], title: str) -> Figure:
+    """Draw a view of trajectories from one start each.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    function = find(done[0].function)
+    dims = {"3d": 2, "batches": 1}.get(view, function.dims)
+    if dims != function.dims or (view == "velocity" and len(done) > 1):
+        raise UserError(f"--show={view}: draws {ON[view]}")
+    if not (function.view and function.minima) or any(len(t.rates) < len(t.lrs) for t in done):
+        what = "a function with view and minima (@surface), trained by this version"
+        raise UserError(f"--show={view}: draws runs on {what}")
+    return VIEWS[view](done, title)
