@@ -104,7 +104,8 @@ def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
     for k, colour in zip(range(BATCHES), COLOURS, strict=False):
         left.plot(x, whole + noise[k] * x[:, 0], color=colour, lw=1.2, label=f"batch {k + 1}")
         ends = trajectory.path[k : k + 2, 0]
-        start, end = zip(ends[:, 0], function(ends) + noise[k] * ends[:, 0], strict=True)
+        losses = function(ends) + noise[k] * ends[:, 0]
+        start, end = zip(ends[:, 0].tolist(), losses.tolist(), strict=True)
         left.plot(*start, color=colour, marker="o", ms=5)
         left.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.8})
     highest = float(whole.max())

@@ -108,7 +108,7 @@ def facts(runs):
     yield f"whose gradient is {gy:.2f}"
     (rx, ry) = runs["adam"].rates[-1]
     yield f"to {rx:.4f} and {ry:.0f} after 100 steps"
-    yield "SGD must not exceed lr = 0.02"
+    yield f"is {find('scales').formula}: because of x, SGD must not exceed lr = {2 / 100}"
     for name, decay in (("no_decay", "0"), ("decay", "0.01")):
         fit = runs[name]
         errors = (f"{fit.error(points()):.1e}" for points in (train_points, test_points))
