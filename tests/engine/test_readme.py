@@ -16,6 +16,7 @@ WALKED_PAGES = (
     "compare",
     "devices",
     "export",
+    "imagenette",
     "lab",
     "photos",
     "reports",
@@ -58,7 +59,7 @@ def shortened(words: list[str]) -> list[str]:
     starts = not words or words[0] == "fit" or words[0].startswith("--")
     if not starts or any("ckpt_path" in word or ".help" in word for word in words):
         return words
-    few = FEW_PHOTOS if any("photos" in word for word in words) else []
+    few = FEW_PHOTOS if any("photos" in word or "imagenette" in word for word in words) else []
     return [*([] if words[:1] == ["fit"] else ["fit"]), *words, *SHORT, *few]
 
 
@@ -77,6 +78,13 @@ def test_the_commands_of_a_page_run_one_after_the_other(name, run, tmp_path):
     for folder in ("configs", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     photos.image_folder(tmp_path / "data/photos")
+    if name == "docs/imagenette.md":
+        folder = tmp_path / "data/imagenette"
+        photos.image_folder(folder)
+        files = [path.relative_to(folder) for path in folder.rglob("*.*")]
+        rows = [f"{path},{path.parts[1]},{path.parts[0] == 'val'}\n" for path in files]
+        text = "".join(["path,noisy_labels_50,is_valid\n", *rows])
+        (folder / "noisy_imagenette.csv").write_text(text)
     if name == "docs/export.md":  # on a model of digits
         photos.save(
             photos.picture(size=(28, 28)).convert("L"), tmp_path / "new/a.png", format="PNG"
