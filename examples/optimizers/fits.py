@@ -62,7 +62,9 @@ def draw_weights(fits: list[CurveFit], title: str) -> Figure:
     axes = figure.subplots()
     for i, fit in enumerate(fits):
         degrees = np.arange(len(fit.weights))
-        axes.bar(degrees + 0.4 * i, fit.weights, 0.4, color=COLOURS[1 - i], label=fit.label)
+        axes.bar(
+            degrees + 0.4 * i, fit.weights.numpy(), 0.4, color=COLOURS[(1 - i) % 6], label=fit.label
+        )
     axes.axhline(0, color=GREY, lw=0.8)
     axes.set(xlabel="degree of the Legendre polynomial", ylabel="its weight in the sum")
     axes.legend()
