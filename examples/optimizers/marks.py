@@ -25,6 +25,8 @@ MARKS: dict[str, dict[str, Any]] = {
 
 def kinds(function: Function) -> list[str]:
     """Return of each minimum whether it is a global or a local one."""
+    if not function.minima:
+        return []
     losses = function(torch.tensor(function.minima, dtype=torch.float64)).flatten().tolist()
     return [f"{'global' if loss < losses[0] + 1e-6 else 'local'} minimum" for loss in losses]
 

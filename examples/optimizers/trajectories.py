@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from examples.optimizers.figure import COLOURS, GREY, entitle, styled
+from examples.optimizers.figure import COLOURS, GREY, entitle, plain, styled
 from examples.optimizers.functions import Function, find
 from examples.optimizers.marks import MARKS, contours, kinds, legend, mark_minima
 
@@ -87,16 +87,24 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
         for show in shows:
             show(int(step))
         canvas.draw()  # type: ignore[no-untyped-call]
-        images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
+        images.append(plain(Image.fromarray(np.array(canvas.buffer_rgba()))))  # type: ignore[no-untyped-call]
     # One palette for all frames: the style's colours, and what the last one has most of.
     common = [colour for _, colour in sorted(images[-1].getcolors(2**24), reverse=True)[:240]]
     style = [MARKS["global minimum"]["mfc"], *COLOURS]
-    shades = [*(np.array([to_rgb(one) for one in style]) * 255).round().astype(int), *common]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([int(shade) for colour in shades for shade in colour])
-    frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    shades = np.array([*(np.array([to_rgb(one) for one in style]) * 255).round(), *common])
+    frames = [_indexed(image, shades.astype(int)) for image in images]
     times = [80] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+
+
+def _indexed(image: Image.Image, shades: np.ndarray) -> Image.Image:
+    """Return an image in the nearest colours of a palette; Pillow's own search is inexact."""
+    place = np.array([16, 8, 0])
+    codes, at = np.unique(np.asarray(image).astype(int) @ 2**place, return_inverse=True)
+    far = ((codes[:, None] >> place) % 256)[:, None] - shades
+    found = Image.fromarray(np.square(far).sum(-1).argmin(1).astype(np.uint8)[at])
+    found.putpalette(shades.astype(np.uint8).tobytes())
+    return found
 
 
 @styled

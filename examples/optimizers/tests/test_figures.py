@@ -78,7 +78,7 @@ def test_finished_runs_are_drawn_alone_together_and_as_animations(runs, capsys):
         to_rgb(MARKS["global minimum"]["mfc"]),
     ):
         share = np.array(colour) * (255 if max(colour) <= 1 else 1)
-        assert (np.abs(last - share).max(-1) < 2).sum() > 20, colour
+        assert (np.abs(last - share).max(-1) < 4).sum() > 20, colour
 
 
 def frame(animation, i):
