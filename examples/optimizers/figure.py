@@ -69,16 +69,11 @@ def save(figure: Figure, path: Path) -> None:
     """Write a PNG, unless the one that is there differs by its smooth edges only."""
     file = io.BytesIO()
     figure.savefig(file, dpi=DPI)
-    image = plain(Image.open(file))
+    image = Image.open(file).convert("RGB")  # no palette, which would shift colours
     if path.is_file() and looks_like(image, path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, optimize=True)
-
-
-def plain(image: Image.Image) -> Image.Image:
-    """Return an image in 52 shades of each colour: as an eye sees it, and smaller as a file."""
-    return image.convert("RGB").point(lambda shade: (shade + 2) // 5 * 5)
 
 
 def looks_like(image: Image.Image, path: Path) -> bool:

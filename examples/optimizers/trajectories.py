@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from examples.optimizers.figure import COLOURS, GREY, entitle, plain, styled
+from examples.optimizers.figure import COLOURS, GREY, entitle, styled
 from examples.optimizers.functions import Function, find
 from examples.optimizers.marks import MARKS, contours, kinds, legend, mark_minima
 
@@ -87,7 +87,7 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
         for show in shows:
             show(int(step))
         canvas.draw()  # type: ignore[no-untyped-call]
-        images.append(plain(Image.fromarray(np.array(canvas.buffer_rgba()))))  # type: ignore[no-untyped-call]
+        images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
     # One palette for all frames: the style's colours, and what the last one has most of.
     common = [colour for _, colour in sorted(images[-1].getcolors(2**24), reverse=True)[:240]]
     style = [MARKS["global minimum"]["mfc"], *COLOURS]
