@@ -21,8 +21,11 @@ def main() -> None:
     for path in PAGES.glob("*.md"):
         # Of a link that leads out of docs/, the text.
         text = re.sub(r"\[([^]]+)\]\(\.\./[^)]+\)", r"\1", path.read_text())
+        text = text.replace("\n`lab.html`", "\n[`lab.html`](lab.html)")  # which is made below
         path.write_text(text.replace("](README.md", "](index.md"))
     (PAGES / "README.md").rename(PAGES / "index.md")
+    lab = [sys.executable, "train.py", "lab", "-o", str(PAGES / "lab.html")]
+    subprocess.run(lab, cwd=ROOT, check=True)
     for name, modules in reference().items():
         path = PAGES / "reference" / f"{name}.md"
         path.parent.mkdir(exist_ok=True)

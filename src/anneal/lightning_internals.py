@@ -2,17 +2,24 @@
 
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _process_dataloader
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.data import sized_len
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 # A hyper-parameter that has `load_from_checkpoint` build the module from plain arguments.
 INSTANTIATOR = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+
+
+def callbacks_of(trainer: Trainer, kind: Any = Callback) -> list[Any]:
+    """Return the callbacks of a trainer that are of a class, or of one of several."""
+    return [c for c in trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
 
 
 def steps_after_this_batch(trainer: Trainer) -> bool:
@@ -32,6 +39,15 @@ def validation_is_due(trainer: Trainer) -> bool:
 def unscales(optimizer: Optimizer) -> bool:
     """Return whether an optimizer's step takes the gradients that fp16 has scaled."""
     return _optimizer_handles_unscaling(optimizer)
+
+
+def resize_into(out: Tensor, images: Tensor, mode: str, antialias: bool) -> None:
+    """Resize as `F.interpolate` does, which takes no `out` and copies each image once more.
+
+    The operator's name is as in torch 1.11 to 2.14.
+    """
+    name = f"_upsample_{mode}2d_aa" if antialias else f"upsample_{mode}2d"
+    getattr(torch.ops.aten, name).out(images, list(out.shape[2:]), False, out=out)
 
 
 def is_between_steps(trainer: Trainer) -> bool:

@@ -13,16 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from anneal.lightning_internals import (
-    begin_at,
-    logged_step,
-    place,
-    plateaus_wait,
-    skip_batches,
-    step_plateaus,
-    steps_after_this_batch,
-    validation_is_due,
-)
+from anneal import lightning_internals as internals
 
 
 def is_logged(trainer: Trainer, step: int) -> bool:
@@ -59,7 +50,7 @@ def log(
         step: Index of the optimizer step; None: the one at which Lightning would log now.
         loggers: The ones to log with; None: all of the run.
     """
-    step = logged_step(trainer) if step is None else step
+    step = internals.logged_step(trainer) if step is None else step
     for logger in trainer.loggers if loggers is None else loggers:
         logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=step)
 
@@ -67,7 +58,7 @@ def log(
 def log_image(trainer: Trainer, key: str, path: Path) -> None:
     """Send an image file to the loggers that take images, such as W&B."""
     for logger in loggers_with(trainer, "log_image"):
-        logger.log_image(key, [str(path)], step=logged_step(trainer))
+        logger.log_image(key, [str(path)], step=internals.logged_step(trainer))
 
 
 class Clock(Callback):
@@ -109,8 +100,7 @@ class Clock(Callback):
     @classmethod
     def of(cls, trainer: Trainer) -> "Clock | None":
         """Return the one among a trainer's callbacks."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        return next((c for c in callbacks if isinstance(c, cls)), None)
+        return next(iter(internals.callbacks_of(trainer, cls)), None)
 
     @property
     def samples_per_second(self) -> float:
@@ -146,8 +136,8 @@ class Clock(Callback):
                 )
                 self.batches, self._start = batches, (batches, self.samples)
         elif self.batches:
-            skip_batches(trainer, self.batches)
-        begin_at(
+            internals.skip_batches(trainer, self.batches)
+        internals.begin_at(
             trainer, self.epoch, self.batches, self.stepped, bool(resumed.get("validation_is_due"))
         )
         trainer.callback_metrics.update(
@@ -157,13 +147,13 @@ class Clock(Callback):
             for name, parameter in pl_module.named_parameters():
                 parameter.requires_grad_(name not in resumed["frozen"])
         if resumed.get("plateau_is_due"):
-            step_plateaus(trainer)
+            internals.step_plateaus(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = self._after_step = 0, 0
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, _: Any, outputs: Any, batch: Any, *args: Any
     ) -> None:
         self.batches += 1
         self.validated = False
@@ -173,7 +163,7 @@ class Clock(Callback):
         else:
             with suppress(MisconfigurationException):  # no tensor in the batch: nothing to count
                 self.samples += extract_batch_size(batch) * trainer.world_size
-        if steps_after_this_batch(trainer):
+        if internals.steps_after_this_batch(trainer):
             self.stepped += 1
             self._after_step = self.batches, self.samples
             if is_logged(trainer, trainer.global_step):
@@ -196,42 +186,41 @@ class Clock(Callback):
             save = getattr(trainer.checkpoint_callback, "save_end", None)
             if save:
                 save(trainer)
-            log(trainer, {"samples": self.seen + self.samples}, logged_step(trainer) - 1)
+            log(trainer, {"samples": self.seen + self.samples}, internals.logged_step(trainer) - 1)
             return
         self.epoch += 1
         self.seen += self.samples
         self.batches = self.samples = 0
         self._since = time.perf_counter()
         # As Lightning does: what an epoch gave stands at its last step.
-        log(trainer, {"samples": self.seen}, logged_step(trainer) - 1)
+        log(trainer, {"samples": self.seen}, internals.logged_step(trainer) - 1)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._pause(ends=False)
         checkpoint["position"] = position = {name: getattr(self, name) for name in self.SAVED}
-        if self.batches and not steps_after_this_batch(trainer):  # its gradients are not saved
+        if self.batches and not internals.steps_after_this_batch(trainer):
+            # The gradients since then are not saved.
             position["batches"], position["samples"] = self._after_step
         elif self.batches and not self.validated:
-            position["validation_is_due"] = validation_is_due(trainer)
+            position["validation_is_due"] = internals.validation_is_due(trainer)
         position["frozen"] = [n for n, p in pl_module.named_parameters() if not p.requires_grad]
         # Lightning shows an epoch to a plateau after its callbacks have saved.
-        position["plateau_is_due"] = plateaus_wait(trainer)
+        position["plateau_is_due"] = internals.plateaus_wait(trainer)
         if position["plateau_is_due"]:
             values = trainer.callback_metrics.items()
             position["metrics"] = {name: float(v) for name, v in values}
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit" or "loops" not in checkpoint:
             return
         self._resumed = position = position_in(checkpoint)
         for name in self.SAVED:
             setattr(self, name, position[name])
         self._before = self.seen + self.samples, self.seconds
-        validate = bool(position.get("validation_is_due"))
-        self.extra_steps = place(trainer, checkpoint, self.epoch, bool(self.batches), validate)
+        within, validate = bool(self.batches), bool(position.get("validation_is_due"))
+        self.extra_steps = internals.place(trainer, checkpoint, self.epoch, within, validate)
 
     def _pause(self, ends: bool = True) -> None:
         now = time.perf_counter()

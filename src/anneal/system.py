@@ -1,4 +1,4 @@
-"""This machine: CPU cores, files, the cache folder, the memory allocator, the code's version."""
+"""This machine: CPU cores, files, tables, the cache folder, the allocator, the code's version."""
 
 import csv
 import ctypes
@@ -11,13 +11,13 @@ import subprocess
 import sysconfig
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 SITE_PACKAGES = sysconfig.get_path("purelib")  # where the code of libraries is
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+MALLOC = {-1: 1024, -2: 64, -3: 32}  # MiB of M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD
 NUMBER = r"-(inf|\d+(\.\d+)?(e[+-]\d+)?)$"  # as a float is written
 RISKY = re.compile(rf"(?!{NUMBER})[\s=+\-@'\uff1d\uff0b\uff0d\uff20]")  # also their wide forms
 
@@ -90,6 +90,15 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
         csv.writer(file).writerows(safe)
 
 
+def text_table(rows: Sequence[Sequence[str]], left: int | None = None) -> str:
+    """Return rows as lines; `left` columns are flush left (None: all of them), the others right."""
+    columns = []
+    for i, cells in enumerate(zip(*rows, strict=True)):
+        align = str.ljust if left is None or i < left else str.rjust
+        columns.append([align(cell, max(map(len, cells))) for cell in cells])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
+
+
 def key_of(path: Path, *more: Any) -> str:
     """Return a file name for what is cached about a folder, and whatever else it follows from."""
     return hashlib.sha256(os.fsencode(path.resolve()) + repr(more).encode()).hexdigest()[:16]
@@ -104,12 +113,8 @@ def keep_freed_memory() -> None:
     """
     with suppress(AttributeError, OSError, TypeError):  # no glibc, or no C library to ask
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, size in (
-            (TRIM_THRESHOLD, 2**30),
-            (TOP_PAD, 64 * 2**20),
-            (MMAP_THRESHOLD, 32 * 2**20),
-        ):
-            mallopt(parameter, size)
+        for parameter, mebibytes in MALLOC.items():
+            mallopt(parameter, mebibytes * 2**20)
 
 
 def code_version() -> dict[str, Any]:

@@ -57,10 +57,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 def logged(folder: Path) -> list[dict[str, str]]:
-    """Return the lines of a run's metrics.csv, without the time, which no two runs share."""
+    """Return the lines of a run's metrics.csv, without times, which no two runs share."""
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file, strict=True))
     assert all(float(row.pop("time")) >= 0 for row in rows)
+    assert all(0 <= float(row.pop("data/wait", 0) or 0) <= 1 for row in rows)
     return rows
 
 

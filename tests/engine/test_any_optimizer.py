@@ -18,9 +18,8 @@ from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.errors import UserError
 from anneal.optim.configure import Schedule, configure_optimizers
-from anneal.optim.evaluation_weights import EvaluationWeights
 from anneal.optim.groups import Rule
-from anneal.optim.kinds import adapt
+from anneal.optim.kinds import EvaluationWeights, adapt
 from anneal.progress import Clock
 from anneal.testing import main
 

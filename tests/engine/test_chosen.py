@@ -21,7 +21,7 @@ import anneal
 from anneal import UserError
 from anneal import testing as photos
 from anneal.callbacks.checkpoint import Checkpoint
-from anneal.cli.ranges import LEAST, SHARES, check_range
+from anneal.cli.values import LEAST, SHARES, check_range
 from anneal.runs.metrics import direction
 from anneal.tasks.try_images import try_images
 from anneal.testing import main

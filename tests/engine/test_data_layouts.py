@@ -239,6 +239,17 @@ def test_paths_are_relative_to_root_or_to_the_table(images, tmp_path, monkeypatc
     )
 
 
+def test_a_column_of_true_and_false_says_what_is_for_validation(images, tmp_path):
+    rows = [[name, color, name.endswith(("2", "5"))] for name, color in ROWS]
+    table = pd.DataFrame(rows, columns=["path", "label", "is_valid"])
+    table.to_csv(tmp_path / "t.csv", index=False)
+    layout = Layout(labels=str(tmp_path / "t.csv"), split_column="is_valid")
+    splits = ImageFolder.splits(images, layout=layout)
+    valid = [os.path.basename(path) for path in paths_of(splits["val"])]
+    assert valid == [f"{name}.jpg" for name, _, is_valid in sorted(rows) if is_valid]
+    assert len(splits["train"]) == len(rows) - len(valid)
+
+
 def test_a_table_of_parquet_has_numbers_as_they_are(images, tmp_path, monkeypatch):
     frame = pd.DataFrame({"id": NAMES, "a": [0, 1] * 15, "b": [True, False] * 15})
     monkeypatch.setattr(pd, "read_parquet", lambda file: frame)

@@ -11,7 +11,7 @@ from helpers import SMALL
 from launch import FORKS, QUIET
 
 from anneal import testing as photos
-from anneal.cli.memory import explain, is_out_of_memory
+from anneal.cli.failures import explain, is_out_of_memory
 from anneal.testing import main
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")

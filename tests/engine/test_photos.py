@@ -16,9 +16,9 @@ from torchvision.transforms._presets import ImageClassification
 from anneal import testing as photos
 from anneal.errors import UserError
 from anneal.progress import Clock
-from anneal.vision.datamodule import ImageFolderDataModule, ProgressiveResizing
+from anneal.vision.datamodule import ImageFolderDataModule
 from anneal.vision.decode import decode
-from anneal.vision.transforms import MixUpCutMix, TrainTransform, ValTransform
+from anneal.vision.transforms import MixUpCutMix, ProgressiveResizing, TrainTransform, ValTransform
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ WALKED_PAGES = (
     "compare",
     "devices",
     "export",
+    "lab",
     "photos",
     "reports",
     "schedules",
@@ -25,14 +26,17 @@ WALKED = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in WALKED
 # Whose commands are run by these tests.
 ELSEWHERE = {
     "docs/data.md": "tests/engine/test_data_page.py",
+    "docs/course.md": "examples/optimizers/tests/test_course.py",
     "docs/optimizers.md": "examples/optimizers/tests/test_figures.py",
     "docs/runs.md": "tests/engine/test_replay.py",
     "docs/your-own.md": "tests/engine/test_your_own.py",
+    "docs/sharpness.md": "examples/optimizers/tests/test_sharpness.py",
     "docs/sweeps.md": "tests/engine/test_sweep.py",
     "docs/race.md": "tests/engine/test_race.py",
     "docs/tasks.md": "tests/engine/test_tasks.py",
 }
-TOOLS = {"report", "card", "sweep", "compare", "cooldown", "check", "shards", "figures", "gallery"}
+TOOLS = {"report", "card", "sweep", "compare", "cooldown", "check", "shards"}
+TOOLS |= {"figures", "gallery", "lab"}  # the optimizer lab's
 ENDS_EARLY = r"--print_config|\.help="
 STEPS = {"limit_train_batches": 4, "limit_val_batches": 2, "log_every_n_steps": 2}
 SHORT = [f"--trainer.{key}={n}" for key, n in {"max_epochs": 3, **STEPS}.items()]

@@ -9,12 +9,15 @@ from helpers import SMALL
 from yours import PACKAGE
 
 RENAME = "src/anneal/clone/rename.py"
-# train.py without this checkout's own packages, among which is one of the old name.
+# Command lines in one process, as the imports take most of the time; without this checkout's own
+# packages, among which is one of the old name.
 ALONE = """
-import os, runpy, sys
+import os, shlex, sys
 here = os.path.join(os.getcwd(), "src")
 sys.path = [path for path in sys.path if not path.endswith(os.sep + "src") or path == here]
-runpy.run_path("train.py", run_name="__main__")
+import anneal, train
+for line in sys.argv[1:]:
+    anneal.main(train.fit, train.PACKAGES, shlex.split(line))
 """
 
 
@@ -65,10 +68,15 @@ def test_a_name_that_does_not_do_is_refused_in_a_line(clone, name, reason):
 
 
 def test_it_trains_and_passes_its_tests_under_two_names_in_turn(clone):
-    """A name of 25 letters, which is wider than any line expects, and one of 3."""
+    """A name of 25 letters, which is wider than any line expects, and one of 3.
+
+    A run from before is resumed and tested.
+    """
     (clone / "small.yaml").write_text(SMALL)
     assert "some changes are not committed" in python(clone, RENAME, "net").stderr
     commit(clone, "A recipe")
+    done = python(clone, "train.py", "--config=small.yaml", "--run_name=before")
+    assert done.returncode == 0, done.stderr
     old = PACKAGE
     for name in ("a_name_of_25_letters_which", "net"):
         name = name[:25]
@@ -83,24 +91,14 @@ def test_it_trains_and_passes_its_tests_under_two_names_in_turn(clone):
         commit(clone, name)
         old = name
     assert f'name = "{old}"' in (clone / "pyproject.toml").read_text()
-    done = python(clone, "train.py", "--config=small.yaml", "--run_name=r")
+    lines = [
+        "fit --config=small.yaml --run_name=after",
+        "fit --run=before --ckpt_path=last --trainer.max_epochs=3",
+        "test --run=before --ckpt_path=best",
+    ]
+    done = python(clone, "-c", ALONE, *lines)
     assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (clone / "runs").iterdir()) == ["after", "before"]
     tests = ["tests/project/test_digits_nets.py", "tests/engine/test_optim.py"]
     done = python(clone, "-m", "pytest", "-q", *tests)
     assert done.returncode == 0, done.stdout
-
-
-def test_a_run_from_before_is_resumed_and_tested(tmp_path):
-    folder = make_clone(tmp_path)
-    (folder / "small.yaml").write_text(SMALL)
-    commit(folder, "A recipe")
-    done = python(folder, "train.py", "--config=small.yaml", "--run_name=r")
-    assert done.returncode == 0, done.stderr
-    assert python(folder, RENAME, "plankton").returncode == 0
-    for words in (
-        ["fit", "--run=r", "--ckpt_path=last", "--trainer.max_epochs=3"],
-        ["test", "--run=r", "--ckpt_path=best"],
-    ):
-        done = python(folder, "-c", ALONE, *words)
-        assert done.returncode == 0, done.stderr
-    assert [path.name for path in (folder / "runs").iterdir()] == ["r"]

@@ -20,7 +20,6 @@ from anneal.errors import UserError
 from anneal.runs import metrics
 from anneal.runs.config import FORMAT, MOVED, current_name, flatten, parse
 from anneal.runs.drops import drops
-from anneal.runs.ended import is_tested, stop_of, stopped_early
 from anneal.runs.folder import (
     check_lightning_checkpoint,
     check_writable,
@@ -30,7 +29,7 @@ from anneal.runs.folder import (
     read_checkpoint,
     recipe_of,
 )
-from anneal.runs.resume import differences, nothing_left
+from anneal.runs.resume import differences, is_tested, nothing_left, stop_of, stopped_early
 from anneal.system import atomic_write
 from anneal.testing import main
 

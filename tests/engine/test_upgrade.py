@@ -42,10 +42,10 @@ def template(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def clone(template, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def first(template, tmp_path_factory) -> Path:
     """A clone of the first version, without the template's history."""
-    folder = tmp_path / "clone"
+    folder = tmp_path_factory.mktemp("first") / "clone"
     base = git(template, "tag", "--list", "--sort=version:refname").split()[0]
     git(template, "worktree", "add", "--quiet", "--detach", str(folder), base)
     (folder / ".git").unlink()
@@ -53,6 +53,12 @@ def clone(template, tmp_path) -> Path:
     git(folder, "init", "-q")
     commit(folder, "Mine")
     return folder
+
+
+@pytest.fixture
+def clone(first, tmp_path) -> Path:
+    git(first, "clone", "--quiet", "--local", str(first), str(tmp_path / "clone"))
+    return tmp_path / "clone"
 
 
 def upgrade(clone: Path, *args: str) -> subprocess.CompletedProcess:

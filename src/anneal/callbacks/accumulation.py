@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch.optim import Optimizer
 
 from anneal.lightning_internals import steps_after_this_batch
@@ -25,9 +25,7 @@ class RescaleLastAccumulation(Callback):
         if steps_after_this_batch(trainer):
             self.window = 0
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, _: Any, optimizer: Optimizer) -> None:
         if self.window < trainer.accumulate_grad_batches:
             factor = trainer.accumulate_grad_batches / self.window
             for group in optimizer.param_groups:

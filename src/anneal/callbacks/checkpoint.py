@@ -84,9 +84,7 @@ class Checkpoint(ModelCheckpoint):
                 f"{', '.join(names) or 'none'} (--checkpoint.monitor=...)"
             )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         step = trainer.global_step
         due = bool(self.last_every) and step % self.last_every == 0  # type: ignore[operator]
         due = due or _kept_step(trainer) is not None

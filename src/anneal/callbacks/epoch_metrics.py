@@ -47,9 +47,7 @@ class EpochMetrics(Callback):
             pl_module.log_dict(self._stored.get("values", {}))
         self._stored = {}
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         if not resume_position(trainer)[1]:
             return
         if trainer.is_last_batch:
@@ -61,9 +59,7 @@ class EpochMetrics(Callback):
         if any(any(each.values()) for each in gathered):
             checkpoint["epoch_metrics"] = gathered
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         gathered = checkpoint.get("epoch_metrics", [])
         if len(gathered) == trainer.world_size:
             self._stored = gathered[trainer.global_rank]

@@ -53,16 +53,12 @@ class GracefulShutdown(Callback):
         self._asked = time.monotonic()
         self._next = self._last_batch = trainer.fit_loop.total_batch_idx
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self._agree(trainer) and is_between_steps(trainer):
             self._saved = True
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """End here, where the metrics of the step are logged too."""
         if self._saved:
             self._leave(trainer, f"saved {self.folder / LAST} at step {trainer.global_step}")
@@ -77,9 +73,7 @@ class GracefulShutdown(Callback):
         if self._told:
             self._leave(trainer, "the training had just ended, and all of it is saved")
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, _: Any, exception: BaseException) -> None:
         """End at once if told to stop because another process has failed."""
         self._trainer = None
         if self._told and is_lost(exception):

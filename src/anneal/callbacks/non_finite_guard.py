@@ -72,9 +72,7 @@ class NonFiniteGuard(Callback):
         self._updates = 0
         self._new_epoch = True
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, _: Any, batch: Any, batch_idx: int) -> None:
         self._lr = largest_lr(trainer)
         samples = ""
         if self._clock:
@@ -101,9 +99,7 @@ class NonFiniteGuard(Callback):
         if self._layers:
             self._layers.before_step(trainer, pl_module, optimizer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, _: Any, outputs: Any, *args: Any) -> None:
         if self._layers:
             self._layers.log(trainer)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs

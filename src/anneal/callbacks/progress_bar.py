@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar as LightningRichProgress
 from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 from tqdm import tqdm
 
+from anneal.lightning_internals import callbacks_of
 from anneal.progress import resume_position
 
 
@@ -23,8 +24,7 @@ class WholeRun(LightningProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # W&B's id, which says nothing here
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        left = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]
+        left = [timer.time_remaining() for timer in callbacks_of(trainer, Timer)]
         if trainer.training and (done := _done(trainer)) > self._start:
             # With the validations that it has had.
             seconds = time.monotonic() - self._since

@@ -13,12 +13,12 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from anneal.errors import UserError
-from anneal.lightning_internals import metrics_to_log, validation_is_due
+from anneal.lightning_internals import callbacks_of, metrics_to_log, validation_is_due
 from anneal.optim.callback import ScheduleCallback
 from anneal.progress import in_training, loggers_with
-from anneal.runs.ended import stop_of, was_stopped
 from anneal.runs.folder import configs_of, next_free_path
 from anneal.runs.lock import hold
+from anneal.runs.resume import stop_of, was_stopped
 from anneal.system import atomic_write, code_version, write_csv
 
 
@@ -91,17 +91,14 @@ class RunDirectory(Callback):
         if values:
             checkpoint["step_metrics"] = [step, {"epoch": trainer.current_epoch, **values}]
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         """Stop again where the run has stopped, and log what a kill has left out.
 
         Lightning logs after its callbacks have saved, and forgets that a callback asked to stop.
         """
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping):  # what is typed, not what is stored
-                state = checkpoint["callbacks"].get(callback.state_key, {})
-                state["patience"] = callback.patience
+        for callback in callbacks_of(trainer, EarlyStopping):  # what is typed, not what is stored
+            state = checkpoint["callbacks"].get(callback.state_key, {})
+            state["patience"] = callback.patience
         if not self.resumed_from:
             return
         trainer.should_stop = was_stopped(checkpoint, trainer, self.config)

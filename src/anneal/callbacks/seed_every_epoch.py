@@ -41,22 +41,16 @@ class SeedEveryEpoch(Callback):
         if self.stored and in_training(trainer):
             self._restore(trainer)  # its loader has drawn a number
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self.stored = []
         if trainer.current_epoch != self.seeded_epoch:
             self.seeded_epoch = trainer.current_epoch
             _seed(trainer, trainer.current_epoch)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["rng_states"] = gather(trainer, collect())
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         self.stored = checkpoint.get("rng_states", [])
 
     def _restore(self, trainer: Trainer) -> None:

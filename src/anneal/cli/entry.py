@@ -8,10 +8,11 @@ help of one command, a command line that got further has left what there is to s
 import argparse
 import gc
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import version
@@ -19,14 +20,16 @@ from itertools import takewhile
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import shorten
+from traceback import format_exception_only
 from types import ModuleType
 from typing import Any
 
-from anneal.cli.as_json import in_one_line
 from anneal.cli.words import HELP, OPTIONS, PROG, Words, no_command, no_option, read_words
-from anneal.errors import UserError, show
+from anneal.errors import SHOWN, show
 from anneal.system import cache_folder, key_of
 
+RESULT: dict[str, Any] = {}  # what is known of the command's run
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of a process among several
 RUN_COMMANDS = {
     "fit": "Train (without a command, this one), then test the last weights and sum up.",
     "validate": "Evaluate a checkpoint on the validation data.",
@@ -88,11 +91,7 @@ def main(fit: Callable[[Any], None], packages: Sequence[str], args: list[str] | 
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not in a notebook
             stream.reconfigure(errors="backslashreplace")  # for names that are no UTF-8
-    try:
-        tools = TOOLS | {k: v for p in packages for k, v in _commands_of(p).items()}
-    except UserError as e:
-        show(f"error: {e}")
-        sys.exit(2)
+    tools = TOOLS | {k: v for p in packages for k, v in _commands_of(p).items()}
     known = [*RUN_COMMANDS, *tools]
     if words and words[0] in HELP:
         print(overview(tools))
@@ -108,6 +107,34 @@ def main(fit: Callable[[Any], None], packages: Sequence[str], args: list[str] | 
         show("\n".join(f"error: {line}" for line in lines))
         sys.exit(2)
     return import_main().run_command(fit, packages, typed, DEFAULT_CONFIG, known)
+
+
+def in_one_line(command: str, main: Callable[[], Any]) -> Any:
+    """Run a command; on stdout stands nothing but the line, and on stderr what it prints."""
+    RESULT.clear()
+    SHOWN.clear()
+    sys.stdout.flush()
+    stdout, status = os.dup(1), 1
+    os.dup2(2, 1)  # for the processes that it starts, too
+    try:
+        with redirect_stdout(sys.stderr):
+            found = main()
+        status = 0
+        return found
+    except SystemExit as e:
+        status = int(e.code or 0)
+        raise
+    except Exception as e:
+        SHOWN.append("".join(format_exception_only(e)).rstrip())
+        raise
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        if all(os.environ.get(name, "0") == "0" for name in RANKS):
+            error = "\n".join(SHOWN) or None
+            line = json.dumps({"command": command, "status": status, "error": error, **RESULT})
+            # JSON has neither NaN nor infinity.
+            print(json.dumps(json.loads(line, parse_constant=str)), flush=True)
 
 
 def overview(tools: dict[str, tuple[str, str]]) -> str:
@@ -152,14 +179,8 @@ def mistakes(typed: Words, commands: Iterable[str]) -> list[str]:
 def _may_be(key: str, options: Iterable[str]) -> bool:
     """Whether a key may exist: it does, or is of a class or a dictionary, or beside an option."""
     parts = key.rstrip("+").split(".")
-    if key == "print_config" or parts[-1] == "help":
-        return True
-    for i in range(len(parts), 0, -1):
-        if (start := ".".join(parts[:i])) in options:
-            return True
-        if any(name.startswith(f"{start}.") for name in options):
-            return i < 1
-    return False
+    beginnings = {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
+    return key == "print_config" or parts[-1] == "help" or not beginnings.isdisjoint(options)
 
 
 def _commands_of(package: str) -> dict[str, tuple[str, str]]:
@@ -168,7 +189,8 @@ def _commands_of(package: str) -> dict[str, tuple[str, str]]:
     except ModuleNotFoundError as e:
         if not package.startswith(str(e.name)):
             raise
-        raise UserError(f"train.py names the package {package}, and there is no {e.name}") from e
+        show(f"error: train.py names the package {package}, and there is no {e.name}")
+        sys.exit(2)
 
 
 def import_main() -> ModuleType:

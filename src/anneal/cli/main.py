@@ -13,12 +13,10 @@ from lightning.pytorch import seed_everything
 
 import anneal.cli.fsdp  # noqa: F401  (registers --trainer.strategy=fsdp2)
 from anneal import launch
-from anneal.cli.as_json import RESULT
 from anneal.cli.chosen import refused
 from anneal.cli.commands import COMMANDS
-from anneal.cli.entry import keep_help
-from anneal.cli.failures import describe_failure
-from anneal.cli.memory import explain, is_out_of_memory
+from anneal.cli.entry import RESULT, keep_help
+from anneal.cli.failures import describe_failure, explain, is_out_of_memory
 from anneal.cli.prepare import Project, prepare
 from anneal.cli.run import Run
 from anneal.cli.words import Words, read_words

@@ -46,8 +46,6 @@ OPTIONS_OF_A_RUN: dict[str, tuple[Parameter, str]] = {
         "auto: go on from the last.ckpt of --run_name if it is there, else start that run",
     ),
     "run_name": (Parameter(str | None, None), "The folder of the run, by name"),
-}
-CHECKPOINT_OPTIONS: dict[str, tuple[Parameter, str]] = {
     "ckpt_path": (Parameter(str | None, None), "`best`, `last` or a checkpoint's file"),
     "weights_only": (Parameter(bool | None, None), "Checkpoints are always read as plain values"),
 }
@@ -58,10 +56,10 @@ class CommandParser:
 
     def __init__(self, name: str, function: Callable[..., Any], starts: bool = True) -> None:
         self.name = name
-        own = dict(list(parameters(function).items())[1:])
-        self.own = {k: v for k, v in own.items() if k not in CHECKPOINT_OPTIONS}
-        # Of one that starts, or may start, from a checkpoint.
-        self.about = {**OPTIONS_OF_A_RUN, **(CHECKPOINT_OPTIONS if starts else {})}
+        self.own = dict(list(parameters(function).items())[1:])
+        # Those of a checkpoint are for a command that starts, or may start, from one.
+        left_out = () if starts else ("ckpt_path", "weights_only")
+        self.about = {k: v for k, v in OPTIONS_OF_A_RUN.items() if k not in left_out}
         self.function = function
 
     def schema(self) -> Schema:
@@ -78,7 +76,6 @@ class CommandParser:
             "seed_everything": Parameter(int, 0),
             "trainer": groups.pop("trainer"),
             **{name: Parameter(cls) for name, cls in CLASSES.items()},
-            **{name: of for name, (of, _) in OPTIONS_OF_A_RUN.items()},
             **groups,
             **{name: of for name, (of, _) in self.about.items()},
             **self.own,
@@ -106,8 +103,7 @@ class CommandParser:
         for name, callback in DEFAULT_CALLBACKS.items():
             parser.add_class_arguments(callback, name)
         parser.add_class_arguments(WandbLogger, "wandb", skip={"run_dir"}, instantiate=False)
-        skip: set[str | int] = {*CHECKPOINT_OPTIONS, *list(parameters(self.function))[:1]}
-        parser.add_function_arguments(self.function, skip=skip)
+        parser.add_function_arguments(self.function, skip={*list(parameters(self.function))[:1]})
         parser.set_defaults({"trainer.default_root_dir": "runs"})
         return parser
 
@@ -115,12 +111,8 @@ class CommandParser:
 def class_help(cls: Any, hint: Any, key: str) -> str:
     """Return what a class can be given where a key of that type stands."""
     parser = ArgumentParser(prog=PROG, usage=f"%(prog)s --{key}={cls.__name__} {OPTIONS}")
-    skip: set[str | int] = set()
-    skip |= parameters(cls).keys() - arguments(cls, hint).keys()
-    if isinstance(cls, type):
-        parser.add_class_arguments(cls, key, skip=skip, fail_untyped=False)
-    else:
-        parser.add_function_arguments(cls, key, skip=skip, fail_untyped=False)
+    add = parser.add_class_arguments if isinstance(cls, type) else parser.add_function_arguments
+    add(cls, key, skip={*(parameters(cls).keys() - arguments(cls, hint))}, fail_untyped=False)
     return str(parser.format_help())
 
 

@@ -14,7 +14,6 @@ from anneal.cli.config import Config, Help
 from anneal.cli.entry import keep
 from anneal.cli.files import Tree, parse, read_file
 from anneal.cli.parser import (
-    CHECKPOINT_OPTIONS,
     OPTIONS_OF_A_RUN,
     CommandParser,
     as_yaml,
@@ -107,8 +106,8 @@ def prepare(words: Words, project: Project) -> Run | str:
     if "print_config" in flags:
         return as_yaml(plain)
     _check(whole)
-    about_one_command = {*OPTIONS_OF_A_RUN, *CHECKPOINT_OPTIONS, *command.own}
-    kept = {key: value for key, value in plain.items() if key not in about_one_command}
+    about_this = {*OPTIONS_OF_A_RUN, *command.own}
+    kept = {key: value for key, value in plain.items() if key not in about_this}
     named = [p for p in map(Path, words.files) if p.suffix in (".yaml", ".yml", ".json")]
     recipe = runs.recipe_of(named[-1]) if named else ""
     run = Run(words.command, whole, parser, as_yaml({"format": FORMAT, **kept}), recipe)

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.checkpoint import Checkpoint
+from anneal.callbacks.data_wait import DataWait
 from anneal.callbacks.epoch_metrics import EpochMetrics
 from anneal.callbacks.failure_recorder import FailureRecorder
 from anneal.callbacks.graceful_shutdown import GracefulShutdown
@@ -30,11 +31,13 @@ from anneal.loggers.csv import CSVLogger
 from anneal.loggers.viewers import Viewer
 from anneal.loggers.wandb import WandbLogger
 from anneal.progress import Clock
-from anneal.runs.ended import is_tested, stopped_early, why_told
+from anneal.runs import resume
 from anneal.runs.folder import last_of
-from anneal.runs.resume import Differences, differences, nothing_left
 from anneal.tasks.kinds import TASKS
 from anneal.tasks.test_report import TestReport
+
+MOST_WAIT = 0.1  # of a training's time, for data, that is not worth a word
+WAIT_ADVICE = "have a DataLoader's workers prepare the batches, or prepare the data once"
 
 
 @dataclass(eq=False)
@@ -58,7 +61,7 @@ class Run:
         self.preview: Any = None  # what `schedule` has found
         self.loggers: list[Any] = []
         self._metrics: dict[str, Any] = {}
-        self._clock = Clock()
+        self._clock, self._data_wait = Clock(), DataWait()
         self._started = self._seconds = 0.0
         self._done = ""  # that nothing is left to train
 
@@ -115,12 +118,12 @@ class Run:
         if not (checkpoint := self.resumed_from):  # none in a run that ended before its first
             return False
         trainer = self.trainer
-        early = stopped_early(checkpoint, trainer, self.text)
-        self._done = nothing_left(checkpoint, trainer) or early
+        early = resume.stopped_early(checkpoint, trainer, self.text)
+        self._done = resume.nothing_left(checkpoint, trainer) or early
         if not self._done:
             return False
         print(f"{self.folder} {self._done}")
-        return is_tested(self.folder, checkpoint["global_step"]) or not self._has_test()
+        return resume.is_tested(self.folder, checkpoint["global_step"]) or not self._has_test()
 
     @property
     def objects(self) -> list[Any]:
@@ -179,9 +182,10 @@ class Run:
             facts["ended"] = f"after max_steps={trainer.max_steps}"
         elif trainer.should_stop:
             epoch = trainer.fit_loop.epoch_progress.current.ready - 1
-            facts["ended"] = f"in epoch {epoch}: {why_told(trainer)}"
+            facts["ended"] = f"in epoch {epoch}: {resume.why_told(trainer)}"
         if speed := self._clock.samples_per_second:  # else it was trained before
             facts |= {"seconds": self._seconds, "samples_per_second": speed}
+            facts["data_wait"] = self._data_wait.share
         looks = [logger.look for logger in self.loggers if isinstance(logger, Viewer)]
         return {**facts, "look": [look for look in looks if look]}
 
@@ -205,7 +209,10 @@ class Run:
         lines["ended"] = facts.get("ended", "")
         if "seconds" in facts:
             speed = f"{facts['samples_per_second']:,.0f} samples/s in training"
-            lines["time"] = f"{facts['seconds']:.1f} s, {speed}"
+            wait = f"{100 * facts['data_wait']:.0f} % of it waiting for data"
+            lines["time"] = f"{facts['seconds']:.1f} s, {speed}, {wait}"
+            if facts["data_wait"] > MOST_WAIT:
+                lines["waiting"] = getattr(self.data, "wait_advice", WAIT_ADVICE)
         lines["folder"] = facts["folder"]
         shown = [pair for pair in lines.items() if pair[1]]
         # In colour where it is a terminal.
@@ -214,9 +221,9 @@ class Run:
         for name, text in [*shown, *(("look", look) for look in facts["look"])]:
             console.print(f"[cyan]{name:<14}[/] {escape(text)}")
 
-    def differences(self) -> Differences:
+    def differences(self) -> resume.Differences:
         """Return the keys of the model that differ from those in the checkpoint."""
-        return differences(self.checkpoint.get("config"), self.text)
+        return resume.differences(self.checkpoint.get("config"), self.text)
 
     def finish(self, status: int) -> None:
         """End the recording of the run with an exit status, and draw the curves of a training."""
@@ -249,6 +256,7 @@ class Run:
             RunDirectory(self.folder, self.text, self.resumed_from),
             SeedEveryEpoch(),
             EpochMetrics(),
+            self._data_wait,
             TestReport(self.folder),
         ]
         # Of several checkpoints Lightning takes the first for the run's.

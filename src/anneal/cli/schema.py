@@ -12,9 +12,10 @@ from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from anneal.cli.ranges import LIBRARIES
 from anneal.errors import UserError, did_you_mean, first_line
 
+# Whose arguments have ranges by their names.
+LIBRARIES = ("torch", "torchvision", "lightning", "anneal")
 REQUIRED = inspect.Parameter.empty
 PLAIN = (int, float, str, tuple)  # a type that has one of these beside a class takes plain values
 STANDARD = sys.stdlib_module_names  # whose classes are values: paths, dates, decimals
@@ -196,9 +197,8 @@ def resolve(name: Any, hint: Any) -> Any:
     except Exception as e:  # whatever the module raises
         near = did_you_mean(last, names)
         raise UserError(f"can't import {name}: {first_line(e)}{near}") from e
-    if not hasattr(found, "__name__") or (
-        isinstance(found, type) and not issubclass(found, tuple(bases))
-    ):
+    is_other = isinstance(found, type) and not issubclass(found, tuple(bases))
+    if is_other or not hasattr(found, "__name__"):
         raise UserError(f"'{name}' is no {kind}{did_you_mean(last, names)}")
     return found
 

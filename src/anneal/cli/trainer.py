@@ -14,9 +14,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from anneal.cli.ranges import check_range
+from anneal.cli.values import check_range
 from anneal.errors import UserError, first_line
 from anneal.launch import watch
+from anneal.lightning_internals import callbacks_of
 from anneal.runs.checkpoint_io import AtomicCheckpointIO
 from anneal.system import keep_freed_memory
 
@@ -67,7 +68,7 @@ def start(settings: Settings) -> Trainer:
         raise UserError(f"trainer: {first_line(e)}") from e
     strategy: Any = trainer.strategy
     watch(strategy)
-    averages = [c for c in trainer.callbacks if isinstance(c, WHOLE_WEIGHTS)]  # type: ignore[attr-defined]
+    averages = callbacks_of(trainer, WHOLE_WEIGHTS)
     if averages and isinstance(strategy, ModelParallelStrategy):
         raise UserError(
             f"{type(averages[0]).__name__} averages whole weights, and "

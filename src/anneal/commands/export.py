@@ -166,7 +166,8 @@ def _write(
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own, of each torch release others
-            _WRITERS[form](network, example[:2], about, path)
+            write = _write_onnx if form == "onnx" else _write_torch
+            write(network, example[:2], about, path)
             exported = read(path)
             differences = [_difference(network, exported, example[:n]) for n in BATCHES]
     except (OSError, UserError):
@@ -213,9 +214,6 @@ def _write_torch(network: nn.Module, batch: Tensor, about: dict[str, str], path:
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(network, (batch,), dynamic_shapes=shapes, strict=False)
     torch.export.save(program, path, extra_files=dict(about))
-
-
-_WRITERS: dict[str, Any] = {"onnx": _write_onnx, "torch_export": _write_torch}
 
 
 def _pixels(n: int, shape: tuple[int, ...]) -> Tensor:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from anneal.commands.schedule_plots import save_figure
 from anneal.errors import UserError
-from anneal.optim.evaluation_weights import EvaluationWeights
+from anneal.lightning_internals import callbacks_of
+from anneal.optim.kinds import EvaluationWeights
 
 FIRST, LAST = 10, -1  # the smoothed loss begins with next to nothing to smooth over
 LEAST = 5  # points that a slope can be read from
@@ -83,9 +84,7 @@ class LossRecorder(Callback):
         disable = None if trainer.is_global_zero else True  # None: only in a terminal
         self.bar = tqdm(total=self.steps, desc="lr_find", unit=" steps", disable=disable)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, _: Any, outputs: Any, *args: Any) -> None:
         if trainer.global_step == len(self.losses):  # in the middle of an accumulation
             return
         self.bar.update()
@@ -148,10 +147,9 @@ def rising(model: LightningModule, lrs: np.ndarray, recorder: LossRecorder) -> I
     def configured() -> Any:
         result: Any = configure()
         optimizer = result["optimizer"] if isinstance(result, dict) else result
-        trainer = model.trainer
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        own = [c for c in callbacks if isinstance(c, EvaluationWeights)]
-        callbacks[:] = [*own, recorder]  # the schedule's goes
+        trainer: Any = model.trainer
+        # The schedule's callback goes.
+        trainer.callbacks[:] = [*callbacks_of(trainer, EvaluationWeights), recorder]
         trainer.num_sanity_val_steps = 0
         schedule = LambdaLR(optimizer, lambda step: float(lrs[min(step, len(lrs) - 1)]))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

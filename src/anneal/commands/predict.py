@@ -20,7 +20,7 @@ from anneal.runs.exported import Exported
 from anneal.runs.folder import next_free_path
 from anneal.system import atomic_write, write_csv
 from anneal.tasks.kinds import TASKS, Classification, Task
-from anneal.vision.decode import UnreadableImageError, decode
+from anneal.vision.decode import UnreadableImageError
 from anneal.vision.files import ImageFiles, ImageSource
 
 SHOWN = 48  # images on a sheet
@@ -68,7 +68,7 @@ class Predictions(Callback):
         self.std: Any = getattr(model, "std", None)
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Any, *args: Any
+        self, trainer: Trainer, _: Any, outputs: Any, batch: Any, *args: Any
     ) -> None:
         self.batches.append(outputs.float().cpu())
         if self.mean is not None and self.std is not None:
@@ -127,7 +127,7 @@ def save_predictions(
     write_csv(path, ([cell, *line] for cell, line in zip(first, lines, strict=True)))
     if files:
         with suppress(UnreadableImageError):  # of files that are no images
-            images = [decode(files.read(i)) for i in numbers[:SHOWN]]
+            images = [files.image(i) for i in numbers[:SHOWN]]
             drawn = legible(names)
             said = [task.words(sample, drawn) for sample in samples[:SHOWN]]
             sheet = next_free_path(path.with_suffix(".png"))

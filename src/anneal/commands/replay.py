@@ -21,10 +21,12 @@ from torch.utils.data import BatchSampler, Subset
 from anneal.callbacks import non_finite_guard
 from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.failure_recorder import keys_of, loader_of, place_of, state_of
+from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch, collect, restore
 from anneal.commands.watch import Layers, Rows, Step, Trouble, about
 from anneal.errors import UserError, first_line
 from anneal.launch import is_lost
+from anneal.lightning_internals import callbacks_of
 from anneal.progress import Clock
 from anneal.runs.folder import read_checkpoint
 from anneal.vision.loader import UnreadableImage
@@ -120,9 +122,8 @@ class Watch(Callback):
         update, failed = trainer.global_step, self.failure["step"]
         if update > failed:
             raise self.passed
-        for guard in trainer.callbacks if update == failed else ():  # type: ignore[attr-defined]
-            if isinstance(guard, non_finite_guard.NonFiniteGuard):
-                guard.skip = guard.skipped  # the run may have left out others before
+        for guard in callbacks_of(trainer, NonFiniteGuard) if update == failed else ():
+            guard.skip = guard.skipped  # the run may have left out others before
         if update != self._update or not trainer.training:
             self._update, self._good, self._steps = update, self._steps[-1:], []
         number = (place_of(trainer) or {"batch": 0})["batch"]
@@ -149,11 +150,8 @@ class Watch(Callback):
             with suppress(RuntimeError):  # a device that has failed makes no step again
                 trouble = layers.find(e, self._steps, self._good)
                 trouble = trouble._replace(rows=layers.blame(trouble))
-            if (
-                isinstance(e, UserError)
-                and trainer.world_size > 1
-                and trouble.about == raised.about
-            ):
+            alike = trouble.about == raised.about
+            if alike and isinstance(e, UserError) and trainer.world_size > 1:
                 self.elsewhere = True
                 return
         if step := trouble.step:

@@ -70,23 +70,21 @@ def preview(
     model.setup("fit")
     model.configure_model()
     trainer.fit_loop.setup_data()
-    configured: Any = model.configure_optimizers()
-    try:
-        schedule: RunSchedule = configured["lr_scheduler"]["scheduler"]
-    except (TypeError, KeyError):
-        callback = None
-    else:
-        callback = ScheduleCallback.of(trainer)
-    if callback is None:
+    model.configure_optimizers()
+    if (callback := ScheduleCallback.of(trainer)) is None:
         raise UserError(
             f"{type(model).__name__} does not hand its optimizer and schedule to "
             "anneal.configure_optimizers: there is nothing to preview"
         )
+    schedule = callback.schedule
     callback.on_train_start(trainer, model)
     if (total := schedule.total_steps) is None:
         raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
     validated, values = _seen_by_plateau(trainer, schedule, total, metric_from)
     lrs, momentum = step(schedule, validated, values)
+    notes = _about_plateau(schedule, metric_from, len(values), len(validated))
+    if kept := sorted(getattr(schedule.inner, "kept_steps", ())):
+        notes.append(f"checkpoints are kept of the steps {', '.join(f'{n:,}' for n in kept)}")
     return Preview(
         lrs,
         momentum,
@@ -95,7 +93,7 @@ def preview(
         schedule.steps_per_epoch,
         schedule.warmup,
         f"{schedule.steps_per_epoch:,} steps an epoch ({origin}), {schedule.total_steps:,} steps",
-        _about_plateau(schedule, metric_from, len(values), len(validated)) + _about_kept(schedule),
+        notes,
     )
 
 
@@ -190,11 +188,6 @@ def read_metric(path: Path, metric: str) -> list[float]:
             f"{', '.join(table.columns) or 'missing'}"
         )
     return values
-
-
-def _about_kept(schedule: RunSchedule) -> list[str]:
-    kept = sorted(getattr(schedule.inner, "kept_steps", ()))
-    return [f"checkpoints are kept of the steps {', '.join(f'{n:,}' for n in kept)}"] * bool(kept)
 
 
 def _about_plateau(

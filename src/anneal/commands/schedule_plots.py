@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from anneal.commands.schedule import Preview
 from anneal.errors import UserError
 from anneal.runs.drops import drops
-from anneal.text_table import text_table
+from anneal.system import text_table
 
 ROWS = 16  # of a table; those in its middle are left out
 FEW = 8  # changes, whose learning rates are written into the figure

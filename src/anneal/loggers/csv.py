@@ -28,6 +28,7 @@ class CSVLogger(Logger):
     """
 
     rows_are_cheap = True  # so the learning rate is logged at its every change
+    name = version = None  # the folder's name says which run it is
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         super().__init__()
@@ -36,16 +37,6 @@ class CSVLogger(Logger):
         self._file: TextIO | None = None
         self._step = 0
         self._started: float | None = None
-
-    @property
-    def name(self) -> None:
-        """None: the folder's name says which run it is."""
-        return None
-
-    @property
-    def version(self) -> None:
-        """None, as for the name."""
-        return None
 
     @property
     def save_dir(self) -> str:
@@ -69,7 +60,11 @@ class CSVLogger(Logger):
         assert self._started is not None
         row |= {"step": self._step, "time": round(time.monotonic() - self._started, 3)}
         if new := [key for key in row if key not in self._columns]:
-            file = self._add_columns(new)
+            # Once for each set of metrics (training, validation, test): the cost stays linear.
+            columns, rows = self._read()
+            self.finalize("columns")
+            self._replace(columns + new, rows)
+            file = self._open()
         _write(file, [row.get(key) for key in self._columns])
 
     @rank_zero_only
@@ -155,13 +150,6 @@ class CSVLogger(Logger):
         columns, rows = read(self.path)
         steps = [row for row in rows if row.get("step", "").isdigit()]
         return Table(columns or self._columns, steps)
-
-    def _add_columns(self, new: list[str]) -> TextIO:
-        # Needed once for each set of metrics (training, validation, test): the cost stays linear.
-        columns, rows = self._read()
-        self.finalize("columns")
-        self._replace(columns + new, rows)
-        return self._open()
 
     def _replace(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         with atomic_write(self.path) as part, part.open("w", newline="") as file:

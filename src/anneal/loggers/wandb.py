@@ -4,11 +4,9 @@ wandb takes half a second to import, for which a command that starts no run does
 private names (`wandb.sdk`) are as they were in release 0.31.0.
 """
 
-import json
 import os
 import secrets
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anneal.errors import UserError, first_line
 from anneal.loggers.viewers import Viewer, default_project, typed
+from anneal.runs.metrics import recorded
 
 RECORDINGS = "*run-*/run-*.wandb"
 ANSWER_SECONDS = 5.0  # for the W&B server to answer at all
@@ -100,11 +99,8 @@ class WandbLogger(Viewer, LightningWandbLogger):
             run.save(copy, base_path=run.dir, policy="now")
 
     def recorded(self) -> Iterable[tuple[int, str]]:
-        for file in self._recordings.glob(RECORDINGS):
-            command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
-            for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
-                row = json.loads(line).get("history", {}).get("item", {})
-                yield from ((row.get("trainer/global_step", -1), name) for name in row)
+        rows = recorded(self.run_dir)
+        return ((row.get("trainer/global_step", -1), name) for row in rows for name in row)
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         if checkpoint_callback.monitor:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 from lightning.pytorch.utilities import rank_zero_info
 
 from anneal.errors import UserError
-from anneal.lightning_internals import validation_is_due
+from anneal.lightning_internals import callbacks_of, validation_is_due
 from anneal.optim.run_schedule import RunSchedule
 from anneal.progress import Clock, in_training
 
@@ -30,8 +30,7 @@ class ScheduleCallback(Callback):
     @classmethod
     def of(cls, trainer: Trainer) -> "ScheduleCallback | None":
         """Return the one among a trainer's callbacks; a module of other schedules has none."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        return next((c for c in callbacks if isinstance(c, cls)), None)
+        return next(iter(callbacks_of(trainer, cls)), None)
 
     @classmethod
     def attach(cls, trainer: Trainer, schedule: RunSchedule) -> None:
@@ -47,8 +46,7 @@ class ScheduleCallback(Callback):
         self.validation_metrics = list(trainer.callback_metrics)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        swa = next((c for c in callbacks if isinstance(c, StochasticWeightAveraging)), None)
+        swa = next(iter(callbacks_of(trainer, StochasticWeightAveraging)), None)
         if swa and all(c.scheduler is not self.schedule for c in trainer.lr_scheduler_configs):
             # It had put its own scheduler in the place of this one before the checkpoint.
             self._resumed = swa, [g["lr"] for g in self.schedule.optimizer.param_groups]
@@ -74,9 +72,7 @@ class ScheduleCallback(Callback):
                 self._check_monitor(self.validation_metrics)
         rank_zero_info(self.schedule.describe())
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         if self._resumed:
             swa, rates = self._resumed
             if not trainer.lr_scheduler_configs:  # inside an epoch, whose start it has missed
@@ -86,15 +82,11 @@ class ScheduleCallback(Callback):
             self._resumed = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (
-            self.schedule.is_plateau
-            and in_training(trainer)
-            and validation_is_due(trainer)  # not only because the run ends
-        ):
-            self._check_monitor(list(trainer.callback_metrics))
-            self.schedule.step_metric(
-                float(trainer.callback_metrics[self.schedule.schedule.monitor])
-            )
+        # One that is made only because the run ends does not count.
+        if self.schedule.is_plateau and in_training(trainer) and validation_is_due(trainer):
+            metrics = trainer.callback_metrics
+            self._check_monitor(list(metrics))
+            self.schedule.step_metric(float(metrics[self.schedule.schedule.monitor]))
 
     def _check_monitor(self, names: list[str]) -> None:
         if (monitor := self.schedule.schedule.monitor) not in names:
@@ -116,9 +108,8 @@ def run_length(trainer: Trainer, shift: int = 0) -> tuple[int | None, int | None
     max_steps = None if trainer.max_steps == -1 else trainer.max_steps - extra + shift
     if math.isinf(batches):
         return None, max_steps
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler) and len(callback.scheduling) > 1:
-            raise UserError("accumulate_grad_batches must stay the same for a schedule to count")
+    if any(len(c.scheduling) > 1 for c in callbacks_of(trainer, GradientAccumulationScheduler)):
+        raise UserError("accumulate_grad_batches must stay the same for a schedule to count")
     steps_per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
     ends = [max_steps] if max_steps is not None else []
     if trainer.max_epochs is not None and trainer.max_epochs != -1:
@@ -136,17 +127,14 @@ def validations(trainer: Trainer, steps_per_epoch: int) -> Iterator[int]:
     check = trainer.val_check_batch  # None: by time; inf: as an epoch ends; 0: never
     if not trainer.enable_validation or not check or not batches or math.isinf(batches):
         return
-    check, accumulate = (
-        int(min(check, batches) if every else check),
-        trainer.accumulate_grad_batches,
-    )
+    check = int(min(check, batches) if every else check)
     for epoch in itertools.count():
         if every is not None and (epoch + 1) % every:
             continue
         before = 0 if every is not None else int(epoch * batches)
         for batch in range(check - before % check, int(batches) + 1, check):
-            last = batch == batches
-            steps = math.ceil(batch / accumulate) if last else batch // accumulate
+            steps = batch / trainer.accumulate_grad_batches
+            steps = math.ceil(steps) if batch == batches else int(steps)
             yield epoch * steps_per_epoch + steps
 
 

@@ -67,10 +67,7 @@ def configure_optimizers(
         UserError: The optimizer or the scheduler refuses its arguments, or one has no effect.
     """
     if body_lr_factor < 0 or (lr_batch_size is not None and lr_batch_size < 1):
-        raise UserError(
-            f"body_lr_factor={body_lr_factor} must be at least 0, lr_batch_size={lr_batch_size} "
-            "at least 1"
-        )
+        raise UserError(f"{body_lr_factor=} must be at least 0, {lr_batch_size=} at least 1")
     optimizer, rules = with_muon(module, optimizer, [*rules, *flag_rules(optimizer)])
     groups = parameter_groups(module, decay_norm, decay_bias, head, body_lr_factor, rules)
     built = build_optimizers(optimizer or AdamW, groups, may_fuse(module.trainer))
@@ -78,7 +75,10 @@ def configure_optimizers(
     schedule = schedule or Schedule()
     if schedule != Schedule() and any("lr" not in group for group in built.param_groups):
         rank_zero_warn(f"{type(built).__name__} has no lr: the schedule has no effect")
-    _scale_rates(built, factor)
+    for group in built.param_groups:  # by its own factor too; one without a rate has 1
+        group["lr"] = group.get("lr", 1.0) * factor * group.pop("lr_factor", 1.0)
+        if not math.isfinite(group["lr"]):
+            raise UserError(f"optimizer: lr={group['lr']} is no learning rate")
     if lr_batch_size or any({"lr", "lr_factor"} & group.keys() for group in groups):
         schedule.check_follows_optimizer()
     run_schedule = RunSchedule(built, schedule)
@@ -88,14 +88,6 @@ def configure_optimizers(
         "optimizer": built,
         "lr_scheduler": {"scheduler": run_schedule, "interval": "step", "name": "lr"},
     }
-
-
-def _scale_rates(optimizer: Optimizer, factor: float) -> None:
-    """Scale each group's learning rate, by its own factor too; one without a rate has 1."""
-    for group in optimizer.param_groups:
-        group["lr"] = group.get("lr", 1.0) * factor * group.pop("lr_factor", 1.0)
-        if not math.isfinite(group["lr"]):
-            raise UserError(f"optimizer: lr={group['lr']} is no learning rate")
 
 
 def batch_factor(trainer: Trainer, optimizer: Optimizer, lr_batch_size: int) -> float:
@@ -142,8 +134,9 @@ def build_optimizer(
         if fuse and free and real:
             # TypeError: it has no such argument. RuntimeError: not on this device.
             with suppress(TypeError, RuntimeError):
-                built = optimizer(_copies(groups), fused=True)  # type: ignore[call-arg]
-        built = built or optimizer(_copies(groups))
+                built = optimizer([dict(g) for g in groups], fused=True)  # type: ignore[call-arg]
+        # Copies, as an optimizer writes its defaults into the dictionaries it is given.
+        built = built or optimizer([dict(group) for group in groups])
         for group in groups:
             _check_settings(optimizer, group, built.defaults)
     except (TypeError, ValueError, RuntimeError) as e:
@@ -174,11 +167,6 @@ def _check_settings(make: Any, group: dict[str, Any], defaults: dict[str, Any]) 
         make([nn.Parameter(torch.empty(p.shape, dtype=p.dtype))], **own)
     except Exception as e:  # of any type, as libraries do
         raise UserError(f"rules: {name_of(make)} refuses {own}: {e}") from e
-
-
-def _copies(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Copy the groups: an optimizer writes its defaults into the dictionaries it is given."""
-    return [dict(group) for group in groups]
 
 
 def may_fuse(trainer: Trainer) -> bool:

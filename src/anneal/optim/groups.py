@@ -61,12 +61,11 @@ class Rule:
         settings: dict[str, Any] | None = None,
         name: str | None = None,
     ) -> None:
-        tests = {"name": _name, "layer": _layer, "ndim": _ndim, "depth": _depth, "hidden": _hidden}
         for key, value in match.items():
-            if key not in tests:
+            if key not in TESTS:
+                near = did_you_mean(key, TESTS)
                 raise UserError(
-                    f"rules: match: no such key '{key}'{did_you_mean(key, tests)}; there are "
-                    f"{', '.join(tests)}"
+                    f"rules: match: no such key '{key}'{near}; there are {', '.join(TESTS)}"
                 )
             for v in value if isinstance(value, list) else [value]:
                 if not isinstance(v, str | int) or isinstance(v, bool) != (key == "hidden"):
@@ -86,25 +85,17 @@ class Rule:
         short = {"name": "", "layer": "", "hidden": "hidden_"}
         words = (f"{short.get(key, key)}{v}".replace("_True", "") for key, v in match.items())
         self.name = name or "_".join(words)
-        self._tests = [(tests[key], v if isinstance(v, list) else [v]) for key, v in match.items()]
+        self._tests = [(TESTS[key], v if isinstance(v, list) else [v]) for key, v in match.items()]
 
     def matches(self, p: nn.Parameter, place: Place) -> bool:
         """Return whether a parameter fits."""
         return all(any(test(p, place, v) for v in values) for test, values in self._tests)
 
 
-def _name(p: nn.Parameter, place: Place, pattern: Any) -> bool:
-    return fnmatchcase(place.name, str(pattern))
-
-
 def _layer(p: nn.Parameter, place: Place, kind: Any) -> bool:
     if kind in KINDS:
         return isinstance(place.layer, KINDS[kind])
     return str(kind) in {cls.__name__ for cls in type(place.layer).__mro__}
-
-
-def _ndim(p: nn.Parameter, place: Place, ndim: Any) -> bool:
-    return bool(p.ndim == ndim)
 
 
 def _depth(p: nn.Parameter, place: Place, wanted: Any) -> bool:
@@ -116,9 +107,8 @@ def _depth(p: nn.Parameter, place: Place, wanted: Any) -> bool:
     except IndexError:
         return False
     except (TypeError, ValueError) as e:
-        raise UserError(
-            f"rules: match: depth={wanted}: expected a number, or two as in ':-1'"
-        ) from e
+        expected = "expected a number, or two as in ':-1'"
+        raise UserError(f"rules: match: depth={wanted}: {expected}") from e
 
 
 def _hidden(p: nn.Parameter, place: Place, wanted: Any) -> bool:
@@ -128,6 +118,15 @@ def _hidden(p: nn.Parameter, place: Place, wanted: Any) -> bool:
 
 def _is_weight(name: str, p: nn.Parameter) -> bool:
     return p.ndim > 1 and "weight" in name.rpartition(".")[2]
+
+
+TESTS: dict[str, Callable[[nn.Parameter, Place, Any], bool]] = {
+    "name": lambda p, place, pattern: fnmatchcase(place.name, str(pattern)),
+    "layer": _layer,
+    "ndim": lambda p, place, ndim: bool(p.ndim == ndim),
+    "depth": _depth,
+    "hidden": _hidden,
+}
 
 
 def places(module: nn.Module) -> Iterator[tuple[nn.Parameter, Place]]:
@@ -207,11 +206,14 @@ def parameter_groups(
             raise UserError(
                 f"rules: {rule.match} matches no parameter that is trained; {_there(module)}"
             )
-    named = [_named(groups[key], len(groups)) for key in sorted(groups)]
-    names = [group.get("name") for group in named]
+    found = [groups[key] for key in sorted(groups)]
+    if len(found) == 1 and not found[0]["name"]:
+        del found[0]["name"]  # a single one needs none
+        return found
+    names = [group["name"] or "rest" for group in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"rules: several groups are '{twice[0]}': give a rule another name")
-    return named
+    return [{**group, "name": name} for group, name in zip(found, names, strict=True)]
 
 
 def _shorts(
@@ -232,14 +234,6 @@ def _shorts(
     if not (decay_norm and decay_bias):
         found += [_Short(is_exempt, {"weight_decay": 0.0}, "no_decay", "decay")]
     return found
-
-
-def _named(group: dict[str, Any], groups: int) -> dict[str, Any]:
-    """Return a group with a name; a single one needs none."""
-    group["name"] = group["name"] or ("rest" if groups > 1 else "")
-    if not group["name"]:
-        del group["name"]
-    return group
 
 
 def _there(module: nn.Module) -> str:

@@ -16,14 +16,7 @@ from anneal.optim.schedule import Schedule
 from anneal.runs.resume import lr_jump
 
 # What torch's schedulers write into a group.
-SET_BY_SCHEDULERS = {
-    "initial_lr",
-    "max_lr",
-    "min_lr",
-    "swa_lr",
-    "base_momentum",
-    "max_momentum",
-}
+SET_BY_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 DRIVEN = {"lr", "momentum", "betas"}  # and what they change
 
 
@@ -272,11 +265,8 @@ class RunSchedule(LRScheduler):
 
     def _restore_plateau(self) -> None:
         inner: Any = self.inner
-        saved = dict(self.plateau)
-        if (saved.pop("monitor", None), saved.pop("mode", None)) != (
-            self.schedule.monitor,
-            inner.mode,
-        ):
+        saved, watched = dict(self.plateau), (self.schedule.monitor, inner.mode)
+        if (saved.pop("monitor", None), saved.pop("mode", None)) != watched:
             return
         scale = saved.pop("scale")
         lrs, first_lrs = saved.pop("lrs", []), saved.pop("first_lrs", None)

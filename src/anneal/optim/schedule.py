@@ -84,9 +84,8 @@ class Schedule:
     def check_follows_optimizer(self) -> None:
         """Raise UserError if the scheduler has a learning rate of its own, one for all groups."""
         given = getattr(self.scheduler, "keywords", {})
-        if own := [
-            name for name in ("base_lr", "max_lr") if isinstance(given.get(name), int | float)
-        ]:
+        names = ("base_lr", "max_lr")
+        if own := [name for name in names if isinstance(given.get(name), int | float)]:
             raise UserError(
                 f"schedule.scheduler.{own[0]}={given[own[0]]:g} takes the place of the optimizer's "
                 "lr, so that lr_batch_size, body_lr_factor and the rates of rules have no effect: "

@@ -47,9 +47,8 @@ def card(folder: Path, run: "Run") -> str:
     measured = {name: _measured(run, c) for name, c in checkpoints.items()}
     counts = {"val": checkpoint.get("counts", {}).get("val", 0), "test": _tested(folder)}
     own = [key for key in run.config if key.partition(".")[0] in ("model", "seed_everything")]
-    figures = {
-        re.sub(r"-\d+$", "", p.stem): p.name for p in newest(folder.glob("test-*.png"))[::-1]
-    }
+    drawn = newest(folder.glob("test-*.png"))[::-1]
+    figures = {re.sub(r"-\d+$", "", path.stem): path.name for path in drawn}
     figures.pop("test-top-losses", "")  # images of the test, which may be nobody else's business
     path = checkpoint.get("model_class")
     path = path or parse(checkpoint["config"], folder)["model"]["class_path"]

@@ -18,8 +18,6 @@ from anneal.runs.folder import find_runs
 from anneal.runs.metrics import better, family
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from anneal.report.curves import Line
     from anneal.runs.run import Run
 
@@ -89,7 +87,9 @@ def table(runs: "Sequence[Run]", palette: Sequence[str] = ()) -> str:
     names = [run.name for run in runs]
     found = pd.DataFrame([results(run) for run in runs], index=names)
     found = found[sorted(found, key=_rank)]  # whatever the first run has logged
-    parts = {"results": found, "configuration, where it differs": _differing(runs)}
+    settings = pd.DataFrame([run.config for run in runs], index=names).fillna("–")  # noqa: RUF001
+    differing = settings.loc[:, settings.nunique() > 1]
+    parts = {"results": found, "configuration, where it differs": differing}
     frame = pd.concat({k: part for k, part in parts.items() if part.shape[1]}, axis=1)
     style = frame.style.format(escape="html").format_index(escape="html", axis=0)
     style = style.format_index(escape="html", axis=1)
@@ -112,15 +112,6 @@ def _rank(column: str) -> int:
         return 9 + [*COSTS].index(column)
     stage, name = family(column.removeprefix("best ").removeprefix("last "))
     return {"acc": 0, "loss": 2}.get(name, 1) + 3 * (stage in ("", "train"))
-
-
-def _differing(runs: "Sequence[Run]") -> "pd.DataFrame":
-    """Return what differs between the configurations, a row a run."""
-    import pandas as pd
-
-    names = [run.name for run in runs]
-    settings = pd.DataFrame([run.config for run in runs], index=names).fillna("–")  # noqa: RUF001
-    return settings.loc[:, settings.nunique() > 1]
 
 
 def page(

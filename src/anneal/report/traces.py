@@ -2,31 +2,22 @@
 
 import math
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from anneal.report.curves import (
-    FEW,
-    TITLES,
-    Line,
-    colours,
-    first_panels,
-    marked_of,
-    panels_of,
-    scale,
-)
+from anneal.report import curves
 from anneal.runs.drops import Array
 from anneal.runs.run import AXES, Run
 
 SMOOTHING = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
-def traces_of(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, Any]:
+def traces_of(runs: Sequence[Run], lines: Sequence[curves.Line]) -> dict[str, Any]:
     """Return what the page draws, as JSON can hold it: the runs, and the curves of each panel."""
-    panels, first = panels_of(lines), first_panels(lines)
-    marked = marked_of(runs, panels)
+    panels, first = curves.panels_of(lines), curves.first_panels(lines)
+    marked = curves.marked_of(runs, panels)
     by_panel = {panel: [line for line in lines if line.panel == panel] for panel in panels}
     ends = {
         axis: max(line.curve.x[axis].max() for line in lines if axis in line.curve.x)
@@ -35,14 +26,20 @@ def traces_of(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, Any]:
     }
     return {
         "runs": [
-            {"name": run.name, "colour": colour, "drops": _drops(run)}
-            for run, colour in zip(runs, colours(len(runs)), strict=True)
+            {
+                "name": run.name,
+                "colour": colour,
+                "drops": [
+                    {"text": f"lr {d.before:.3g} → {d.after:.3g}", "at": d.at} for d in run.drops
+                ],
+            }
+            for run, colour in zip(runs, curves.colours(len(runs)), strict=True)
         ],
         "axes": {axis: {"name": AXES[axis], "end": float(end)} for axis, end in ends.items()},
         "smoothing": SMOOTHING,
         "panels": [
             {
-                "title": TITLES.get(panel, panel),
+                "title": curves.TITLES.get(panel, panel),
                 "shown": panel in first,
                 "marked": panel in marked,
                 "scale": _scale(panel, by_panel[panel]),
@@ -53,14 +50,9 @@ def traces_of(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def _drops(run: Run) -> list[dict[str, Any]]:
-    text = "lr {:.3g} → {:.3g}"
-    return [{"text": text.format(drop.before, drop.after), "at": drop.at} for drop in run.drops]
-
-
-def _scale(panel: str, lines: Sequence[Line]) -> dict[str, Any]:
+def _scale(panel: str, lines: Sequence[curves.Line]) -> dict[str, Any]:
     """Return the settings of the y axis of a panel."""
-    kind, limits = scale(panel, lines)
+    kind, limits = curves.scale(panel, lines)
     axis: dict[str, Any] = {"type": kind}
     if kind == "log":
         least = limits[0] if limits else min(line.curve.y.min() for line in lines)
@@ -71,7 +63,7 @@ def _scale(panel: str, lines: Sequence[Line]) -> dict[str, Any]:
     return axis
 
 
-def _curves(lines: Sequence[Line]) -> list[dict[str, Any]]:
+def _curves(lines: Sequence[curves.Line]) -> list[dict[str, Any]]:
     """Return the bands of lines, there and back, and the lines at each level of smoothing.
 
     The thick ones are drawn over the thin ones.
@@ -87,18 +79,14 @@ def _curves(lines: Sequence[Line]) -> list[dict[str, Any]]:
             look = {"mode": "lines", "line": {"width": 0}}
             found.append(about | {"x": x, "y": y, "look": look, "band": True})
         x = {axis: _pack(places) for axis, places in at.items()}
-        y = [_pack(level.y[line.kept]) for level in _levels(line)]
+        smooth = map(line.curve.smooth, SMOOTHING[1:] if line.in_training else ())
+        y = [_pack(level.y[line.kept]) for level in (line.curve, *smooth)]
         found.append(about | {"x": x, "y": y, "look": _look(line)})
     return found
 
 
-def _levels(line: Line) -> Iterator[Any]:
-    for weight in SMOOTHING if line.in_training else SMOOTHING[:1]:
-        yield line.curve.smooth(weight) if weight else line.curve
-
-
-def _look(line: Line) -> dict[str, Any]:
-    few = len(line.kept) <= FEW and not line.is_learning_rate
+def _look(line: curves.Line) -> dict[str, Any]:
+    few = len(line.kept) <= curves.FEW and not line.is_learning_rate
     # A learning rate holds until the next one.
     shape = "hv" if line.is_learning_rate else "linear"
     colour = {"color": line.colour} if line.colour else {}

@@ -16,7 +16,7 @@ MOVED = {
     "anneal.data.points.": "",
     "anneal.callbacks.picture.Picture": "TrainingFigure",
     "anneal.data.imagenet.": "anneal.vision.datamodule.",
-    "anneal.data.imagenet.Progressive": "anneal.vision.datamodule.ProgressiveResizing",
+    "anneal.data.imagenet.Progressive": "anneal.vision.transforms.ProgressiveResizing",
     "anneal.data.transforms.": "anneal.vision.transforms.",
     "anneal.schedule.": "anneal.optim.schedule.",
     "anneal.schedulers.": "anneal.optim.torch_schedulers.",

@@ -128,8 +128,7 @@ def last_of(run: Path) -> Path | None:
     """Return the `last.ckpt` of a run; None: none yet. Raise UserError if it must have had one."""
     if (last := checkpoints_of(run) / LAST).is_file():
         return last
-    file = run / "metrics.csv"
-    epochs = (metrics.read(file).values("epoch") if file.is_file() else []) or [0.0]
+    epochs = metrics.of_run(run).values("epoch") or [0.0]
     if (trained := max(epochs) - epochs[0]) >= 1:  # it may have begun within another run
         raise UserError(
             f"{run} has trained {trained:.0f} epochs, and there is no {last} to resume from: "

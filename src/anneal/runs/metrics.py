@@ -1,9 +1,13 @@
 """The reader of metrics.csv: whole lines only, whatever a kill or a power failure has left."""
 
 import csv
+import json
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from anneal.errors import UserError
 
@@ -43,6 +47,21 @@ def read(path: Path, complete: bool = False) -> Table:
     columns, *rows = list(csv.reader(whole_lines(path, complete))) or [[]]
     whole = (row for row in rows if len(row) == len(columns))
     return Table(columns, [dict(zip(columns, row, strict=True)) for row in whole])
+
+
+def of_run(folder: Path) -> Table:
+    """Return what a run's metrics.csv holds; nothing if there is none yet."""
+    file = folder / "metrics.csv"
+    return read(file) if file.is_file() else Table([], [])
+
+
+def recorded(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of W&B's recordings in a run's folder."""
+    for file in sorted(folder.glob("wandb/*run-*/run-*.wandb")):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        for line in done.stdout.splitlines():
+            yield json.loads(line).get("history", {}).get("item", {})
 
 
 def family(metric: str) -> tuple[str, str]:

@@ -1,16 +1,81 @@
-"""Whether a run can resume from a checkpoint, and what a person reads when it can't."""
+"""Whether a run has ended, or can resume from a checkpoint; what a person reads when it can't."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from anneal.errors import UserError
+from anneal.lightning_internals import callbacks_of
 from anneal.runs.config import flatten, parse
+from anneal.runs.metrics import of_run
 
+TIME_IS_OVER = "max_time is over"
 ADAMW = (None, "torch.optim.AdamW")  # None is what a Classifier makes AdamW of
 Differences = list[tuple[str, Any, Any]]
+
+
+def why_told(trainer: Trainer) -> str:
+    """Return why a training was told to stop."""
+    left = [timer.time_remaining() for timer in callbacks_of(trainer, Timer)]
+    if any(seconds is not None and seconds <= 0 for seconds in left):
+        return TIME_IS_OVER
+    said = [c.stopping_reason_message for c in callbacks_of(trainer, EarlyStopping)]
+    why = next(filter(None, said), "a callback or the module has set should_stop")
+    return why.removesuffix(" Signaling Trainer to stop.").rstrip(".")
+
+
+def stop_of(trainer: Trainer, config: str) -> dict[str, Any] | None:
+    """Return what a checkpoint keeps of a stop that a callback or the module has asked for.
+
+    None: nobody has, or it was the clock of `max_time`, which a resume may set anew.
+    """
+    if not trainer.should_stop or (why := why_told(trainer)) == TIME_IS_OVER:
+        return None
+    return {"epoch": trainer.current_epoch, "why": why, "by": _who_may_stop(trainer, config)}
+
+
+def was_stopped(checkpoint: dict[str, Any], trainer: Trainer, config: str) -> bool:
+    """Return whether a run was told to stop, and its callbacks are the same now."""
+    stop = checkpoint.get("stopped")
+    return bool(stop) and stop["by"] == _who_may_stop(trainer, config)  # type: ignore[index]
+
+
+def stopped_early(checkpoint: dict[str, Any], trainer: Trainer, config: str) -> str:
+    """Return that a run was told to stop and has nothing left to do, or an empty string."""
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    done = epochs >= (trainer.min_epochs or 0)
+    done = done and checkpoint["global_step"] >= (trainer.min_steps or 0)
+    if not done or not was_stopped(checkpoint, trainer, config):
+        return ""
+    return (
+        "stopped early at epoch {epoch} ({why}): nothing is left. To train on, change "
+        "--trainer.callbacks, or start a new run from it with --run_name."
+    ).format(**checkpoint["stopped"])
+
+
+def is_tested(folder: Path, step: int) -> bool:
+    """Return whether a run's folder has the result of a test after so many optimizer steps."""
+    table = of_run(folder)
+    if not table.columns:  # it has no logger
+        return any(folder.glob("test-*"))
+    lines = [row for row in table.rows if row.get("step") == str(max(0, step - 1))]
+    return any(name.startswith("test/") and row[name] for row in lines for name in row)
+
+
+def _who_may_stop(trainer: Trainer, config: str) -> list[Any]:
+    """Return the callbacks of a configuration, and those that were given from Python."""
+    others = [
+        f"{c.state_key} {getattr(c, 'patience', '')}"
+        for c in callbacks_of(trainer)
+        if isinstance(c, EarlyStopping) or not type(c).__module__.startswith(("anneal", "light"))
+    ]
+    return [parse(config, "config.yaml")["trainer"].get("callbacks"), others]
+
+
+# ---- whether it can resume
 
 
 def nothing_left(checkpoint: dict[str, Any], trainer: Trainer) -> str:
@@ -26,8 +91,8 @@ def nothing_left(checkpoint: dict[str, Any], trainer: Trainer) -> str:
     steps, max_steps = checkpoint["global_step"], trainer.max_steps
     if max_steps != -1 and steps >= max_steps:
         return line.format(steps, max_steps, "steps", "max_steps")
-    for timer in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(timer, Timer) and (limit := timer.time_remaining()) is not None:
+    for timer in callbacks_of(trainer, Timer):
+        if (limit := timer.time_remaining()) is not None:
             state = checkpoint["callbacks"].get(timer.state_key, {}).get("time_elapsed", {})
             if (seconds := state.get("train", 0)) >= limit:
                 return line.format(f"{seconds:.0f}", f"{limit:.0f}", "seconds", "max_time")
@@ -75,16 +140,14 @@ def differences(stored: str | None, now: str) -> Differences:
 def check_optimizer(found: Differences) -> None:
     """Raise UserError if the optimizer's stored state doesn't fit the optimizer asked for."""
     for key, stored, now in found:
-        same = stored in ADAMW and now in ADAMW
         if key.endswith(".rules"):
             same = _groups_of(stored) == _groups_of(now)
-        if (
-            key.endswith(("optimizer.class_path", "decay_norm", "decay_bias", ".rules"))
-            and not same
-        ):
+            change = "they match other parameters than in the checkpoint, or another optimizer"
+        else:
+            decides = key.endswith(("optimizer.class_path", "decay_norm", "decay_bias"))
+            same = not decides or (stored in ADAMW and now in ADAMW)
             change = f"{stored} in the checkpoint, {now} now"
-            if key.endswith(".rules"):
-                change = "they match other parameters than in the checkpoint, or another optimizer"
+        if not same:
             raise UserError(
                 f"{key}: {change}: the optimizer's state doesn't "
                 "fit, so this can't go on; start a new run for it"

@@ -178,9 +178,8 @@ def labelled(runs: Sequence[Run]) -> Sequence[Run]:
     if generated and len({*names}) < len(runs):
         seed = "seed_everything"
         configs = [run.config.items() for run in runs]
-        names = labels_of(
-            [{k: v for k, v in c if k == seed or not BESIDE.match(k)} for c in configs]
-        )
+        own = [{k: v for k, v in c if k == seed or not BESIDE.match(k)} for c in configs]
+        names = labels_of(own)
     if "" in names or len({*names}) < len(runs):
         return runs
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]

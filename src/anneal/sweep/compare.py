@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from anneal.errors import UserError, command, did_you_mean, read_text
 from anneal.runs.folder import check_name, find_runs, recipe_of
-from anneal.runs.metrics import direction, read
-from anneal.text_table import text_table
+from anneal.runs.metrics import direction, of_run
+from anneal.system import text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ def trained(
     what: list[str], overrides: list[str], seeds: int, jobs: int
 ) -> tuple[Groups, Path, dict[str, str]]:
     """Train what is missing; return the finished runs, their folder, and what failed and why."""
-    from anneal.sweep.trainings import train
+    from anneal.sweep.process import train
 
     if seeds < 2:
         raise UserError(f"--seeds={seeds}: a test needs at least 2, and 6 to find something")
@@ -136,14 +136,13 @@ def results(groups: Groups, asked: str | None) -> "tuple[pd.DataFrame, str]":
     runs = [(k, seed, folder) for k, seeds in groups.items() for seed, folder in seeds.items()]
     if not runs:
         raise UserError("no training has finished", 1)
-    tables = [read(folder / "metrics.csv") for _, _, folder in runs]
+    tables = [of_run(folder) for _, _, folder in runs]
     logged = [{c for c in t.columns if c.startswith(("train/", "val/", "test/"))} for t in tables]
     names = sorted(set.intersection(*logged))
     metric = asked or next((c for c in USUAL if c in names), (names or [""])[-1])
     if metric not in names:
-        without = [
-            str(run[-1]) for run, columns in zip(runs, logged, strict=True) if metric not in columns
-        ]
+        of_each = zip(runs, logged, strict=True)
+        without = [str(run[-1]) for run, columns in of_each if metric not in columns]
         near = did_you_mean(metric, names) or f"; all have {', '.join(names) or 'none'}"
         raise UserError(f"--metric={metric}: not logged by {', '.join(without[:2])}{near}")
     ends = [([math.nan, *t.values(metric)][-1], int(max(t.values("step"))) + 1) for t in tables]
@@ -162,9 +161,8 @@ def notes(rows: "pd.DataFrame", groups: Groups) -> Iterator[str]:
         counts = rows.groupby("configuration", sort=False)["steps"].unique().items()
         each = ", ".join(f"{label} {' or '.join(map(str, steps))}" for label, steps in counts)
         yield f"note: they trained different numbers of steps: {each}"
-    configs = [
-        Run.read(folder).config for folder in rows.groupby("configuration")["folder"].first()
-    ]
+    folders = rows.groupby("configuration")["folder"].first()
+    configs = [Run.read(folder).config for folder in folders]
     keys = {key for config in configs for key in config if key.startswith("data")}
     if differ := sorted(k for k in keys if len({config.get(k) for config in configs}) > 1):
         yield f"note: their data differs: {', '.join(differ)}"

@@ -8,8 +8,8 @@ from anneal.errors import UserError, command
 from anneal.runs.config import flatten, parse
 from anneal.runs.drops import branch_steps
 from anneal.runs.folder import AT_STEP, RUNS, checkpoints_of, configs_of, find_run
-from anneal.runs.metrics import Table, read
-from anneal.text_table import text_table
+from anneal.runs.metrics import of_run
+from anneal.system import text_table
 
 COOLDOWNS = RUNS / "cooldown"
 SHOWN = ("val/loss", "val/acc", "test/loss", "test/acc")
@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> int:
         ]
         for budget, first in budgets[1:]
     }
-    from anneal.sweep.trainings import train
+    from anneal.sweep.process import train
 
     failed = train(folder, listed, typed.jobs)
     print(f"\n{text_table(rows_of(budgets, [run, *(folder / name for name in listed)]))}\n")
@@ -65,8 +65,7 @@ def branches_of(run: Path, n: int) -> tuple[list[tuple[int, int]], str]:
     if not keys:
         raise UserError(f"{run} has no decay that could begin earlier: train with {flags}")
     key = keys[0].removesuffix(".class_path")
-    file = run / "metrics.csv"
-    table = read(file) if file.is_file() else Table([], [])
+    table = of_run(run)
     steps = int(max(table.values("step"), default=-1)) + 1
     epochs = max(table.values("epoch"), default=-1) + 1
     if steps != config["trainer.max_steps"] and epochs != config["trainer.max_epochs"]:
@@ -89,11 +88,11 @@ def branches_of(run: Path, n: int) -> tuple[list[tuple[int, int]], str]:
 
 def rows_of(budgets: list[tuple[int, int]], folders: list[Path]) -> list[list[str]]:
     """Return the rows of the table: budgets, steps trained, and the last value of each metric."""
-    tables = [read(f / "metrics.csv") if (f / "metrics.csv").is_file() else None for f in folders]
-    shown = [name for name in SHOWN if any(t and t.values(name) for t in tables)]
+    tables = list(map(of_run, folders))
+    shown = [name for name in SHOWN if any(table.values(name) for table in tables)]
     rows = [["budget", "steps trained", *shown, "folder"]]
     for (budget, first), folder, table in zip(budgets, folders, tables, strict=True):
-        ends = [(table.values(name) if table else [])[-1:] for name in shown]
+        ends = [table.values(name)[-1:] for name in shown]
         trained = budget - (first if folder != folders[0] else 0)
         values = [f"{end[0]:.4f}" if end else "" for end in ends]
         rows.append([str(budget), str(trained), *values, str(folder)])

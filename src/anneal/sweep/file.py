@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ METRIC = dict.fromkeys(("name", "goal", "target"), True)
 METRIC |= dict.fromkeys(("impute", "impute_while_running"), False)
 HYPERBAND = dict.fromkeys(("type", "min_iter", "max_iter", "s", "eta", "strict"), True)
 MACRO = re.compile(r"\$\{(\w+)\}")
-ENVVAR = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 ARGS = ("", "_no_equals", "_no_hyphens", "_no_boolean_flags", "_json", "_json_file")
 ARGS_HYDRA = ("_append_hydra", "_override_hydra")
 MACROS = ("env", "interpreter", "program", *(f"args{kind}" for kind in ARGS + ARGS_HYDRA))
@@ -113,26 +111,25 @@ class Sweep:
         settings = {**self.constants, **{p.path: values[p.name] for p in self.parameters}}
         nested = self.trains and "${args_json_file}" in self.command  # a file of --config
         for path, value in sorted(settings.items(), key=lambda item: item[0]):
-            path = tuple(".".join(path).split(".")) if nested else path
+            *above, last = ".".join(path).split(".") if nested else path
             node = tree
-            for key in path[:-1]:
+            for key in above:
                 node = node.setdefault(key, {})
-            node[path[-1]] = value
+            node[last] = value
         if "${args_json_file}" in self.command:
             json_file.write_text(json.dumps(tree))
+        from wandb.sdk.launch.sweeps import utils  # takes half a second, as all of wandb
+
+        macros = utils.create_sweep_command_args({"args": {k: {"value": tree[k]} for k in tree}})
+        if self.trains:
+            flags = [f"--{k}={_in_yaml(v)}" for k, v in tree.items()]
+            macros = {macro: flags for macro in macros}
+        macros |= {"args_json_file": [str(json_file)]}
         words: list[str] = []
-        for word in self.head:
+        for word in utils.create_sweep_command(self.head):
             macro = MACRO.fullmatch(word)
-            if macro and self.trains and macro[1] != "args_json_file":
-                words += [f"--{key}={_in_yaml(value)}" for key, value in tree.items()]
-            else:
-                words += _expand(macro[1], tree, json_file) if macro else [_filled(word)]
+            words += macros[macro[1]] if macro else [word]
         return words
-
-
-def _filled(word: str) -> str:
-    """Return a word with the values of environment variables."""
-    return ENVVAR.sub(lambda match: os.environ.get(match[1], match[1]), word)
 
 
 def _in_yaml(value: Any) -> str:
@@ -140,21 +137,6 @@ def _in_yaml(value: Any) -> str:
         return value
     text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
     return text.removesuffix("...\n").strip()
-
-
-def _expand(macro: str, tree: dict[str, Any], json_file: Path) -> list[str]:
-    """Return the words that W&B's agent puts in place of an `args` macro."""
-    if macro == "args_json_file":
-        return [str(json_file)]
-    if macro == "args_json":
-        return [json.dumps(tree)]
-    if macro == "args_no_equals":
-        return [word for key, value in tree.items() for word in (f"--{key}", str(value))]
-    if macro == "args_no_boolean_flags":
-        flags = {k: v for k, v in tree.items() if v is not False}
-        return [f"--{k}" if v is True else f"--{k}={v}" for k, v in flags.items()]
-    sign = {"args": "--", "args_append_hydra": "+", "args_override_hydra": "++"}.get(macro, "")
-    return [f"{sign}{key}={value}" for key, value in tree.items()]
 
 
 def read(path: Path) -> Sweep:

@@ -4,7 +4,6 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
 
 from anneal.errors import UserError, command
 
@@ -51,10 +50,6 @@ def run(file: Path, jobs: int, storage: str | None) -> int:
     return 0 if any(row.status == "finished" for row in rows) else 1
 
 
-def _interrupt(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 @command
 def main(args: list[str] | None = None) -> int:
     """Run the command line, and return its exit status."""
@@ -67,5 +62,5 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--storage", metavar="URL", help="of Optuna, for several workers")
     typed = parser.parse_args(args)
     for number in STOPPING:
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     return run(typed.file, typed.jobs, typed.storage)

@@ -4,7 +4,6 @@ The imports of a training take seconds. `multiprocessing`'s fork server does the
 thread and has computed nothing, so that each fork is like a fresh start.
 """
 
-import json
 import multiprocessing
 import os
 import re
@@ -18,16 +17,17 @@ from contextlib import suppress
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
-from anneal.runs.folder import LAST, checkpoints_of
-from anneal.runs.metrics import read
+from tqdm import tqdm
+
+from anneal.errors import UserError
+from anneal.runs.folder import LAST, check_writable, checkpoints_of
+from anneal.system import cores, lock
 
 TRAIN = Path(__file__).parents[3] / "train.py"
 # What the fork server imports; wandb and matplotlib leave the last two for later.
 WARM = ["anneal.cli.warm", "wandb.sdk.launch", "matplotlib.backends.backend_agg"]
 TERM_SECONDS = 10.0  # from SIGTERM to SIGKILL
-ERROR = re.compile(
-    r"(error|[\w.]+(Error|Exception|GracefulShutdown|Exit)|Killed|Segmentation fault)\b"
-)
+ERROR = re.compile(r"(error|[\w.]+(Error|Exception|Interrupt|Exit)|Killed|Segmentation fault)\b")
 
 
 def training_words(command: list[str]) -> list[str] | None:
@@ -126,6 +126,67 @@ class Process:
         return ": ".join([why, *last])[:500]
 
 
+def train(folder: Path, listed: dict[str, list[str]], jobs: int) -> dict[str, str]:
+    """Train what is not finished: by the name of its folder, with its options.
+
+    The finished ones stand in `finished.txt`; one that was interrupted, or has failed, resumes.
+
+    Returns:
+        Why they failed, of those that have.
+
+    Raises:
+        UserError: The options of one are wrong.
+        KeyboardInterrupt: After a signal: the same call goes on.
+    """
+    if jobs < 1:
+        raise UserError(f"-j {jobs}: must be at least 1")
+    check_writable(folder, "")
+    if (locked := lock(folder)) is None:
+        raise UserError(f"{folder} is in use: the same command is running already")
+    record = folder / "finished.txt"
+    done = record.read_text().splitlines() if record.is_file() else []
+    left = [name for name in listed if name not in done or not (folder / name).is_dir()]
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs)
+    running: dict[str, Process] = {}
+    failed: dict[str, str] = {}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with locked, tqdm(total=len(left), desc=folder.name, unit=" trainings", disable=None) as bar:
+        try:
+            if left:
+                warm_up(training=True)
+            while left or running:
+                while left and len(running) < jobs:
+                    name = left.pop(0)
+                    words = [sys.executable, str(TRAIN), "fit", "--resume=auto", *listed[name]]
+                    running[name] = Process(words, folder / name, folder.name, threads, {})
+                time.sleep(0.1)
+                for name, process in [*running.items()]:
+                    if (code := process.status()) is None:
+                        continue
+                    del running[name]
+                    if code == 2:
+                        raise UserError(process.error().removeprefix("exit status 2: error: "))
+                    if code:
+                        failed[name] = process.error()
+                    else:
+                        with record.open("a") as file:
+                            print(name, file=file)
+                    bar.update()
+                    bar.write(f"{process.folder}: {failed.get(name, 'finished')}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on", file=sys.stderr)
+            raise
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.end()
+            signal.signal(signal.SIGTERM, before)
+    for name, error in failed.items():
+        print(f"failed: {folder / name}: {error}", file=sys.stderr)
+    return failed
+
+
 # ---- in the trial's own process
 
 
@@ -162,23 +223,3 @@ def _train(words: list[str], threads: int) -> None:
 def _run(command: list[str]) -> None:
     code = subprocess.call(command, stdin=subprocess.DEVNULL)
     sys.exit(code if code >= 0 else 128 - code)  # as a shell says that a signal ended it
-
-
-# ---- what it has logged
-
-
-def logged(folder: Path, name: str) -> list[float]:
-    """Return the values of a metric so far, from the run's metrics.csv."""
-    file = folder / "metrics.csv"
-    return read(file).values(name) if file.exists() else []
-
-
-def recorded(folder: Path, name: str) -> list[float]:
-    """Return the same from W&B's recording there, for programs that write no metrics.csv."""
-    values = []
-    for file in sorted(folder.glob("wandb/*run-*/run-*.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        items = [json.loads(line).get("history", {}) for line in done.stdout.splitlines()]
-        values += [item["item"][name] for item in items if name in item.get("item", {})]
-    return [float(v) for v in values if isinstance(v, int | float)]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from anneal.sweep.file import Metric, Sweep
 from anneal.sweep.study import FINISHED, STOPPED, Study
-from anneal.text_table import text_table as in_columns
+from anneal.system import text_table as in_columns
 
 SEED = "seed_everything"
 MARKERS = "osD^vPX*<>"

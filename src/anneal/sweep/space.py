@@ -81,7 +81,11 @@ def parameter(path: tuple[str, ...], spec: dict[str, Any]) -> Parameter:
         log = base == "log_normal"
         return Parameter(name, path, SHARE, lambda u: round_off(quantile(u)), log=log)
 
-    low, high = _limits(base, spec)
+    low, high = float(spec["min"]), float(spec["max"])
+    if base == "log_uniform":
+        low, high = math.exp(low), math.exp(high)
+    elif base == "inv_log_uniform":
+        low, high = math.exp(-high), math.exp(-low)
     log = base != "uniform"
     grid = None
     if quantised and not log and (high - low) / given["q"] < 10_000:
@@ -133,16 +137,6 @@ def _check(name: str, kind: str, spec: dict[str, Any]) -> None:
             raise UserError(f"{where}.min={spec['min']}: {kind} needs it above 0")
         if kind == "int_uniform" and not all(isinstance(spec[k], int) for k in ("min", "max")):
             raise UserError(f"{where}: int_uniform needs whole numbers for min and max")
-
-
-def _limits(kind: str, spec: dict[str, Any]) -> tuple[float, float]:
-    """Return the lowest and the highest value."""
-    low, high = float(spec["min"]), float(spec["max"])
-    if kind == "log_uniform":
-        return math.exp(low), math.exp(high)
-    if kind == "inv_log_uniform":
-        return math.exp(-high), math.exp(-low)
-    return low, high
 
 
 def _quantile(kind: str, given: dict[str, Any]) -> Callable[[float], Any]:

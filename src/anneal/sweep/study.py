@@ -150,11 +150,13 @@ class Study:
         if self.is_over():
             return None
         trial = self.study.ask({p.name: p.distribution for p in self.sweep.parameters})
-        if self.sweep.total is not None and "fixed_params" not in self._record(trial.number):
+        recorded = self.trials()[trial.number]
+        if self.sweep.total is not None and "fixed_params" not in recorded.system_attrs:
             self.study.tell(trial, state=TrialState.FAIL)  # another worker took the last one
             return None
         values = self.sweep.values(trial.params)
-        if "again" not in trial.user_attrs and (same := self._tried(values)):
+        same = next((t for t in self.trials() if t.user_attrs.get("values") == values), None)
+        if same and "again" not in trial.user_attrs:
             # Told the same result, Bayes looks elsewhere.
             done = same.state == TrialState.COMPLETE
             self.study.tell(trial, same.value if done else None, None if done else TrialState.FAIL)
@@ -167,31 +169,18 @@ class Study:
         self.mine[trial.number] = trial
         return trial, values
 
-    def _tried(self, values: dict[str, Any]) -> FrozenTrial | None:
-        """Return the trial that had the same parameters, if there is one."""
-        return next((t for t in self.trials() if t.user_attrs.get("values") == values), None)
-
     def requeue(self, number: int) -> None:
         """Queue a trial that ended with its worker once more."""
-        drawn = {**self._record(number).get("fixed_params", {}), **self.trials()[number].params}
+        trial = self.trials()[number]
+        drawn = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         with suppress(ValueError, UpdateFinishedTrialError):  # another worker has done it
             self.study.tell(number, state=TrialState.FAIL)
             self.study.enqueue_trial(drawn, user_attrs={"again": number})
         self.mine.pop(number, None)
 
-    def previous_run_dir(self, trial: Trial) -> Path | None:
-        """Return the run folder of the trial that this one repeats, if it does."""
-        before = trial.user_attrs.get("again")
-        folder = None if before is None else self.trials()[before].user_attrs.get("folder")
-        return Path(folder) if folder else None
-
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Return all trials by number, or those in some states."""
         return self.study.get_trials(deepcopy=False, states=states or None)
-
-    def _record(self, number: int) -> dict[str, Any]:
-        """Return what Optuna itself remembers of a trial."""
-        return self.trials()[number].system_attrs
 
     # ---- what becomes of it
 
@@ -252,9 +241,8 @@ class Study:
     def _begun(self) -> list[FrozenTrial]:
         """Return the trials that were begun, each with its own parameters."""
         interrupted = self.interrupted()
-        return [
-            t for t in self.trials() if "values" in t.user_attrs and t.number not in interrupted
-        ]
+        begun = [t for t in self.trials() if "values" in t.user_attrs]
+        return [t for t in begun if t.number not in interrupted]
 
     def best(self) -> float | None:
         """Return the best value so far, if there is one."""

@@ -10,8 +10,9 @@ from typing import Any
 from optuna.trial import Trial
 from tqdm import tqdm
 
+from anneal.runs.metrics import of_run, recorded
 from anneal.sweep.file import Sweep
-from anneal.sweep.process import Process, can_resume, logged, recorded
+from anneal.sweep.process import Process, can_resume
 from anneal.sweep.study import FAILED, FINISHED, STOPPED, Study
 from anneal.system import cores
 
@@ -42,7 +43,9 @@ class Worker:
         try:
             while not self.interrupted:
                 others = self.study.heartbeat()
-                while len(self.running) < self.jobs and not self._is_over():
+                while len(self.running) < self.jobs and not (
+                    self.interrupted or self.study.is_over()
+                ):
                     if asked := self.study.ask():
                         self._start(*asked)
                 self._show(bar)
@@ -53,14 +56,12 @@ class Worker:
             self._end_all()
             bar.close()
 
-    def _is_over(self) -> bool:
-        return self.interrupted or self.study.is_over()
-
     def _start(self, trial: Trial, values: dict[str, Any]) -> None:
         name = f"{self.sweep.name}-{trial.number:03d}"
         folder = self.folder / name
-        if (left := self.study.previous_run_dir(trial)) and can_resume(left):
-            folder = left
+        if (again := trial.user_attrs.get("again")) is not None:  # the trial that it repeats
+            left = self.study.trials()[again].user_attrs.get("folder")
+            folder = Path(left) if left and can_resume(Path(left)) else folder
         trial.set_user_attr("folder", str(folder))
         words = self.sweep.words(values, self.folder / f"{name}.json")
         started = Process(words, folder, self.sweep.name, self.threads, self.sweep.env)
@@ -95,7 +96,7 @@ class Worker:
         if code is None:
             if not self.sweep.early or not metric:
                 return None
-            if not self.study.should_stop(trial, logged(run.folder, metric.name)):
+            if not self.study.should_stop(trial, of_run(run.folder).values(metric.name)):
                 return None
             run.terminate()
             run.end()
@@ -104,7 +105,10 @@ class Worker:
             return FAILED, None, run.error()
         if metric is None:
             return FINISHED, None, ""
-        values = logged(run.folder, metric.name) or recorded(run.folder, metric.name)
+        values = of_run(run.folder).values(metric.name)
+        if not values:  # a program that writes no metrics.csv
+            found = [row.get(metric.name) for row in recorded(run.folder)]
+            values = [float(v) for v in found if isinstance(v, int | float)]
         if not values:
             return FAILED, None, f"{metric.name} was not logged"
         if not math.isfinite(values[-1]):

@@ -68,10 +68,8 @@ def of_targets(found: Found, task: Task, names: Sequence[str], drawn: Sequence[s
 
 def _table(head: Sequence[str], names: Sequence[str], *columns: Tensor) -> list[list[Any]]:
     lines = zip(names, *(column.tolist() for column in columns), strict=True)
-    return [
-        list(head),
-        *([f"{x + 0:.5g}" if x.__class__ is float else x for x in line] for line in lines),
-    ]
+    shown = ([f"{x + 0:.5g}" if x.__class__ is float else x for x in line] for line in lines)
+    return [list(head), *shown]
 
 
 DRAWN = {"classification": of_classes, "multilabel": of_labels, "regression": of_targets}

@@ -48,10 +48,8 @@ class Task(nn.Module):
         elif targets is None:
             raise UserError(f"model.{self.options[0]}: the data has no train_targets to count")
         else:
-            weight, wrong = (
-                self.balanced(targets, n).float(),
-                "some of them are on no sample or all",
-            )
+            weight = self.balanced(targets, n).float()
+            wrong = "some of them are on no sample or all"
         if len(weight) != n or not ((weight > 0) & weight.isfinite()).all():
             raise UserError(f"model.{self.options[0]}={asked} for {', '.join(names)}: {wrong}")
         self.weight = weight

@@ -37,7 +37,7 @@ class TestReport(Callback):
         self.top: list[Loss] = []
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+        self, trainer: Trainer, _: Any, outputs: Any, batch: Any, *args: Any
     ) -> None:
         if not isinstance(outputs, dict) or not {"loss", "preds", "target"} <= outputs.keys():
             return

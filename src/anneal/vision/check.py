@@ -24,7 +24,7 @@ from tqdm import tqdm
 from anneal.errors import UserError, command
 from anneal.image_grid import legible, plot_image_grid
 from anneal.runs.folder import RUNS, next_free_path
-from anneal.text_table import text_table
+from anneal.system import text_table
 from anneal.vision.decode import UnreadableImageError, decode, formats
 from anneal.vision.files import ImageFiles
 from anneal.vision.index import ImageFolder
@@ -109,7 +109,7 @@ def thumbnail(pictures: ImageFolder, index: int) -> Tensor:
     """Return the middle of an image, or white."""
     with suppress(UnreadableImageError):
         if index >= 0:
-            return ValTransform(SIDE, SIDE, "bilinear", True)(decode(pictures.read(index)))
+            return ValTransform(SIDE, SIDE, "bilinear", True)(pictures.image(index))
     return torch.full((3, SIDE, SIDE), 255)
 
 

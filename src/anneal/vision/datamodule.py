@@ -1,7 +1,6 @@
 """Folders of images, ImageNet's among them, decoded by worker processes."""
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,43 +17,20 @@ from anneal.data.seeding import derive_seed, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
 from anneal.system import cores
+from anneal.vision.crops import CroppedDataset
 from anneal.vision.files import ImageFiles, ImageSource, missing
 from anneal.vision.index import ImageFolder
 from anneal.vision.layouts import Layout
-from anneal.vision.loader import DecodedDataset, ImageLoader, UnreadableImage
+from anneal.vision.loader import CPU, DecodedDataset, ImageLoader, UnreadableImage
+from anneal.vision.raw import PIXELS, RawImages
 from anneal.vision.splits import strata
-from anneal.vision.transforms import MixUpCutMix, TrainTransform, Transform, ValTransform
-
-
-@dataclass
-class ProgressiveResizing:
-    """Smaller training images in the first epochs, which cost less (Howard 2018, DAWNBench).
-
-    Args:
-        start_size: Side of the first epochs' images, in pixels.
-        start_epoch: The epoch from which on the size grows linearly.
-        end_epoch: The epoch in which it has reached `train_size`.
-        multiple: Sizes are rounded to multiples of this.
-    """
-
-    start_size: int
-    start_epoch: int
-    end_epoch: int
-    multiple: int = 32
-
-    def __post_init__(self) -> None:
-        if self.start_epoch >= self.end_epoch:
-            raise UserError("data.progressive: end_epoch must come after start_epoch")
-
-    def size(self, train_size: int, epoch: int) -> int:
-        """Return the side of the images of an epoch."""
-        if epoch < self.start_epoch:
-            return self.start_size
-        if epoch >= self.end_epoch:
-            return train_size
-        part = (epoch - self.start_epoch) / (self.end_epoch - self.start_epoch)
-        size = self.start_size + part * (train_size - self.start_size)
-        return round(size / self.multiple) * self.multiple
+from anneal.vision.transforms import (
+    MixUpCutMix,
+    ProgressiveResizing,
+    TrainTransform,
+    Transform,
+    ValTransform,
+)
 
 
 class ImageFolderDataModule(Layout, LightningDataModule):
@@ -67,8 +43,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
     Args:
         root: Folder with a folder for each class, or with such in `train` and `val` (and `test`,
             for the test after a training), or with the images of `labels` or `label_pattern`, or
-            ImageNet's archives as they unpack, or shards made by `python train.py shards`, also as
-            s3://bucket/prefix.
+            ImageNet's archives as they unpack, or what `python train.py shards` made: shards, also
+            as s3://bucket/prefix, or plain pixels.
         batch_size: Images in a batch of one process.
         num_workers: Processes that decode, for each training process; 0: the training process
             itself; None: one for each core that there is for it, at most 16.
@@ -91,6 +67,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
             image with several labels counts for the rarest of them.
         broken: Whether an image that can't be read ends the run or is skipped.
         max_broken: How many may be skipped.
+        in_memory: Whether the pixels of `shards --raw` are kept in the device's memory and cropped
+            there, without workers; not with `augment`, `erasing` or bicubic interpolation.
         cache_dir: Where the list of files, and shards from a bucket, are kept for the next run;
             None: ~/.cache/anneal.
         predict_path: What to predict: a file, a folder or a pattern such as 'photos/*.jpg'.
@@ -118,6 +96,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         sampler: Literal["balanced"] | None = None,
         broken: Literal["raise", "skip"] = "raise",
         max_broken: int = 100,
+        in_memory: bool = False,
         cache_dir: Path | None = None,
         predict_path: str | None = None,
         **kwargs: Any,
@@ -138,6 +117,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         self.sampler = sampler
         self.broken = broken
         self.max_broken = max_broken
+        self.in_memory = in_memory
         self.cache_dir = cache_dir
         self.predict_path = predict_path
         self._train_transform = TrainTransform(
@@ -179,6 +159,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
             raise UserError(
                 "data.sampler: shards are read in their order; model.class_weight helps"
             )
+        if self.in_memory and not isinstance(train, RawImages):
+            raise UserError(f"data.in_memory: {self.wait_advice}")
         for split, pictures in self.splits.items():
             for note in getattr(pictures, "notes", ()):
                 rank_zero_info(f"{self.root}, {split}: {note}")
@@ -192,6 +174,13 @@ class ImageFolderDataModule(Layout, LightningDataModule):
     def has_test(self) -> bool:
         """Whether there are test images, apart from those for validation."""
         return "test" in self.splits
+
+    @property
+    def wait_advice(self) -> str:
+        """What to do where a training waits for these images."""
+        if isinstance(self.splits.get("train"), RawImages):
+            return "more --data.num_workers, a smaller --short_side or --data.in_memory=true"
+        return f"pixels need no decoding: python train.py shards {self.root} OUT --raw"
 
     def train_transform(self) -> Transform:
         """Return what makes a training image: a function of (3, H, W) uint8 and a size in pixels.
@@ -246,6 +235,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
             from anneal.vision.streaming import ImageShards
 
             return ImageShards.splits(self.root, self.cache_dir)
+        if list(Path(self.root).glob(f"*/{PIXELS}")):
+            return RawImages.splits(Path(self.root))
         return ImageFolder.splits(Path(self.root), self.cache_dir, Layout.of(self))
 
     def _batches(
@@ -254,11 +245,19 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         share |= share_of(self.trainer, split == "train")
         world = share["world_size"]
         check_split_size(self.root, split, len(pictures), self.batch_size, world)
+        device = self.trainer.strategy.root_device if self.trainer else CPU
+        dataset: DecodedDataset = DecodedDataset(pictures, transform, self.size_of, global_seed())
+        workers = self.num_workers
+        crops = type(transform) is TrainTransform and transform.only_crops
+        if crops and isinstance(pictures, RawImages):
+            on_device = self.in_memory and self._train_transform.interpolation == "bilinear"
+            where, workers = (device, 0) if on_device else (CPU, workers)
+            dataset = CroppedDataset(**vars(dataset) | {"device": where})
         return ImageLoader(
-            DecodedDataset(pictures, transform, self.size_of, global_seed()),
+            dataset,
             EpochSampler(len(pictures), self.batch_size, **share),
-            min(16, math.ceil(cores() / world)) if self.num_workers is None else self.num_workers,
-            give_way=bool(self.trainer and self.trainer.strategy.root_device.type == "cpu"),
+            min(16, math.ceil(cores() / world)) if workers is None else workers,
+            give_way=bool(self.trainer and device.type == "cpu"),
             on_unreadable=partial(self._on_unreadable, predicts=split == "predict"),
         )
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from anneal.errors import UserError
-from anneal.vision.decode import UnreadableImageError, formats
+from anneal.vision.decode import UnreadableImageError, decode, formats
 
 MAX_BYTES = 1 << 30
 # How a file of a common format begins.
@@ -62,6 +62,10 @@ class ImageSource:
     def read(self, index: int) -> bytes:
         """Return an encoded image; raises UnreadableImageError if it can't be read."""
         return read_file(self.path(index))
+
+    def image(self, index: int) -> Tensor:
+        """Return an image decoded, (3, H, W) uint8; raises UnreadableImageError likewise."""
+        return decode(self.read(index))
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Return a permutation of 0..N-1 to train in."""

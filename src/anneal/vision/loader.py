@@ -15,7 +15,7 @@ from anneal.data.sampler import EpochSampler
 from anneal.data.seeding import derive_seed
 from anneal.errors import UserError
 from anneal.lightning_internals import HasWorkers
-from anneal.vision.decode import UnreadableImageError, decode
+from anneal.vision.decode import UnreadableImageError
 from anneal.vision.files import ImageSource
 
 
@@ -27,6 +27,10 @@ class UnreadableImage(NamedTuple):
 
     path: str
     reason: str
+
+
+CPU = torch.device("cpu")
+Collated = tuple[Tensor, Tensor, list[UnreadableImage]]
 
 
 @dataclass(eq=False)
@@ -41,11 +45,12 @@ class DecodedDataset(Dataset[tuple[Tensor, Any] | UnreadableImage]):
     transform: Callable[[Tensor, int], Tensor]  # of an image, to a size in pixels
     size: Callable[[int], int]  # of an epoch
     seed: int
+    device: torch.device = CPU  # of the batches
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Any] | UnreadableImage:
         epoch, place, index = key
         try:
-            image = decode(self.pictures.read(index))
+            image = self.pictures.image(index)
         except UnreadableImageError as e:
             return UnreadableImage(self.pictures.path(index), str(e))
         except UserError as e:  # not this image, but the place of all of them
@@ -88,7 +93,7 @@ class ImageLoader(HasWorkers):
             num_workers=num_workers,
             collate_fn=collate,
             persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and decoded.device.type == "cpu",
             worker_init_fn=_idle if give_way else None,
         )
 
@@ -119,8 +124,10 @@ def _idle(worker: int) -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def collate(samples: list[Any]) -> tuple[Tensor, Tensor, list[UnreadableImage]]:
+def collate(samples: list[Any] | Collated) -> Collated:
     """Return images, targets and what can't be read; in the worker, so that one tensor travels."""
+    if isinstance(samples, tuple):  # a batch already
+        return samples
     good = [s for s in samples if not isinstance(s, UnreadableImage)]
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
     labels = torch.from_numpy(np.array([label for _, label in good]))

@@ -1,19 +1,22 @@
 """Conversion of a folder of images into LitData shards, for data past one machine's disk.
 
-    python train.py shards FOLDER OUT [--short_side=256] [--quality=90] [--num_workers=N]
+    python train.py shards FOLDER OUT [--short_side=256] [--quality=90] [--raw] [--num_workers=N]
 
-makes OUT/train and OUT/val: LitData's index.json and chunks, and pictures.npz with the labels and
-paths of all images. Train on them with --data.root=OUT or, after `aws s3 sync OUT
-s3://BUCKET/PREFIX`, with --data.root=s3://BUCKET/PREFIX.
+makes OUT/train and OUT/val: LitData's index.json and chunks, or with --raw all pixels in
+pictures.raw, and pictures.npz with the labels and paths of all images. Train on them with
+--data.root=OUT or, after `aws s3 sync OUT s3://BUCKET/PREFIX` of shards, with
+--data.root=s3://BUCKET/PREFIX.
 """
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
@@ -28,35 +31,42 @@ from anneal.vision.decode import UnreadableImageError, decode
 from anneal.vision.files import pack
 from anneal.vision.index import ImageFolder
 from anneal.vision.layouts import Layout
-from anneal.vision.streaming import TABLE, need_litdata
+from anneal.vision.raw import PIXELS, TABLE
+from anneal.vision.streaming import need_litdata
 
 CHUNK = 64 << 20  # bytes, LitData's own default
 
 
 @dataclass(eq=False)
-class Encoded(Dataset[tuple[int, bytes | None, str]]):
-    """Images in the form that is stored, as they are without a `short_side` and a `quality`."""
+class Encoded(Dataset[tuple[int, Any, str]]):
+    """Images in the form that is stored, as they are without a `short_side` and a `quality`.
+
+    Of `raw` ones these are the pixels, (H, W, 3) uint8.
+    """
 
     pictures: ImageFolder
     short_side: int | None
     quality: int | None
+    raw: bool
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> tuple[int, bytes | None, str]:
-        """Return the index, the bytes and an empty string, or None and the reason."""
+    def __getitem__(self, index: int) -> tuple[int, Any, str]:
+        """Return the index, what is stored and an empty string, or None and the reason."""
         try:
             data = self.pictures.read(index)
             pixels = decode(data)
         except UnreadableImageError as e:
             return index, None, str(e)
-        if self.short_side is None and self.quality is None:
+        if self.short_side is None and self.quality is None and not self.raw:
             return index, data, ""
         image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         if self.short_side and (short := min(image.size)) > self.short_side:
             width, height = (max(1, round(s * self.short_side / short)) for s in image.size)
             image = image.resize((width, height), Image.Resampling.LANCZOS)
+        if self.raw:
+            return index, np.array(image), ""
         buffer = BytesIO()
         image.save(buffer, "JPEG", quality=self.quality or 90)
         return index, buffer.getvalue(), ""
@@ -65,38 +75,53 @@ class Encoded(Dataset[tuple[int, bytes | None, str]]):
 def convert(
     encoded: Encoded, out: Path, order: list[int], num_workers: int
 ) -> Iterator[tuple[str, str]]:
-    """Write the shards of one split, and yield path and reason of each broken image."""
-    from litdata.streaming import Cache
-
+    """Write what is stored of one split, and yield path and reason of each broken image."""
     pictures = encoded.pictures
     out.mkdir()
-    writer = Cache(str(out), chunk_bytes=CHUNK)
     stored: list[int] = []
-    loader = DataLoader(encoded, None, sampler=order, num_workers=num_workers, collate_fn=_as_is)
-    for index, data, reason in tqdm(loader, out.name, len(order), unit=" pictures", disable=None):
-        if data is None:
-            yield pictures.path(index), reason
-            continue
-        writer[len(stored)] = data
-        stored.append(index)
-    if not stored:
-        raise UserError(f"{pictures.prefix}, {out.name}: no picture can be read")
-    writer.done()
-    writer.merge()
+    shapes, sums = [], []
+    loader = DataLoader(encoded, None, sampler=order, num_workers=num_workers)
+    opened: Any = (out / PIXELS).open("wb") if encoded.raw else _shards(out)
+    with opened as file:
+        for index, data, reason in tqdm(
+            loader, out.name, len(order), unit=" pictures", disable=None
+        ):
+            if data is None:
+                yield pictures.path(index), reason
+                continue
+            if encoded.raw:
+                file.write(pixels := data.numpy())
+                shapes.append(pixels.shape[:2])
+                sums.append(crc32(pixels))
+            else:
+                file[len(stored)] = data
+            stored.append(index)
+        if not stored:
+            raise UserError(f"{pictures.prefix}, {out.name}: no picture can be read")
     names, ends = pack(pictures.path(i).removeprefix(pictures.prefix) for i in stored)
     class_names, labels = np.array(pictures.class_names), pictures.labels[stored]
     task = np.array(pictures.task)
     arrays: Any = {"class_names": class_names, "labels": labels, "names": names, "ends": ends}
+    arrays |= {"shapes": np.array(shapes), "sums": np.array(sums)} if encoded.raw else {}
     np.savez_compressed(out / TABLE, task=task, **arrays)
 
 
-def _as_is(sample: Any) -> Any:
-    return sample
+@contextmanager
+def _shards(out: Path) -> Iterator[Any]:
+    """Yield LitData's writer, and end its files."""
+    from litdata.streaming import Cache
+
+    yield (writer := Cache(str(out), chunk_bytes=CHUNK))
+    writer.done()
+    writer.merge()
 
 
 def run(args: Namespace) -> int:
     """Convert all splits, and return the number of broken images."""
-    need_litdata()
+    if not args.raw:
+        need_litdata()
+    elif args.quality is not None:
+        raise UserError("--quality is of JPEGs, and --raw makes pixels: leave one of them out")
     if str(args.out).startswith("s3:"):
         raise UserError(f"OUT={args.out}: a folder; aws s3 sync FOLDER {args.out} brings it there")
     for name, value, least, most in (
@@ -122,7 +147,7 @@ def run(args: Namespace) -> int:
             order = list(range(len(pictures)))
             if split == "train":
                 order = pictures.order(make_generator(0)).tolist()
-            encoded = Encoded(pictures, args.short_side, args.quality)
+            encoded = Encoded(pictures, args.short_side, args.quality, args.raw)
             for path, reason in convert(encoded, whole / split, order, args.num_workers):
                 tqdm.write(f"broken  {path}: {reason}", file=sys.stderr)
                 broken += 1
@@ -136,12 +161,14 @@ def run(args: Namespace) -> int:
 def main(args: list[str] | None = None) -> int:
     """Run the command; the status is 1 if an image was broken, and all others are in OUT then."""
     parser = ArgumentParser(
-        prog="python train.py shards", description="Make LitData shards of a folder of images."
+        prog="python train.py shards",
+        description="Make LitData shards, or a file of pixels, of a folder of images.",
     )
     parser.add_argument("folder", help="with train/CLASS/... and val/CLASS/..., or ImageNet's own")
     parser.add_argument("out", help="a new folder")
     parser.add_argument("--short_side", type=int, help="scale larger pictures down to this")
     parser.add_argument("--quality", type=int, help="of JPEGs made anew (90); else files stay")
+    parser.add_argument("--raw", action="store_true", help="pixels, which need no decoding")
     parser.add_argument("--num_workers", type=int, default=cores())
     parser.add_class_arguments(Layout)
     options = parser.parse_args(args)

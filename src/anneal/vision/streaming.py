@@ -5,10 +5,8 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,12 +16,12 @@ from anneal.errors import UserError
 from anneal.system import atomic_write, cache_folder
 from anneal.vision.bucket import Bucket, BucketError, Cached
 from anneal.vision.files import ImageSource
+from anneal.vision.raw import SPLITS, TABLE, read_table
 
-SPLITS = ("train", "val", "test")
 WINDOW = 16  # chunks among which an epoch is shuffled
 AHEAD = 4  # chunks that are fetched before they are needed
 HELD = WINDOW + 2  # chunks that a process keeps open
-INDEX, TABLE = "index.json", "pictures.npz"
+INDEX = "index.json"
 
 # LitData asks a package index for its newest version.
 os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")
@@ -48,12 +46,8 @@ class ImageShards(ImageSource):
         self.cache = cache
         try:
             chunks = json.loads(index)["chunks"]
-            with np.load(BytesIO(table)) as arrays:
-                names, ends, labels = (arrays[name] for name in ("names", "ends", "labels"))
-                task = str(arrays["task"]) if "task" in arrays else "classification"
-                outputs = arrays["class_names"].tolist()
-                super().__init__(f"{url}#", names, ends, labels, outputs, task)
-        except (ValueError, KeyError, BadZipFile) as e:
+            super().__init__(*read_table(url, table)[0])
+        except (ValueError, KeyError) as e:
             raise UserError(f"{url}: its {INDEX} or {TABLE} is damaged: convert again") from e
         self.files = [(str(c["filename"]), int(c["chunk_bytes"])) for c in chunks]
         self.starts = np.cumsum([0] + [c["chunk_size"] for c in chunks])

@@ -21,6 +21,7 @@ USUAL = {  # names of columns, the likeliest first
     "split": "split",
     "group": "group",
 }
+VALID = {"True": "val", "False": "train"}  # as in a column is_valid of fastai's
 INTEGER = r"[+-]?\d+"
 
 
@@ -44,7 +45,8 @@ def listed(root: Path, layout: Any, sources: dict[str, str]) -> Listing:
         raise UserError(f"{name}: images with several lines that differ: {more.sum()}, at {first}")
     try:
         task, names, targets = _targets(table[labels], layout.task, layout.label_separator)
-        splits = [str(split_of(name)) for name in table[split]] if split else ["train"] * len(table)
+        named = table[split].replace(VALID) if split else ["train"] * len(table)
+        splits = [str(split_of(name)) for name in named]
         if "None" in splits:
             row = splits.index("None")
             raise ValueError(row, f"{split} is {table[split][row]!r}: neither train, val nor test")

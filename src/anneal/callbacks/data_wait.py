@@ -1,0 +1,54 @@
+"""How long a training waits for its data."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from anneal.lightning_internals import logged_step
+from anneal.progress import Clock, log
+
+
+class DataWait(Callback):
+    """Log `data/wait` after each epoch: the share of its training in which a batch was waited for.
+
+    Validations count on neither side. `share` is the same of all that this process has trained.
+    """
+
+    def __init__(self) -> None:
+        self.share = self._waited = 0.0
+        self._start = self._epoch = 0.0, 0.0  # seconds trained and waited before both
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have the profiler tell, which may be anyone's."""
+        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+        kind, since = type(profiler), 0.0
+
+        def start(action: str) -> None:
+            nonlocal since
+            kind.start(profiler, action)
+            if action.endswith("train_dataloader_next"):
+                since = time.perf_counter()
+
+        def stop(action: str) -> None:
+            if action.endswith("train_dataloader_next"):
+                self._waited += time.perf_counter() - since
+            kind.stop(profiler, action)
+
+        profiler.start, profiler.stop = start, stop
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if clock := Clock.of(trainer):
+            self._start = self._epoch = clock.seconds, self._waited
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        clock = Clock.of(trainer)  # which is brought up to date before
+        if clock and clock.seconds > self._epoch[0]:
+            now = clock.seconds, self._waited
+            self.share = _share(self._start, now)
+            log(trainer, {"data/wait": _share(self._epoch, now)}, logged_step(trainer) - 1)
+            self._epoch = now
+
+
+def _share(before: tuple[float, float], now: tuple[float, float]) -> float:
+    return (now[1] - before[1]) / (now[0] - before[0])
