@@ -25,6 +25,8 @@ MARKS: dict[str, dict[str, Any]] = {
 
 def kinds(function: Function) -> list[str]:
     """Return of each minimum whether it is a global or a local one."""
+    if not function.minima:
+        return []
     losses = function(torch.tensor(function.minima, dtype=torch.float64)).flatten().tolist()
     return [f"{'global' if loss < losses[0] + 1e-6 else 'local'} minimum" for loss in losses]
 
@@ -59,7 +61,7 @@ def contours(
 ) -> None:
     """Draw lines of equal loss, between areas of similar size that get smaller near the minimum."""
     x, y, losses = mesh(function, view)
-    levels = np.unique(np.quantile(losses, np.linspace(0, 1, 15 if filled else 9) ** 1.5))
+    levels = np.unique(np.quantile(losses, np.linspace(0, 1, 15 if filled else 8) ** 1.5))
     if filled:
         axes.contourf(x, y, losses, levels, colors=HEIGHT(np.linspace(0, 1, len(levels) - 1)))
     colour = "white" if filled else "#333333"

@@ -155,7 +155,7 @@ def test_256_starts_in_one_batch_go_where_each_goes_alone(optimizer):
 
 def test_every_start_has_noise_of_its_own():
     ends = train(grid=4, noise=1.0, optimizer=partial(SGD, lr=1.0), steps=1).points.flatten()
-    assert len({round(float(x), 4) for x in ends}) == 4
+    assert len({round(x, 4) for x in ends.tolist()}) == 4
 
 
 def test_a_grid_stands_in_the_middle_of_equal_cells():
