@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def train(function: str, optimizer: str, lr: float, steps: int = STEPS) -> Traje
     make = partial(cls, lr=lr, **settings)
     module = Surface(function, STARTS[function], optimizer=make)
     trainer = Trainer(accelerator="cpu", max_epochs=1, barebones=True)
-    trainer.fit(module, Steps(steps))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*self.log")  # which does nothing here
+        trainer.fit(module, Steps(steps))
     done = module.trajectory()
     return Trajectory(function, f"{optimizer} {lr:g}", done.path, done.lrs)
 

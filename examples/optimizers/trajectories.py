@@ -89,7 +89,7 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
         canvas.draw()  # type: ignore[no-untyped-call]
         images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
     # One palette for all frames: the style's colours, and what the last one has most of.
-    common = [colour for _, colour in sorted(images[-1].getcolors(2**24), reverse=True)[:240]]
+    common = [colour for _, colour in sorted(images[-1].getcolors(2**24) or [], reverse=True)[:240]]
     style = [MARKS["global minimum"]["mfc"], *COLOURS]
     shades = np.array([*(np.array([to_rgb(one) for one in style]) * 255).round(), *common])
     frames = [_indexed(image, shades.astype(int)) for image in images]
@@ -225,7 +225,9 @@ def _draw_map(
         shows.append(_trace(left, _clip(points, view), colour))
         shows.append(_line(right, losses, colour or COLOURS[0], fill(trajectory.label, 50)))
         if has_lr:
-            panels["c"].step(range(len(trajectory.lrs)), trajectory.lrs, where="post", c=colour)
+            panels["c"].step(
+                range(len(trajectory.lrs)), trajectory.lrs, where="post", c=colour or GREY
+            )
             panels["c"].set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     mark_minima(left, function)
     right.set(xlabel="step", ylabel="loss")
