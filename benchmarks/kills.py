@@ -329,12 +329,14 @@ def sorted_batches(path: Path, expected: list[str]) -> list[str]:
 
 
 def lines(run: Path) -> list[dict[str, str]]:
-    """metrics.csv without the time, and without the test after the training: a run that was killed
+    """metrics.csv without times, and without the test after the training: a run that was killed
     in it has nothing left to go on with."""
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     training = [row for row in rows if not row.get("test/loss")]
-    return [{k: v for k, v in row.items() if v and k != "time"} for row in training]
+    return [
+        {k: v for k, v in row.items() if v and k not in ("time", "data/wait")} for row in training
+    ]
 
 
 def make_photos(root: Path) -> None:

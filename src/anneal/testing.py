@@ -7,9 +7,10 @@ import csv
 import gc
 import io
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,23 @@ def main(args: list[str]) -> Any:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run a command in this process, in an empty folder, without bars and tables."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Run a command in this process, in an empty folder, without bars and tables.
+
+    Signals are as in a new process, and afterwards as before: a training that failed in a test
+    leaves its handlers behind.
+    """
     monkeypatch.chdir(tmp_path)
+    new = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in new.items()}
 
     def run(*args: str) -> Any:
         quiet = QUIET if args[0] in ("fit", "validate", "test", "predict") else ()
         return main([*args, *quiet])
 
-    return run
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def logged(folder: Path) -> list[dict[str, str]]:

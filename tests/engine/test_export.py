@@ -178,13 +178,13 @@ def test_nothing_is_overwritten_but_what_is_named(digits, run, tmp_path):
 
 
 def test_a_file_that_computes_something_else_is_refused(digits, run, tmp_path, capsys, monkeypatch):
-    write = exporting._WRITERS["torch_export"]
+    write = exporting._write_torch
 
     def wrongly(network, *args) -> None:
         write(network, *args)
         network.model.mean += 5
 
-    monkeypatch.setitem(exporting._WRITERS, "torch_export", wrongly)
+    monkeypatch.setattr(exporting, "_write_torch", wrongly)
     with pytest.raises(SystemExit) as e:
         run("export", "--ckpt_path=last", "--format=torch_export")
     assert e.value.code == 1
