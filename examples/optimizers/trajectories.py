@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from examples.optimizers.figure import COLOURS, GREY, entitle, styled
+from examples.optimizers.figure import COLOURS, GREY, styled, titled
 from examples.optimizers.functions import Function, find
 from examples.optimizers.marks import MARKS, contours, kinds, legend, mark_minima
 
@@ -89,7 +89,7 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
         canvas.draw()  # type: ignore[no-untyped-call]
         images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
     # One palette for all frames: the style's colours, and what the last one has most of.
-    common = [colour for _, colour in sorted(images[-1].getcolors(2**24), reverse=True)[:240]]
+    common = [colour for _, colour in sorted(images[-1].getcolors(2**24) or (), reverse=True)[:240]]
     style = [MARKS["global minimum"]["mfc"], *COLOURS]
     shades = [*(np.array([to_rgb(one) for one in style]) * 255).round().astype(int), *common]
     palette = Image.new("P", (1, 1))
@@ -105,8 +105,8 @@ def draw_basins(trajectories: list[Trajectory], title: str = "") -> Figure:
     function = find(trajectories[0].function)
     columns = min(2, len(trajectories))
     rows = -(-len(trajectories) // columns)
-    figure = Figure(figsize=(5 * columns, 3.9 * rows + 1))
-    entitle(figure, title or f"{function.name}: each start in the colour of where it ends")
+    title = title or f"{function.name}: each start in the colour of where it ends"
+    figure = titled(title, 3.9 * rows + 1, 5 * columns)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes, trajectory in zip(grid.flat, trajectories, strict=False):
         which, colours = _by_end(function, trajectory)
@@ -144,8 +144,10 @@ def draw_paths(trajectories: list[Trajectory], title: str = "") -> tuple[Figure,
     """Draw trajectories of one start each, or over one number of many; and what reveals them."""
     function = find(trajectories[0].function)
     rows = len(trajectories) if function.dims == 1 else 1
-    figure = Figure(figsize=(10, 1.2 + (2.5 * rows if rows > 1 else 3.7)))
-    entitle(figure, title or f"{function.name}: {trajectories[0].label}")
+    figure = titled(
+        title or f"{function.name}: {trajectories[0].label}",
+        1.2 + (2.5 * rows if rows > 1 else 3.7),
+    )
     view = _view(function, trajectories)
     draw_all = _draw_map if function.dims == 2 else _draw_rows
     shows = draw_all(figure, function, trajectories, view)
@@ -172,7 +174,7 @@ def _draw_rows(
         left.set(
             xlim=view[0], title=fill(trajectory.label, 90), ylabel="loss", ylim=left.get_ylim()
         )
-        middle.set(ylim=view[0], ylabel="x", xlim=(-0.03 * len(trajectory.lrs), None))
+        middle.set(ylim=view[0], ylabel="x")
         for at, name in zip(function.minima, kinds(function), strict=True):
             style = "-" if name == "global minimum" else ":"
             middle.axhline(at[0], color="#b8a100", ls=style, lw=1, zorder=0)
@@ -217,7 +219,9 @@ def _draw_map(
         shows.append(_trace(left, _clip(points, view), colour))
         shows.append(_line(right, losses, colour or COLOURS[0], fill(trajectory.label, 50)))
         if has_lr:
-            panels["c"].step(range(len(trajectory.lrs)), trajectory.lrs, where="post", c=colour)
+            panels["c"].step(
+                range(len(trajectory.lrs)), trajectory.lrs, where="post", c=colour or COLOURS[0]
+            )
             panels["c"].set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     mark_minima(left, function)
     right.set(xlabel="step", ylabel="loss")
