@@ -79,8 +79,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a PNG, unless the one that is there differs by its smooth edges only."""
     file = io.BytesIO()
     figure.savefig(file, dpi=DPI)
-    # 64 shades of each colour: more than an eye can tell apart, and less to store.
-    image = Image.open(file).convert("RGB").point(lambda shade: min(255, (shade + 2) // 4 * 4))
+    image = Image.open(file).convert("RGB")  # no palette, which would shift colours
     if path.is_file() and looks_like(image, path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ def contours(
 ) -> None:
     """Draw lines of equal loss, between areas of similar size that get smaller near the minimum."""
     x, y, losses = mesh(function, view)
-    levels = np.unique(np.quantile(losses, np.linspace(0, 1, 15 if filled else 9) ** 1.5))
+    levels = np.unique(np.quantile(losses, np.linspace(0, 1, 15 if filled else 8) ** 1.5))
     if filled:
         axes.contourf(x, y, losses, levels, colors=HEIGHT(np.linspace(0, 1, len(levels) - 1)))
     colour = "white" if filled else "#333333"

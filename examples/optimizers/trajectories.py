@@ -91,12 +91,20 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
     # One palette for all frames: the style's colours, and what the last one has most of.
     common = [colour for _, colour in sorted(images[-1].getcolors(2**24) or (), reverse=True)[:240]]
     style = [MARKS["global minimum"]["mfc"], *COLOURS]
-    shades = [*(np.array([to_rgb(one) for one in style]) * 255).round().astype(int), *common]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([int(shade) for colour in shades for shade in colour])
-    frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    shades = np.array([*(np.array([to_rgb(one) for one in style]) * 255).round(), *common])
+    frames = [_indexed(image, shades.astype(int)) for image in images]
     times = [80] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+
+
+def _indexed(image: Image.Image, shades: np.ndarray) -> Image.Image:
+    """Return an image in the nearest colours of a palette; Pillow's own search is inexact."""
+    place = np.array([16, 8, 0])
+    codes, at = np.unique(np.asarray(image).astype(int) @ 2**place, return_inverse=True)
+    far = ((codes[:, None] >> place) % 256)[:, None] - shades
+    found = Image.fromarray(np.square(far).sum(-1).argmin(1).astype(np.uint8)[at])
+    found.putpalette(shades.astype(np.uint8).tobytes())
+    return found
 
 
 @styled

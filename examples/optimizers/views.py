@@ -124,7 +124,7 @@ def draw_curves(runs: list[str], title: str) -> Figure:
 
     figure = titled(title, 4.4)
     panels = figure.subplots(1, 2)
-    for run in labelled(read(runs)):
+    for run in sorted(labelled(read(runs)), key=lambda run: run.name):
         for axes, metric in zip(panels, ("val/loss", "val/acc"), strict=True):
             if metric in run.metrics:
                 curve = run.curve(metric)
