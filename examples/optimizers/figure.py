@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.rcsetup import cycler
 from PIL import Image
 
 from anneal import (
@@ -23,28 +22,10 @@ from anneal import (
     next_free_path,
 )
 
-# Okabe and Ito's, which colour-blind people tell apart.
+# Okabe and Ito's, which colour-blind people tell apart; also in lab.mplstyle.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#6b7280"
-styled = rc_context(
-    {
-        "font.size": 10,
-        "axes.prop_cycle": cycler(color=COLOURS),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": GREY,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 10,
-        "xtick.color": GREY,
-        "ytick.color": GREY,
-        "legend.frameon": False,
-        "legend.fontsize": 9,
-        "legend.borderpad": 0.1,
-        "figure.titlesize": 13,
-        "figure.titleweight": "bold",
-        "figure.constrained_layout.use": True,
-    }
-)
+styled = rc_context(fname=Path(__file__).with_name("lab.mplstyle"))
 DPI = 110
 SHIFTED = 24  # of 255: a line that is elsewhere changes a spot by more, its smooth edges by less
 RECOLOURED = 0.1  # of the pixels: areas have another colour, however near

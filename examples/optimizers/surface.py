@@ -29,7 +29,7 @@ class Surface(LabModule):
     Args:
         function: `well` or `two_wells` of x; `quadratic`, `valley`, `scales`, `saddle`,
             `rosenbrock`, `beale`, `rastrigin` or `himmelblau` of x and y; or the import path of
-            your own, of tensors x or x and y. Their formulas are in `functions.py`.
+            your own, of tensors x or x and y. Their formulas are in `functions.yaml`.
         start: The start, x or x and y. None: the middle of the view.
         grid: Number of starts along each axis, spread over the view of the function, instead of
             one start. The figure then shows which start ends in which minimum.
