@@ -59,12 +59,7 @@ BUILT_IN: dict[str, Function] = {}
 def surface(
     *view: tuple[float, float], minima: tuple[tuple[float, ...], ...] = ()
 ) -> Callable[[Loss], Function]:
-    """Decorate a loss, a built-in one or your own, with what a figure of it shows.
-
-    Args:
-        *view: Lowest and highest value shown, of x (and of y).
-        minima: All minima, the lowest first.
-    """
+    """Decorate a loss of your own with the view and the minima of its `Function`."""
     return lambda loss: Function(loss, view, minima)
 
 

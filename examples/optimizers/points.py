@@ -43,9 +43,6 @@ class CurvePoints(Steps):
     between, at ±0.05, ±0.15, ... ±1.95. A batch is all of them, x and y (1, points) each. There are
     41 training points, so that a polynomial of degree 38 can nearly pass through all of them and
     take almost any value in between.
-
-    Args:
-        steps: Batches in an epoch.
     """
 
     def batch(self, train: bool) -> tuple[Tensor, Tensor]:
