@@ -85,7 +85,9 @@ def experiment(number: int) -> dict[str, float]:
 
     def values(**settings: Any) -> dict[str, float]:
         names = trained(**{**spec["train"], **settings})
-        found = {name: float(eval(text, names)) for name, text in measures.items()}
+        found = {
+            k: float(torch.as_tensor(eval(text, names)).detach()) for k, text in measures.items()
+        }
         return {name: v if math.isfinite(v) else math.inf for name, v in found.items()}
 
     if "between" in spec:  # the learning rate from which on a value is above a limit

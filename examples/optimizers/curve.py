@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from anneal import OptimizerCallable, Schedule, UserError
+from anneal import UserError
 from examples.optimizers.figure import LabModule
 from examples.optimizers.fits import CurveFit, draw
 from examples.optimizers.points import LIMIT
@@ -27,17 +27,10 @@ class Curve(LabModule):
 
     Args:
         degree: Degree of the polynomial, 0 to 100; it has degree + 1 weights.
-        optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
-        schedule: How the learning rate changes.
     """
 
-    def __init__(
-        self,
-        degree: int = 38,
-        optimizer: OptimizerCallable | None = None,
-        schedule: Schedule = Schedule(),  # noqa: B008 (never changed)
-    ) -> None:
-        super().__init__(optimizer, schedule)
+    def __init__(self, degree: int = 38, **settings: Any) -> None:
+        super().__init__(**settings)
         if not 0 <= degree <= 100:
             raise UserError(f"model.degree={degree}: must lie between 0 and 100")
         self.degree = degree

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anneal import OptimizerCallable, Schedule, UserError, global_seed, make_generator
+from anneal import UserError, global_seed, make_generator
 from examples.optimizers.figure import LabModule
 from examples.optimizers.functions import find
 from examples.optimizers.trajectories import CHECKPOINT_KEY, Trajectory, draw
@@ -36,8 +36,6 @@ class Surface(LabModule):
         noise: Standard deviation of a normal random number that is added to each component of the
             gradient, like the noise of a mini-batch. It is drawn anew for every step, from seed and
             step, and for every start.
-        optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
-        schedule: How the learning rate changes.
     """
 
     def __init__(
@@ -46,10 +44,9 @@ class Surface(LabModule):
         start: list[float] | None = None,
         grid: int | None = None,
         noise: float = 0.0,
-        optimizer: OptimizerCallable | None = None,
-        schedule: Schedule = Schedule(),  # noqa: B008 (never changed)
+        **settings: Any,
     ) -> None:
-        super().__init__(optimizer, schedule)
+        super().__init__(**settings)
         self.function = function
         self.loss = find(function)
         self.noise = noise
