@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,10 @@ def train(function: str, optimizer: str, lr: float, steps: int = 100) -> Traject
     cls = torch.optim.SGD if optimizer in SGD else getattr(torch.optim, optimizer)
     make = partial(cls, lr=lr, **SGD.get(optimizer, {}))
     module = Surface(function, STARTS[function], optimizer=make)
-    Trainer(accelerator="cpu", max_epochs=1, barebones=True).fit(module, Steps(steps))
+    trainer = Trainer(accelerator="cpu", max_epochs=1, barebones=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*self.log")  # which does nothing here
+        trainer.fit(module, Steps(steps))
     return module.trajectory()
 
 

@@ -110,8 +110,6 @@ class Surface(LabModule):
         self._log("val/", {"val/loss": self.loss(self.points).mean()})
 
     def _log(self, prefix: str, metrics: dict[str, Tensor]) -> None:
-        if self.trainer.barebones:
-            return  # where Lightning warns of it
         where = {prefix + name: u for name, u in zip(NAMES, self.points.detach()[0], strict=False)}
         self.log_dict(metrics | where, batch_size=1, prog_bar=True)
 

@@ -50,8 +50,10 @@ def runs(run):
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_finished_runs_are_drawn_alone_together_and_as_animations(runs, capsys):
     runs("b", "surface_valley", "--model.optimizer.momentum=0.9", steps=12)
+    runs("falls", "surface_valley", "--model.schedule.scheduler=CosineAnnealingLR")
     runs("line", "surface_lr_small", "--model.grid=12", "--model.start=null")
-    plain = ["runs/a", "runs/a runs/b", "other", "basins", "line", "fit", "fit fit"]
+    plain = ["runs/a", "falls", "other", "basins", "line", "fit"]
+    plain += ["runs/a runs/b", "a falls", "fit fit"]
     shown = ["a b --show=3d", "a --show=rates --title=it", "b --show=velocity"]
     shown += ["other --show=batches", "fit fit --show=weights", "runs --show=curves"]
     for words in plain + shown:
