@@ -46,24 +46,24 @@ def flat(x: Tensor) -> Tensor:
     return 0 * x
 
 
-def trained(network: str = "Surface", optimizer: str = "SGD", **given: Any) -> dict[str, Any]:
+def trained(
+    network: str = "Surface",
+    optimizer: str = "SGD",
+    steps: int = 100,
+    epochs: int = 1,
+    warmup: int = 0,
+    scheduler: str = "",
+    schedule: Any = (),
+    model: Any = (),
+    **given: Any,
+) -> dict[str, Any]:
     """Train without logs, checkpoints and figures, and return what a measurement may name."""
-    known: dict[str, Any] = {
-        "steps": 100,
-        "epochs": 1,
-        "warmup": 0,
-        "scheduler": None,
-        "schedule": {},
-        "model": {},
-    }
-    steps, epochs, warmup, name, schedule, model = (given.pop(key, known[key]) for key in known)
-    scheduler = partial(getattr(lr_scheduler, name, WSD), **schedule) if name else None
-    interval: Any = "step" if name and epochs == 1 else None
-    rates = Schedule(scheduler, interval, warmup_steps=warmup)
-    make = partial(getattr(torch.optim, optimizer), **given)
+    make = partial(getattr(lr_scheduler, scheduler, WSD), **dict(schedule)) if scheduler else None
+    rates = Schedule(make, "step" if scheduler and epochs == 1 else None, warmup_steps=warmup)
     data = points.CurvePoints if network == "Curve" else points.Steps
     seed_everything(0, verbose=False)
-    net = NETWORKS[network](optimizer=make, schedule=rates, **model)
+    given = {"optimizer": partial(getattr(torch.optim, optimizer), **given), "schedule": rates}
+    net = NETWORKS[network](**given, **dict(model))
     net.configure_callbacks = list
     watch = Sharpness(max_share=math.inf)
     # Barebones is the fastest; of several epochs a plateau needs what is logged.
@@ -86,8 +86,7 @@ def experiment(number: int) -> dict[str, float]:
     def values(**settings: Any) -> dict[str, float]:
         names = trained(**{**spec["train"], **settings})
         found = {
-            name: float(torch.as_tensor(eval(text, names)).detach())
-            for name, text in measures.items()
+            k: float(torch.as_tensor(eval(text, names)).detach()) for k, text in measures.items()
         }
         return {name: v if math.isfinite(v) else math.inf for name, v in found.items()}
 

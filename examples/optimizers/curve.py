@@ -4,20 +4,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from anneal import OptimizerCallable, Schedule, UserError, configure_optimizers
-from examples.optimizers.figure import TrainingFigure, describe
+from anneal import UserError
+from examples.optimizers.figure import LabModule
 from examples.optimizers.fits import CurveFit, draw
 from examples.optimizers.points import LIMIT
 
 Batch = tuple[Tensor, Tensor]
 
 
-class Curve(LightningModule):
+class Curve(LabModule):
     """A polynomial through the points of `CurvePoints`, trained on their mean squared error.
 
     It is a sum of Legendre polynomials, f(x) = sum of w_k sqrt(2k + 1) P_k(x / 2), which are
@@ -29,24 +27,14 @@ class Curve(LightningModule):
 
     Args:
         degree: Degree of the polynomial, 0 to 100; it has degree + 1 weights.
-        optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
-        schedule: How the learning rate changes.
     """
 
-    def __init__(
-        self,
-        degree: int = 38,
-        optimizer: OptimizerCallable | None = None,
-        schedule: Schedule = Schedule(),  # noqa: B008 (never changed)
-    ) -> None:
-        super().__init__()
+    def __init__(self, degree: int = 38, **settings: Any) -> None:
+        super().__init__(**settings)
         if not 0 <= degree <= 100:
             raise UserError(f"model.degree={degree}: must lie between 0 and 100")
         self.degree = degree
-        self.optimizer = optimizer
-        self.schedule = schedule
         self.weights = nn.Parameter(torch.zeros(degree + 1))
-        self.label = ""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y of the polynomial at x, both of the same shape, which may be any."""
@@ -55,17 +43,6 @@ class Curve(LightningModule):
         features = torch.special.legendre_polynomial_p(scaled, k) * (2 * k + 1).sqrt()
         y: Tensor = features @ self.weights
         return y
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Draw the fit at the end of a training."""
-        return [TrainingFigure()] if self.trainer.state.fn == "fit" else []
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build optimizer and schedule as configured."""
-        return configure_optimizers(self, self.optimizer, self.schedule)
-
-    def on_train_start(self) -> None:
-        self.label = f"degree {self.degree}, {describe(self.trainer)}"
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._error(batch, "train")
@@ -90,7 +67,7 @@ class Curve(LightningModule):
         """Return the polynomial as it is now, to be drawn."""
         x = torch.linspace(-LIMIT, LIMIT, 801, dtype=torch.float64)
         y, weights = self(x.to(self.device)).double().cpu(), self.weights.detach().cpu()
-        return CurveFit(self.label, x, y, weights)
+        return CurveFit(f"degree {self.degree}, {self.label}", x, y, weights)
 
     def draw(self) -> Figure:
         """Draw the polynomial, the curve and its points."""

@@ -1,4 +1,4 @@
-"""The style of all figures, how one is written, and the one at the end of a training."""
+"""The style of all figures, how one is written, and what is drawn at the end of a training."""
 
 import io
 import textwrap
@@ -6,37 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from cycler import cycler
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
-from anneal import RunSchedule, log_image, next_free_path
+from anneal import (
+    OptimizerCallable,
+    RunSchedule,
+    Schedule,
+    configure_optimizers,
+    log_image,
+    next_free_path,
+)
 
-# Okabe and Ito's, which colour-blind people tell apart.
+# Okabe and Ito's, which colour-blind people tell apart; also in lab.mplstyle.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#6b7280"
-styled = rc_context(
-    {
-        "font.size": 10,
-        "axes.prop_cycle": cycler(color=COLOURS),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": GREY,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 10,
-        "xtick.color": GREY,
-        "ytick.color": GREY,
-        "legend.frameon": False,
-        "legend.fontsize": 9,
-        "legend.borderpad": 0.1,
-        "figure.titlesize": 13,
-        "figure.titleweight": "bold",
-        "figure.constrained_layout.use": True,
-    }
-)
+styled = rc_context(fname=Path(__file__).with_name("lab.mplstyle"))
 DPI = 110
 SHIFTED = 24  # of 255: a line that is elsewhere changes a spot by more, its smooth edges by less
 RECOLOURED = 0.1  # of the pixels: areas have another colour, however near
@@ -59,10 +48,11 @@ class TrainingFigure(Callback):
         log_image(trainer, "figure", path)
 
 
-def entitle(figure: Figure, title: str) -> None:
-    """Write above a figure what it shows, in as many lines as its width asks for."""
-    lines = textwrap.fill(title, round(8.4 * figure.get_figwidth()))
-    figure.suptitle(lines, x=0.01, ha="left")
+def titled(title: str, height: float, width: float = 10) -> Figure:
+    """Return a figure with what it shows above it, in as many lines as its width asks for."""
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(textwrap.fill(title, round(8.4 * width)), x=0.01, ha="left")
+    return figure
 
 
 @styled
@@ -90,12 +80,35 @@ def looks_like(image: Image.Image, path: Path) -> bool:
     return bool(spots.max() < SHIFTED and (pixels > 0).mean() < RECOLOURED)
 
 
-def describe(trainer: Trainer) -> str:
-    """Return optimizer and schedule of a training in one line, as a title."""
-    for config in trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, RunSchedule):
-            optimizer, schedule, *_ = config.scheduler.describe().split("; ")
-            optimizer = optimizer.replace(", fused=True", "")
-            constant = schedule.startswith("constant") and "warmup" not in schedule
-            return optimizer if constant else f"{optimizer}; {schedule}"
-    return type(trainer.optimizers[0]).__name__  # during a search for the learning rate
+class LabModule(LightningModule):
+    """What the networks of the lab share: optimizer and schedule, and a figure if they can `draw`.
+
+    Args:
+        optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
+        schedule: How the learning rate changes.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable | None = None,
+        schedule: Schedule = Schedule(),  # noqa: B008 (never changed)
+    ) -> None:
+        super().__init__()
+        self.optimizer, self.schedule = optimizer, schedule
+        self.label = ""
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [TrainingFigure()] if self.trainer.state.fn == "fit" else []
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure_optimizers(self, self.optimizer, self.schedule)
+
+    def on_train_start(self) -> None:
+        """Keep optimizer and schedule in one line, as a title."""
+        self.label = type(self.trainer.optimizers[0]).__name__  # in a search for the learning rate
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, RunSchedule):
+                optimizer, schedule, *_ = config.scheduler.describe().split("; ")
+                self.label = optimizer.replace(", fused=True", "")
+                if not schedule.startswith("constant") or "warmup" in schedule:
+                    self.label += f"; {schedule}"

@@ -9,11 +9,10 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from anneal import UserError, checkpoints_of, command, find_run, next_free_path, read_checkpoint
 from examples.optimizers import COMMANDS, fits, gallery, trajectories, views
@@ -33,10 +32,7 @@ def main(args: list[str] | None = None) -> int:
     about = f"{COMMANDS['figures'][1]}; without a run, all figures of docs/optimizers.md."
     parser = argparse.ArgumentParser("python train.py figures", description=about)
     parser.add_argument(
-        "runs",
-        nargs="*",
-        metavar="RUN",
-        help="folder or name of a run of a Surface or a Curve; several go into one figure",
+        "runs", nargs="*", metavar="RUN", help="folder or name of a run of a Surface or a Curve"
     )
     parser.add_argument("-o", "--output", type=Path, help="by default the first run's figure.png")
     parser.add_argument("--animate", action="store_true", help="write an animation, a GIF")
@@ -58,7 +54,11 @@ def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: 
         return path
     folders = [find_run(Path("runs"), name) for name in runs]
     path = output or next_free_path(folders[0] / f"figure{'.gif' if animate else '.png'}")
-    saved = [_last(folder) for folder in folders]
+    files = [checkpoints_of(folder) / "last.ckpt" for folder in folders]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"there is no {file}, which holds what is drawn")
+    saved = [read_checkpoint(file) for file in files]
     path.parent.mkdir(parents=True, exist_ok=True)
     if all("fit" in one for one in saved) and not animate and show in (None, "weights"):
         made = [fits.CurveFit(**one["fit"]) for one in saved]
@@ -81,13 +81,6 @@ def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: 
     return path
 
 
-def _last(folder: Path) -> dict[str, Any]:
-    path = checkpoints_of(folder) / "last.ckpt"
-    if not path.is_file():
-        raise UserError(f"there is no {path}, which holds what is drawn")
-    return read_checkpoint(path)
-
-
 def commands(page: Path) -> list[list[str]]:
     """Return the commands of train.py in a Markdown file, as words after that name, in order."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
@@ -103,15 +96,7 @@ def render(page: Path) -> None:
     """
     said = io.StringIO()
     logging.disable(logging.WARNING)
-    with (
-        TemporaryDirectory() as folder,
-        chdir(folder),
-        redirect_stdout(said),
-        redirect_stderr(said),
-    ):
-        for name in ("configs", "examples", "train.py"):
-            Path(name).symlink_to(ROOT / name)
-        Path("docs").symlink_to(page.parent)
+    with folder_of(page), redirect_stdout(said), redirect_stderr(said):
         tools: dict[str, Callable[[list[str]], int]] = {"gallery": gallery.main, "figures": main}
         status = 0
         for words in commands(page):
@@ -122,6 +107,16 @@ def render(page: Path) -> None:
     if status:
         print(said.getvalue(), file=sys.stderr)
         sys.exit(status)
+
+
+@contextmanager
+def folder_of(page: Path) -> Iterator[None]:
+    """Go into a temporary folder where the commands of a page find what they name."""
+    with TemporaryDirectory() as folder, chdir(folder):
+        for name in ("configs", "examples", "train.py"):
+            Path(name).symlink_to(ROOT / name)
+        Path("docs").symlink_to(page.parent)
+        yield
 
 
 def run_training(words: list[str]) -> int:

@@ -1,12 +1,13 @@
 """Figures of polynomial fits: the curve, its training and test points, and the fit."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from examples.optimizers.figure import COLOURS, GREY, entitle, styled
+from examples.optimizers.figure import COLOURS, GREY, styled, titled
 from examples.optimizers.points import LIMIT, runge, test_points, train_points
 
 
@@ -36,8 +37,8 @@ class CurveFit:
 @styled
 def draw(fits: list[CurveFit], title: str = "") -> Figure:
     """Draw each fit in a panel of its own."""
-    figure = Figure(figsize=(10, 2.7 * len(fits) + 1))
-    entitle(figure, title or "A polynomial, the points that it is fitted to, and points between")
+    title = title or "A polynomial, the points that it is fitted to, and points between"
+    figure = titled(title, 2.7 * len(fits) + 1)
     panels = figure.subplots(len(fits), 1, squeeze=False, sharex=True, sharey=True).flat
     for axes, fit in zip(panels, fits, strict=True):
         axes.plot(fit.x, runge(fit.x), color="0.75", lw=5, label="the curve, 1 / (1 + 25 x²)")
@@ -57,14 +58,12 @@ def draw(fits: list[CurveFit], title: str = "") -> Figure:
 @styled
 def draw_weights(fits: list[CurveFit], title: str) -> Figure:
     """Draw the weights of fits of one degree side by side, by degree."""
-    figure = Figure(figsize=(10, 4))
-    entitle(figure, title)
+    figure = titled(title, 4)
     axes = figure.subplots()
     for i, fit in enumerate(fits):
         degrees = np.arange(len(fit.weights))
-        axes.bar(
-            degrees + 0.4 * i, fit.weights.numpy(), 0.4, color=COLOURS[(1 - i) % 6], label=fit.label
-        )
+        style: Any = {"color": COLOURS[(1 - i) % 6], "label": fit.label}
+        axes.bar(degrees + 0.4 * i, fit.weights.numpy(), 0.4, **style)
     axes.axhline(0, color=GREY, lw=0.8)
     axes.set(xlabel="degree of the Legendre polynomial", ylabel="its weight in the sum")
     axes.legend()

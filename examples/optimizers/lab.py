@@ -17,9 +17,7 @@ FOLDER = Path(__file__).parent / "page"
 def main(args: list[str] | None = None) -> int:
     """Write the page and return the exit status."""
     parser = argparse.ArgumentParser("python train.py lab", description=COMMANDS["lab"][1])
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("lab.html"), help="file or folder"
-    )
+    parser.add_argument("-o", "--output", type=Path, default="lab.html", help="file or folder")
     output = parser.parse_args(args).output
     output = output / "lab.html" if output.is_dir() else output
     output.parent.mkdir(parents=True, exist_ok=True)

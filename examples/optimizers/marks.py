@@ -25,9 +25,8 @@ MARKS: dict[str, dict[str, Any]] = {
 
 def kinds(function: Function) -> list[str]:
     """Return of each minimum whether it is a global or a local one."""
-    if not function.minima:
-        return []
-    losses = function(torch.tensor(function.minima, dtype=torch.float64)).flatten().tolist()
+    minima = torch.tensor(function.minima, dtype=torch.float64).view(-1, function.dims)
+    losses = function(minima).tolist()
     return [f"{'global' if loss < losses[0] + 1e-6 else 'local'} minimum" for loss in losses]
 
 

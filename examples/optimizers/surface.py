@@ -3,28 +3,19 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anneal import (
-    OptimizerCallable,
-    Schedule,
-    UserError,
-    configure_optimizers,
-    global_seed,
-    make_generator,
-)
-from examples.optimizers.figure import TrainingFigure, describe
+from anneal import UserError, global_seed, make_generator
+from examples.optimizers.figure import LabModule
 from examples.optimizers.functions import find
 from examples.optimizers.trajectories import CHECKPOINT_KEY, Trajectory, draw
 
 NAMES = "xy"
 
 
-class Surface(LightningModule):
+class Surface(LabModule):
     """One or two numbers, trained to the minimum of a function, from one start or from many.
 
     Logs `train/loss` and the position `x` (and `y`) before every step, `val/loss`, `val/x` and
@@ -38,15 +29,13 @@ class Surface(LightningModule):
     Args:
         function: `well` or `two_wells` of x; `quadratic`, `valley`, `scales`, `saddle`,
             `rosenbrock`, `beale`, `rastrigin` or `himmelblau` of x and y; or the import path of
-            your own, of tensors x or x and y. Their formulas are in `functions.py`.
+            your own, of tensors x or x and y. Their formulas are in `functions.yaml`.
         start: The start, x or x and y. None: the middle of the view.
         grid: Number of starts along each axis, spread over the view of the function, instead of
             one start. The figure then shows which start ends in which minimum.
         noise: Standard deviation of a normal random number that is added to each component of the
             gradient, like the noise of a mini-batch. It is drawn anew for every step, from seed and
             step, and for every start.
-        optimizer: Any `torch.optim.Optimizer`; None: AdamW as torch has it.
-        schedule: How the learning rate changes.
     """
 
     def __init__(
@@ -55,15 +44,12 @@ class Surface(LightningModule):
         start: list[float] | None = None,
         grid: int | None = None,
         noise: float = 0.0,
-        optimizer: OptimizerCallable | None = None,
-        schedule: Schedule = Schedule(),  # noqa: B008 (never changed)
+        **settings: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**settings)
         self.function = function
         self.loss = find(function)
         self.noise = noise
-        self.optimizer = optimizer
-        self.schedule = schedule
         if noise < 0:
             raise UserError(f"model.noise={noise}: must be 0 or more")
         self.points = nn.Parameter(self._starts(start, grid))
@@ -71,7 +57,6 @@ class Surface(LightningModule):
         self.lrs: list[float] = []
         self.gradients: list[Tensor] = []  # of the first start, at each step, noise included
         self.rates: list[Tensor] = []
-        self.label = ""
 
     def _starts(self, start: list[float] | None, grid: int | None) -> Tensor:
         """Return the points to start from, (starts, dims)."""
@@ -91,17 +76,9 @@ class Surface(LightningModule):
             raise UserError(f"model.start={start}: {self.function} takes {dims} number(s)")
         return torch.tensor([start], dtype=torch.get_default_dtype())
 
-    def configure_callbacks(self) -> list[Callback]:
-        """Draw the trajectory at the end of a training."""
-        return [TrainingFigure()] if self.trainer.state.fn == "fit" else []
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build optimizer and schedule as configured."""
-        return configure_optimizers(self, self.optimizer, self.schedule)
-
     def on_train_start(self) -> None:
-        noise = f"; noise {self.noise:g}" if self.noise else ""
-        self.label = describe(self.trainer) + noise
+        super().on_train_start()
+        self.label += f"; noise {self.noise:g}" if self.noise else ""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if len(self.path) == self.trainer.global_step:  # not in the middle of an accumulation

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from examples.optimizers.figure import COLOURS, GREY, entitle, styled
+from examples.optimizers.figure import COLOURS, GREY, styled, titled
 from examples.optimizers.functions import Function, find
 from examples.optimizers.marks import MARKS, contours, kinds, legend, mark_minima
 
@@ -89,7 +89,7 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
         canvas.draw()  # type: ignore[no-untyped-call]
         images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
     # One palette for all frames: the style's colours, and what the last one has most of.
-    common = [colour for _, colour in sorted(images[-1].getcolors(2**24) or [], reverse=True)[:240]]
+    common = [colour for _, colour in sorted(images[-1].getcolors(2**24) or (), reverse=True)[:240]]
     style = [MARKS["global minimum"]["mfc"], *COLOURS]
     shades = np.array([*(np.array([to_rgb(one) for one in style]) * 255).round(), *common])
     frames = [_indexed(image, shades.astype(int)) for image in images]
@@ -113,8 +113,8 @@ def draw_basins(trajectories: list[Trajectory], title: str = "") -> Figure:
     function = find(trajectories[0].function)
     columns = min(2, len(trajectories))
     rows = -(-len(trajectories) // columns)
-    figure = Figure(figsize=(5 * columns, 3.9 * rows + 1))
-    entitle(figure, title or f"{function.name}: each start in the colour of where it ends")
+    title = title or f"{function.name}: each start in the colour of where it ends"
+    figure = titled(title, 3.9 * rows + 1, 5 * columns)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes, trajectory in zip(grid.flat, trajectories, strict=False):
         which, colours = _by_end(function, trajectory)
@@ -152,8 +152,8 @@ def draw_paths(trajectories: list[Trajectory], title: str = "") -> tuple[Figure,
     """Draw trajectories of one start each, or over one number of many; and what reveals them."""
     function = find(trajectories[0].function)
     rows = len(trajectories) if function.dims == 1 else 1
-    figure = Figure(figsize=(10, 1.2 + (2.5 * rows if rows > 1 else 3.7)))
-    entitle(figure, title or f"{function.name}: {trajectories[0].label}")
+    title = title or f"{function.name}: {trajectories[0].label}"
+    figure = titled(title, 1.2 + (2.5 * rows if rows > 1 else 3.7))
     view = _view(function, trajectories)
     draw_all = _draw_map if function.dims == 2 else _draw_rows
     shows = draw_all(figure, function, trajectories, view)
@@ -168,19 +168,17 @@ def _draw_rows(
 ) -> list[Show]:
     """Draw a row for each: the function and the points on it, x and learning rate by step."""
     has_lr = any(trajectory.has_schedule for trajectory in trajectories)
-    size = {"width_ratios": [1.2, 1, 0.7][: 2 + has_lr]}
-    grid = figure.subplots(
-        len(trajectories), 2 + has_lr, squeeze=False, sharex="col", sharey="col", gridspec_kw=size
-    )
+    widths = [1.2, 1, 0.7][: 2 + has_lr]
+    style: Any = {"squeeze": False, "sharex": "col", "sharey": "col", "width_ratios": widths}
+    grid = figure.subplots(len(trajectories), len(widths), **style)
     shows: list[Show] = []
     for row, trajectory in zip(grid, trajectories, strict=True):
         left, middle = row[:2]
         x = torch.linspace(view[0][0], view[0][1], 500, dtype=torch.float64)[:, None]
         left.plot(x[:, 0], function(x), color=GREY, lw=1.5)
-        left.set(
-            xlim=view[0], title=fill(trajectory.label, 90), ylabel="loss", ylim=left.get_ylim()
-        )
-        middle.set(ylim=view[0], ylabel="x", xlim=(-0.03 * len(trajectory.lrs), None))
+        limits = (view[0], left.get_ylim())
+        left.set(xlim=view[0], ylim=limits[1], title=fill(trajectory.label, 90), ylabel="loss")
+        middle.set(ylim=view[0], ylabel="x")
         for at, name in zip(function.minima, kinds(function), strict=True):
             style = "-" if name == "global minimum" else ":"
             middle.axhline(at[0], color="#b8a100", ls=style, lw=1, zorder=0)
@@ -190,11 +188,10 @@ def _draw_rows(
             colours = _by_end(function, trajectory)[1]
             left.scatter(xs[0], losses[0], c=colours, s=30, zorder=3, edgecolors="white", lw=0.5)
             lines = [np.stack([steps, one], 1) for one in xs.T]
-            left.scatter(xs[-1], np.full(len(xs[-1]), left.get_ylim()[0]), c=colours, marker="X",
+            left.scatter(xs[-1], np.full(len(xs[-1]), limits[1][0]), c=colours, marker="X",
                 s=30, zorder=3, clip_on=False)  # fmt: skip
             middle.add_collection(LineCollection(lines, colors=list(colours), lw=0.8, alpha=0.7))
         else:
-            limits = (view[0], left.get_ylim())
             shows.append(_trace(left, _clip(np.stack([xs[:, 0], losses[:, 0]], 1), limits)))
             over = ((0, len(xs)), view[0])
             shows.append(_trace(middle, _clip(np.stack([steps, xs[:, 0]], 1), over)))
@@ -219,15 +216,13 @@ def _draw_map(
     contours(left, function, view)
     left.set(xlabel="x", ylabel="y", xlim=view[0], ylim=view[1])
     shows = []
-    colours = COLOURS if len(trajectories) > 1 else [""]
-    for trajectory, colour in zip(trajectories, colours, strict=False):
+    for trajectory, colour in zip(trajectories, COLOURS, strict=False):
         points, losses = trajectory.path[:, 0].numpy(), trajectory.losses[:, 0].numpy()
-        shows.append(_trace(left, _clip(points, view), colour))
-        shows.append(_line(right, losses, colour or COLOURS[0], fill(trajectory.label, 50)))
+        shows.append(_trace(left, _clip(points, view), colour if len(trajectories) > 1 else ""))
+        shows.append(_line(right, losses, colour, fill(trajectory.label, 50)))
         if has_lr:
-            panels["c"].step(
-                range(len(trajectory.lrs)), trajectory.lrs, where="post", c=colour or GREY
-            )
+            steps = range(len(trajectory.lrs))
+            panels["c"].step(steps, trajectory.lrs, where="post", c=colour)
             panels["c"].set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     mark_minima(left, function)
     right.set(xlabel="step", ylabel="loss")
@@ -272,9 +267,8 @@ def _trace(axes: Axes, points: np.ndarray, colour: str = "") -> Show:
     steps = len(points) - 1
     colours: Any = colour or BY_STEP(np.linspace(0, 1, steps + 1))
     pieces = np.stack([points[:-1], points[1:]], 1)
-    lines = LineCollection(
-        list(pieces), colors=colour or colours[1:], linewidths=1.1, alpha=0.85, zorder=3
-    )
+    style: Any = {"colors": colour or colours[1:], "lw": 1.1, "alpha": 0.85, "zorder": 3}
+    lines = LineCollection(list(pieces), **style)
     axes.add_collection(lines, autolim=False)
     size = 14 if steps <= MOST_STEPS_MARKED else 3
     dots = axes.scatter(points[:, 0], points[:, 1], s=size, c=colours, zorder=3)

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from anneal import UserError
-from examples.optimizers.figure import COLOURS, GREY, entitle, styled
+from examples.optimizers.figure import COLOURS, GREY, styled, titled
 from examples.optimizers.functions import find
 from examples.optimizers.marks import HEIGHT, MARKS, legend, mesh
 from examples.optimizers.trajectories import Trajectory
@@ -19,8 +19,7 @@ BATCHES = 4  # whose losses are drawn
 def draw_3d(trajectories: list[Trajectory], title: str) -> Figure:
     """Draw a function of x and y as a landscape, and the paths on it."""
     function = find(trajectories[0].function)
-    figure = Figure(figsize=(10, 6.2))
-    entitle(figure, title)
+    figure = titled(title, 6.2)
     axes = figure.add_subplot(projection="3d", computed_zorder=False)
     surface = map(np.asarray, mesh(function, function.view, 81))
     axes.plot_surface(*surface, cmap=HEIGHT, rstride=1, cstride=1, lw=0, antialiased=False)
@@ -43,8 +42,7 @@ def draw_3d(trajectories: list[Trajectory], title: str) -> Figure:
 @styled
 def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
     """Draw a row for each: size of the gradient, effective learning rate and step by parameter."""
-    figure = Figure(figsize=(10, 1 + 2.5 * len(trajectories)))
-    entitle(figure, title)
+    figure = titled(title, 1 + 2.5 * len(trajectories))
     grid = figure.subplots(len(trajectories), 3, squeeze=False, sharex=True, sharey="col")
     for row, trajectory in zip(grid, trajectories, strict=True):
         steps = trajectory.path[:, 0].diff(dim=0)
@@ -69,8 +67,7 @@ def draw_velocity(trajectories: list[Trajectory], title: str) -> Figure:
     g = trajectory.gradients.double()
     v = -trajectory.path[:, 0].double().diff(dim=0) / torch.tensor(trajectory.lrs)[:, None]
     momentum = float(((v[1:] - g[1:]) * v[:-1]).sum() / v[:-1].square().sum())  # v = m v + g
-    figure = Figure(figsize=(10, 4))
-    entitle(figure, title)
+    figure = titled(title, 4)
     panels = figure.subplots(1, 1 + g.shape[1], width_ratios=[1.1, *[1] * g.shape[1]])
     ages = np.arange(41)
     panels[0].bar(ages, momentum**ages, color=COLOURS[0])
@@ -91,8 +88,7 @@ def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
     """Draw the losses of the first batches of a noisy run beside that of all data."""
     trajectory = trajectories[0]
     function = find(trajectory.function)
-    figure = Figure(figsize=(10, 4.8))
-    entitle(figure, title)
+    figure = titled(title, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
     low, high = function.view[0]
     x = torch.linspace(low, high, 300)[:, None]
@@ -126,8 +122,7 @@ def draw_curves(runs: list[str], title: str) -> Figure:
     from anneal.report.page import read
     from anneal.runs.run import labelled  # imports pandas
 
-    figure = Figure(figsize=(10, 4.4))
-    entitle(figure, title)
+    figure = titled(title, 4.4)
     panels = figure.subplots(1, 2)
     for run in sorted(labelled(read(runs)), key=lambda run: run.name):
         for axes, metric in zip(panels, ("val/loss", "val/acc"), strict=True):

@@ -106,6 +106,7 @@ def test_photos_are_searched_too(run, capsys, monkeypatch):
 def test_surfaces_are_searched_too(run, capsys, recipe):
     run("lr_find", f"--config={ROOT}/examples/optimizers/configs/{recipe}.yaml")
     assert 1e-3 < suggestion(capsys.readouterr().out) < 1
+    assert not list(Path().rglob("figure*.png"))  # of what is no training
 
 
 def test_the_module_keeps_its_optimizer_and_its_schedule():

@@ -29,13 +29,10 @@ def test_the_largest_eigenvalue_is_found_also_from_its_own_vector():
 def test_the_curvature_of_a_quadratic_is_measured_as_its_optimizer_sees_it(momentum, edge):
     adam = momentum is None
     make = partial(Adam, lr=0.1) if adam else partial(SGD, lr=0.1, momentum=momentum)
-    watch, module = (
-        Sharpness(3, max_share=float("inf")),
-        Surface("quadratic", [-4.0, 2.2], optimizer=make),
-    )
-    Trainer(max_epochs=1, callbacks=[watch], accelerator="cpu", barebones=True).fit(
-        module, Steps(6)
-    )
+    watch = Sharpness(3, max_share=float("inf"))
+    trainer = Trainer(max_epochs=1, callbacks=[watch], accelerator="cpu", barebones=True)
+    module = Surface("quadratic", [-4.0, 2.2], optimizer=make)
+    trainer.fit(module, Steps(6))
     # After a step Adam divides by the size of the first gradient, (-4, 22), times 1 - beta1.
     expected = 10 / (22 * 0.1) if adam else 10
     assert [step for step, *_ in watch.measured] == [1, 4]
