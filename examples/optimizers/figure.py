@@ -9,7 +9,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from matplotlib import rc_context
+from matplotlib import rc_context, rc_params_from_file
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -22,10 +22,10 @@ from anneal import (
     next_free_path,
 )
 
-# Okabe and Ito's, which colour-blind people tell apart; also in lab.mplstyle.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GREY = "#6b7280"
-styled = rc_context(fname=Path(__file__).with_name("lab.mplstyle"))
+STYLE = rc_params_from_file(Path(__file__).with_name("lab.mplstyle"), use_default_template=False)
+COLOURS: list[str] = STYLE["axes.prop_cycle"].by_key()["color"]
+GREY: str = STYLE["axes.edgecolor"]
+styled = rc_context(STYLE)
 DPI = 110
 SHIFTED = 24  # of 255: a line that is elsewhere changes a spot by more, its smooth edges by less
 RECOLOURED = 0.1  # of the pixels: areas have another colour, however near

@@ -45,6 +45,7 @@ const SURFACES = {
 // step(x, g, o, s, t) returns the new value of one parameter x with the gradient g at step t = 1, 2, ...
 // o holds the settings and the learning rate of the step. s is the parameter's state: it keeps
 // s.rate, the effective learning rate, by which the gradient (or its running mean) is multiplied.
+// Weight decay is in g already, unless it is decoupled.
 
 const OPTIMIZERS = {
   SGD: {
@@ -52,14 +53,13 @@ const OPTIMIZERS = {
     settings: ["lr", "weight_decay"],
     step(x, g, o, s) {
       s.rate = o.lr;
-      return x - o.lr * (g + o.weight_decay * x);
+      return x - o.lr * g;
     },
   },
   Momentum: {
     about: "SGD that keeps its speed: a weighted sum of all gradients so far",
     torch: "SGD", settings: ["lr", "momentum", "weight_decay"],
     step(x, g, o, s) {
-      g += o.weight_decay * x;
       s.rate = o.lr;
       s.speed = o.momentum * (s.speed ?? 0) + g;
       return x - o.lr * s.speed;
@@ -69,7 +69,6 @@ const OPTIMIZERS = {
     about: "momentum, with the gradient from where the speed leads",
     torch: "SGD", fixed: { nesterov: true }, settings: ["lr", "momentum", "weight_decay"],
     step(x, g, o, s) {
-      g += o.weight_decay * x;
       s.rate = o.lr;
       s.speed = o.momentum * (s.speed ?? 0) + g;
       return x - o.lr * (g + o.momentum * s.speed);
@@ -79,7 +78,6 @@ const OPTIMIZERS = {
     about: "divides by the root of the sum of all squared gradients, which only grows",
     settings: ["lr", "weight_decay"],
     step(x, g, o, s) {
-      g += o.weight_decay * x;
       s.sum = (s.sum ?? 0) + g * g;
       s.rate = o.lr / (Math.sqrt(s.sum) + 1e-10);
       return x - s.rate * g;
@@ -89,7 +87,6 @@ const OPTIMIZERS = {
     about: "Adagrad with a memory that fades, and steps in the unit of the parameter",
     settings: ["lr", "rho", "weight_decay"],
     step(x, g, o, s) {
-      g += o.weight_decay * x;
       s.square = o.rho * (s.square ?? 0) + (1 - o.rho) * g * g;
       const ratio = Math.sqrt((s.moved ?? 0) + 1e-6) / Math.sqrt(s.square + 1e-6);
       s.moved = o.rho * (s.moved ?? 0) + (1 - o.rho) * (ratio * g) ** 2;
@@ -101,7 +98,6 @@ const OPTIMIZERS = {
     about: "divides by the root of a running mean of squared gradients",
     settings: ["lr", "alpha", "weight_decay"],
     step(x, g, o, s) {
-      g += o.weight_decay * x;
       s.square = o.alpha * (s.square ?? 0) + (1 - o.alpha) * g * g;
       s.rate = o.lr / (Math.sqrt(s.square) + 1e-8);
       return x - s.rate * g;
@@ -122,18 +118,17 @@ const OPTIMIZERS = {
   Adam: {
     about: "momentum, divided by the root of a running mean of squared gradients",
     settings: ["lr", "beta1", "beta2", "weight_decay"],
-    step: (x, g, o, s, t) => adam(x, g + o.weight_decay * x, o, s, t),
+    step: adam,
   },
   AdamW: {
     about: "Adam, with a weight decay that is not divided",
-    settings: ["lr", "beta1", "beta2", "weight_decay"], defaults: { weight_decay: 0.01 },
+    settings: ["lr", "beta1", "beta2", "weight_decay"], defaults: { weight_decay: 0.01 }, decoupled: true,
     step: (x, g, o, s, t) => adam(x * (1 - o.lr * o.weight_decay), g, o, s, t),
   },
   Adamax: {
     about: "Adam, divided by the largest recent gradient instead",
     settings: ["lr", "beta1", "beta2", "weight_decay"],
     step(x, g, o, s, t) {
-      g += o.weight_decay * x;
       s.mean = (s.mean ?? 0) + (1 - o.beta1) * (g - (s.mean ?? 0));
       s.largest = Math.max(o.beta2 * (s.largest ?? 0), Math.abs(g) + 1e-8);
       s.rate = o.lr / (1 - o.beta1 ** t) / s.largest;
@@ -144,7 +139,6 @@ const OPTIMIZERS = {
     about: "Adam with Nesterov's momentum",
     settings: ["lr", "beta1", "beta2", "weight_decay"],
     step(x, g, o, s, t) {
-      g += o.weight_decay * x;
       moments(g, o, s);
       const mu = step => o.beta1 * (1 - 0.5 * 0.96 ** (step * 0.004));
       s.product = Math.fround((s.product ?? 1) * Math.fround(mu(t))); // a float32 in torch
@@ -157,7 +151,7 @@ const OPTIMIZERS = {
     about: "Adam that divides only when it has seen enough gradients",
     settings: ["lr", "beta1", "beta2", "weight_decay"],
     step(x, g, o, s, t) {
-      moments(g + o.weight_decay * x, o, s);
+      moments(g, o, s);
       const fade = 1 - o.beta2 ** t, most = 2 / (1 - o.beta2) - 1;
       const seen = most - 2 * t * o.beta2 ** t / fade;
       const trust = (seen - 4) * (seen - 2) * most / ((most - 4) * (most - 2) * seen);

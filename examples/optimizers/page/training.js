@@ -100,7 +100,8 @@ function plateau(run) {
 // Of `steps` steps until the path is no longer finite: points and losses before each and at the
 // end; the learning rate and the effective one of each parameter at each. The start is moved by nudge.
 function train(world, run, draws, nudge = 0) {
-  const surface = SURFACES[world.surface], { step } = OPTIMIZERS[run.optimizer];
+  const surface = SURFACES[world.surface], { step, settings, decoupled } = OPTIMIZERS[run.optimizer];
+  const decay = settings.includes("weight_decay") && !decoupled ? run.weight_decay : 0;
   const point = world.start.map(x => Math.fround(x) + nudge); // a float32, as a start is in torch
   const states = point.map(() => ({})), options = { ...run };
   const watch = run.schedule === "ReduceLROnPlateau" ? plateau(run) : () => 1;
@@ -110,7 +111,8 @@ function train(world, run, draws, nudge = 0) {
     options.lr = lrAt(world, run, t) * scale;
     for (let i = 0; i < point.length; i++) {
       const noise = world.noise ? world.noise * draws[2 * t + i] : 0;
-      point[i] = step(point[i], gradient[i] + noise, options, states[i], t + 1);
+      const g = gradient[i] + noise + decay * point[i];
+      point[i] = step(point[i], g, options, states[i], t + 1);
     }
     const before = loss;
     [loss, gradient] = surface(...point);
