@@ -49,8 +49,7 @@ def main(args: list[str]) -> Any:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Run a command in this process, in an empty folder, without bars and tables.
 
-    Signals are as in a new process, and afterwards as before: a training that failed in a test
-    leaves its handlers behind.
+    Signals are as in a new process, whatever ran before in this one, and afterwards as before.
     """
     monkeypatch.chdir(tmp_path)
     new: dict[int, Any] = {

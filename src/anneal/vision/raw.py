@@ -13,8 +13,8 @@ from torch import Tensor
 
 from anneal.errors import UserError
 from anneal.vision.files import ImageSource
+from anneal.vision.splits import SPELLED
 
-SPLITS = ("train", "val", "test")
 TABLE, PIXELS = "pictures.npz", "pictures.raw"
 
 
@@ -60,7 +60,7 @@ class RawImages(ImageSource):
     @classmethod
     def splits(cls, root: Path) -> dict[str, "RawImages"]:
         """Return `train`, `val` and, if there is one, `test` of what `shards --raw` made."""
-        return {s: cls(root / s) for s in SPLITS if s != "test" or (root / s).is_dir()}
+        return {s: cls(root / s) for s in SPELLED if s != "test" or (root / s).is_dir()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "flat"}

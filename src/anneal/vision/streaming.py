@@ -16,7 +16,8 @@ from anneal.errors import UserError
 from anneal.system import atomic_write, cache_folder
 from anneal.vision.bucket import Bucket, BucketError, Cached
 from anneal.vision.files import ImageSource
-from anneal.vision.raw import SPLITS, TABLE, read_table
+from anneal.vision.raw import TABLE, read_table
+from anneal.vision.splits import SPELLED
 
 WINDOW = 16  # chunks among which an epoch is shuffled
 AHEAD = 4  # chunks that are fetched before they are needed
@@ -81,7 +82,7 @@ class ImageShards(ImageSource):
         need_litdata()
         opened = {}
         bucket = Bucket(root, storage_options) if root.startswith("s3://") else None
-        for split in SPLITS:
+        for split in SPELLED:
             try:
                 if bucket:
                     opened[split] = cls._remote(bucket, split, cache_dir, max_cache_gb)
