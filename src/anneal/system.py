@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+# By which launchers number the processes of a run: Lightning, torchrun, SLURM, LSF, Open MPI.
+RANKS = "RANK LOCAL_RANK GROUP_RANK NODE_RANK SLURM_PROCID JSM_NAMESPACE_RANK OMPI_COMM_WORLD_RANK"
 SITE_PACKAGES = sysconfig.get_path("purelib")  # where the code of libraries is
 MALLOC = {-1: 1024, -2: 64, -3: 32}  # MiB of M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD
 NUMBER = r"-(inf|\d+(\.\d+)?(e[+-]\d+)?)$"  # as a float is written
@@ -25,6 +27,11 @@ RISKY = re.compile(rf"(?!{NUMBER})[\s=+\-@'\uff1d\uff0b\uff0d\uff20]")  # also t
 def cores() -> int:
     """Return the number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_first() -> bool:
+    """Return whether this process is the first of its run, as the environment has it."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS.split())
 
 
 def cache_folder() -> Path:

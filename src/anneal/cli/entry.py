@@ -26,10 +26,9 @@ from typing import Any
 
 from anneal.cli.words import HELP, OPTIONS, PROG, Words, no_command, no_option, read_words
 from anneal.errors import SHOWN, show
-from anneal.system import cache_folder, key_of
+from anneal.system import cache_folder, is_first, key_of
 
 RESULT: dict[str, Any] = {}  # what is known of the command's run
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of a process among several
 RUN_COMMANDS = {
     "fit": "Train (without a command, this one), then test the last weights and sum up.",
     "validate": "Evaluate a checkpoint on the validation data.",
@@ -100,8 +99,9 @@ def main(fit: Callable[[Any], None], packages: Sequence[str], args: list[str] | 
         module, _, function = tools[words[0]][0].partition(":")
         sys.exit(getattr(import_module(module), function)(words[1:]))
     typed = read_words(words)
-    if typed.flags == [("help", None)] and not typed.files and (text := known_help(typed.command)):
-        print(text)
+    asks = typed.flags == [("help", None)] and not typed.files
+    if asks and (lines := kept("help").get(at_width(typed.command))):
+        print("\n".join(lines))
         sys.exit(0)
     if lines := mistakes(typed, known):
         show("\n".join(f"error: {line}" for line in lines))
@@ -130,7 +130,7 @@ def in_one_line(command: str, main: Callable[[], Any]) -> Any:
     finally:
         os.dup2(stdout, 1)
         os.close(stdout)
-        if all(os.environ.get(name, "0") == "0" for name in RANKS):
+        if is_first():
             error = "\n".join(SHOWN) or None
             line = json.dumps({"command": command, "status": status, "error": error, **RESULT})
             # JSON has neither NaN nor infinity.
@@ -219,17 +219,8 @@ def import_main() -> ModuleType:
 # ---- what a command line has found out, kept for the next one
 
 
-def known_help(command: str) -> str:
-    """Return a command's own help, if it was asked for in a terminal of this width; else ""."""
-    return "\n".join(kept("help").get(_at_width(command), []))
-
-
-def keep_help(command: str, text: str) -> None:
-    """Keep what a command's own help says."""
-    keep("help", _at_width(command), text.rstrip("\n").splitlines())
-
-
-def _at_width(command: str) -> str:
+def at_width(command: str) -> str:
+    """Return the key of a command's help in a terminal of this width."""
     return f"{command} {get_terminal_size().columns}"
 
 

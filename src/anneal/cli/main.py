@@ -15,7 +15,7 @@ import anneal.cli.fsdp  # noqa: F401  (registers --trainer.strategy=fsdp2)
 from anneal import launch
 from anneal.cli.chosen import refused
 from anneal.cli.commands import COMMANDS
-from anneal.cli.entry import RESULT, keep_help
+from anneal.cli.entry import RESULT, at_width, keep
 from anneal.cli.failures import describe_failure, explain, is_out_of_memory
 from anneal.cli.prepare import Project, prepare
 from anneal.cli.run import Run
@@ -48,7 +48,7 @@ def run_command(
             if isinstance(run, str):
                 print(run.rstrip("\n"))
                 if words.flags == [("help", None)] and not words.files:
-                    keep_help(words.command, run)
+                    keep("help", at_width(words.command), run.rstrip("\n").splitlines())
                 sys.exit(0)
             seed_everything(run.config.seed_everything, workers=True)
             do(run, project)

@@ -2,8 +2,7 @@
 
 A parameter that is None here (`T_max`, `total_steps`, `total_iters`, `max_lr`, `mode`) is worked
 out when training starts, by `Schedule.build` in `anneal.optim.schedule`. Everything else is
-torch's, formulas included. The parameters are written out, so that a configuration has the same
-keys under every release of torch, and none that a resume would contradict (`last_epoch`).
+torch's: formulas, and further arguments by `**kwargs`.
 """
 
 import math
@@ -28,11 +27,11 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
         optimizer: Given by the run.
         T_max: Length in the schedule's interval; None: from the end of the warmup to the end of
             the run.
-        eta_min: Learning rate at the end, >= 0.
+        **kwargs: Such as `eta_min`.
     """
 
-    def __init__(self, optimizer: Optimizer, T_max: int | None = None, eta_min: float = 0.0):
-        super().__init__(optimizer, _known(T_max), eta_min)
+    def __init__(self, optimizer: Optimizer, T_max: int | None = None, **kwargs: Any):
+        super().__init__(optimizer, _known(T_max), **kwargs)
 
 
 class OneCycleLR(lr_scheduler.OneCycleLR):
@@ -45,15 +44,9 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         max_lr: Peak; None: the optimizer's `lr`.
         total_steps: Length in the schedule's interval (by default optimizer steps); None: to the
             end of the run.
-        pct_start: Fraction of the cycle spent going up, 0 to 1.
-        anneal_strategy: Shape of both ramps.
         cycle_momentum: Whether momentum (beta1 in Adam) falls while the learning rate rises; not
             that of several optimizers as one.
-        base_momentum: Momentum at the peak.
-        max_momentum: Momentum at both ends.
-        div_factor: The first learning rate is max_lr / div_factor.
-        final_div_factor: The last learning rate is the first / final_div_factor.
-        three_phase: Whether to come down in two phases, the first one as long as the way up.
+        **kwargs: Such as `pct_start`, `div_factor` and `final_div_factor`.
     """
 
     def __init__(
@@ -61,27 +54,15 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         optimizer: Optimizer,
         max_lr: float | None = None,
         total_steps: int | None = None,
-        pct_start: float = 0.3,
-        anneal_strategy: Literal["cos", "linear"] = "cos",
         cycle_momentum: bool = True,
-        base_momentum: float = 0.85,
-        max_momentum: float = 0.95,
-        div_factor: float = 25.0,
-        final_div_factor: float = 1e4,
-        three_phase: bool = False,
+        **kwargs: Any,
     ):
         super().__init__(
             optimizer,
             [g["lr"] for g in optimizer.param_groups] if max_lr is None else max_lr,
             _known(total_steps),
-            pct_start=pct_start,
-            anneal_strategy=anneal_strategy,
             cycle_momentum=cycle_momentum and not isinstance(optimizer, JointOptimizer),
-            base_momentum=base_momentum,
-            max_momentum=max_momentum,
-            div_factor=div_factor,
-            final_div_factor=final_div_factor,
-            three_phase=three_phase,
+            **kwargs,
         )
 
 
@@ -91,11 +72,11 @@ class PolynomialLR(lr_scheduler.PolynomialLR):
     Args:
         optimizer: Given by the run.
         total_iters: Length in the schedule's interval; None: to the end of the run.
-        power: Exponent, > 0.
+        **kwargs: Such as `power`.
     """
 
-    def __init__(self, optimizer: Optimizer, total_iters: int | None = None, power: float = 1.0):
-        super().__init__(optimizer, _known(total_iters), power)
+    def __init__(self, optimizer: Optimizer, total_iters: int | None = None, **kwargs: Any):
+        super().__init__(optimizer, _known(total_iters), **kwargs)
 
 
 class LinearLR(lr_scheduler.LinearLR):
@@ -130,29 +111,13 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
     Args:
         optimizer: Given by the run.
         mode: Whether lower (`min`) or higher (`max`) is better; None: as the metric's name says.
-        factor: What the learning rate is multiplied by, 0 < factor < 1.
-        patience: Validations without a better value that are waited out before the cut.
-        threshold: How much better is better.
-        threshold_mode: Whether `threshold` is a fraction of the best value or a difference.
-        cooldown: Validations after a cut during which nothing is counted.
-        min_lr: The learning rate never falls below this.
-        eps: A cut smaller than this is left out.
+        **kwargs: Such as `factor`, `patience` and `min_lr`.
     """
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        mode: Literal["min", "max"] | None = None,
-        factor: float = 0.1,
-        patience: int = 10,
-        threshold: float = 1e-4,
-        threshold_mode: Literal["rel", "abs"] = "rel",
-        cooldown: int = 0,
-        min_lr: float = 0.0,
-        eps: float = 1e-8,
+        self, optimizer: Optimizer, mode: Literal["min", "max"] | None = None, **kwargs: Any
     ):
-        rest = (threshold, threshold_mode, cooldown, min_lr, eps)
-        super().__init__(optimizer, _known(mode), factor, patience, *rest)
+        super().__init__(optimizer, _known(mode), **kwargs)
 
 
 class WSD(LRScheduler):

@@ -1,6 +1,8 @@
 """A run's configuration, read back: parsed, with today's class paths, by the keys one types."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any
 
 import yaml
@@ -8,32 +10,8 @@ import yaml
 from anneal.errors import UserError
 
 FORMAT = 1  # of config.yaml and of checkpoints, which both name it under `format`
-# Where classes were when older runs stored their configuration, and where they are now. Those of
-# the project and of the examples have a short name: their package may have been renamed.
-MOVED = {
-    "anneal.modules.": "",
-    "anneal.data.mnist.": "",
-    "anneal.data.points.": "",
-    "anneal.callbacks.picture.Picture": "TrainingFigure",
-    "anneal.data.imagenet.": "anneal.vision.datamodule.",
-    "anneal.data.imagenet.Progressive": "anneal.vision.transforms.ProgressiveResizing",
-    "anneal.data.transforms.": "anneal.vision.transforms.",
-    "anneal.schedule.": "anneal.optim.schedule.",
-    "anneal.schedulers.": "anneal.optim.torch_schedulers.",
-    "anneal.sharding.": "anneal.cli.fsdp.",
-    "anneal.loggers.csv_logger.": "anneal.loggers.csv.",
-    "anneal.loggers.wandb_logger.": "anneal.loggers.wandb.",
-    "anneal.callbacks.accumulation.LastWindow": "anneal.callbacks.accumulation."
-    "RescaleLastAccumulation",
-    "anneal.callbacks.conductor.Conductor": "anneal.optim.callback.ScheduleCallback",
-    "anneal.callbacks.epoch_seed.EpochSeed": "anneal.callbacks.seed_every_epoch.SeedEveryEpoch",
-    "anneal.callbacks.health.Health": "anneal.callbacks.non_finite_guard.NonFiniteGuard",
-    "anneal.callbacks.interrupt.Interrupt": "anneal.callbacks.graceful_shutdown.GracefulShutdown",
-    "anneal.callbacks.run_folder.RunFolder": "anneal.callbacks.run_directory.RunDirectory",
-    "anneal.callbacks.samples.SamplesSeen": "anneal.progress.Clock",
-    "anneal.callbacks.test_pictures.TestPictures": "anneal.tasks.test_report.TestReport",
-    "anneal.saving.WholeFileIO": "anneal.runs.checkpoint_io.AtomicCheckpointIO",
-}
+# Names of classes that older runs have stored.
+RENAMED = {"Picture": "TrainingFigure", "Progressive": "ProgressiveResizing"}
 
 
 def parse(text: str, where: object) -> dict[str, Any]:
@@ -75,11 +53,15 @@ def with_current_names(tree: Any) -> Any:
 
 
 def current_name(path: str) -> str:
-    """Return today's name of a class: its import path, or a short name if the engine has it not."""
-    old = max((prefix for prefix in MOVED if path.startswith(prefix)), key=len, default="")
-    if old == "" or MOVED[old] == "":
-        return path.rpartition(".")[2] if old else path
-    return MOVED[old] + path.removeprefix(old)
+    """Return today's name of a class: one that the engine has elsewhere now goes by its short name.
+
+    So do those of the project and of the examples, which the engine once had.
+    """
+    module, _, name = path.rpartition(".")
+    with suppress(ModuleNotFoundError):
+        if not module.startswith("anneal.") or find_spec(module):
+            return path
+    return RENAMED.get(name, name)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,17 +8,15 @@ from typing import TextIO
 
 from anneal.errors import UserError
 from anneal.runs.folder import OWNER, check_writable, owner_of
-from anneal.system import lock
+from anneal.system import is_first, lock
 
-# By which launchers number the processes of a run: Lightning, torchrun, SLURM, LSF, Open MPI.
-RANKS = "RANK LOCAL_RANK GROUP_RANK NODE_RANK SLURM_PROCID JSM_NAMESPACE_RANK OMPI_COMM_WORLD_RANK"
 _held: dict[Path, TextIO] = {}
 
 
 def hold(folder: Path) -> bool:
     """Keep other runs out of a folder, or raise UserError; return whether this process does it."""
     place = folder.resolve()
-    if any(os.environ.get(name, "0") != "0" for name in RANKS.split()):
+    if not is_first():
         return False
     try:
         file = _held.get(place) or lock(place)

@@ -1,6 +1,5 @@
 """The results of a sweep: a table, and a figure of the metric over the first parameter."""
 
-import csv
 import json
 import math
 from collections import defaultdict
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from anneal.sweep.file import Metric, Sweep
 from anneal.sweep.study import FINISHED, STOPPED, Study
 from anneal.system import text_table as in_columns
+from anneal.system import write_csv
 
 SEED = "seed_everything"
 MARKERS = "osD^vPX*<>"
@@ -60,19 +60,13 @@ def rows_of(study: Study) -> list[Row]:
 
 def write_table(path: Path, sweep: Sweep, rows: list[Row]) -> None:
     """Write the table as CSV, with full names and numbers."""
-    names = [p.name for p in sweep.parameters]
-    metric = [sweep.metric.name] if sweep.metric else []
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["trial", *metric, *names, "status", "seconds", "folder"])
-        for r in rows:
-            value = [r.value] if metric else []
-            varied = [_plain(r.values[name]) for name in names]
-            writer.writerow([r.number, *value, *varied, r.status, r.seconds, r.folder])
-
-
-def _plain(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, dict | list) else value
+    metric, names = [sweep.metric.name] if sweep.metric else [], [p.name for p in sweep.parameters]
+    lines: list[list[Any]] = [["trial", *metric, *names, "status", "seconds", "folder"]]
+    for r in rows:
+        values = (r.values[name] for name in names)
+        varied = [json.dumps(v) if isinstance(v, dict | list) else v for v in values]
+        lines.append([r.number, *[r.value] * len(metric), *varied, r.status, r.seconds, r.folder])
+    write_csv(path, lines)
 
 
 def text_table(sweep: Sweep, rows: list[Row]) -> str:
