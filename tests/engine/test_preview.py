@@ -1,21 +1,18 @@
 """`schedule` shows the rates that a run is going to have, without its data and without training."""
 
 import re
-from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import yaml
-from tiny import Tiny, fit, loader
+from tiny import loader
 from yours import MNISTDataModule
 
-from anneal.commands.schedule import Preview, count_batches, preview, read_metric
+from anneal.commands.schedule import Preview, count_batches
 from anneal.commands.schedule_plots import changes, picture, table, terminal
 from anneal.errors import UserError
-from anneal.optim.schedule import Schedule
-from anneal.optim.torch_schedulers import ReduceLROnPlateau
 from anneal.testing import logged
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -36,7 +33,6 @@ RUNS = {
     "step": [*set_scheduler("StepLR", step_size=1, gamma=0.1), "--model.decay_norm=false"],
     "cosine and warmup": [*set_scheduler("CosineAnnealingLR"), "--model.schedule.warmup_epochs=1"],
     "one cycle": [*ONE_CYCLE, "--model.decay_bias=false", "--model.lr_batch_size=128"],
-    "plateau": [*PLATEAU, "--model.schedule.warmup_steps=1"],
 }
 
 
@@ -64,8 +60,7 @@ def test_the_preview_is_what_a_run_logs_step_by_step(run, name):
         "--trainer.accumulate_grad_batches=3",
     ]
     run("fit", *options, "--trainer.logger=true", "--run_name=real")
-    follows = ["--metric_from=real"] if name == "plateau" else []
-    preview = run("schedule", *options, *follows).preview
+    preview = run("schedule", *options).preview
     assert len(preview.lrs) == 4 * 2
     assert len(np.unique(preview.lrs)) > 1
     np.testing.assert_array_equal(preview.lrs, rates_of(Path("runs/real"), len(preview.lrs)))
@@ -79,37 +74,6 @@ class Eight(pl.LightningDataModule):
 
     def val_dataloader(self):
         return loader(2)
-
-
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize(
-    "validates",
-    [
-        {},
-        {"val_check_interval": 0.5},
-        {"val_check_interval": 3},
-        {"check_val_every_n_epoch": 2},
-        {"check_val_every_n_epoch": 2, "val_check_interval": 2},
-        {"check_val_every_n_epoch": None, "val_check_interval": 5},
-        {"max_steps": 9, "val_check_interval": 0.5},
-        {"limit_train_batches": 0.7},
-    ],
-    ids=str,
-)
-def test_a_plateau_looks_after_the_same_steps_as_in_a_run(tmp_path, accumulate, validates):
-    values = [1, 1, 0.5, 0.5, 0.5, 0.2, *[0.5] * 30]
-    schedule = Schedule(
-        partial(ReduceLROnPlateau, mode=None, patience=0, factor=0.5), warmup_steps=2
-    )
-    settings = {"max_epochs": 5, "accumulate_grad_batches": accumulate, **validates}
-    real = fit(Tiny(schedule=schedule, values=values), **settings)
-    curve = tmp_path / "curve.csv"
-    curve.write_text("\n".join(["val/loss", *map(str, values)]))
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = pl.Trainer(accelerator="cpu", **quiet, **settings)
-    ahead = preview(trainer, Tiny(schedule=schedule), Eight(), metric_from=str(curve))
-    assert ahead.lrs[:, 0].tolist() == real
-    assert min(real[2:]) < 1
 
 
 def test_no_data_is_read_and_no_folder_is_made(run, monkeypatch):
@@ -193,25 +157,6 @@ def test_numbers_that_make_no_sense_are_refused(numbers, message):
         count_batches(pl.Trainer(accelerator="cpu", logger=False), Eight(), **numbers)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "No such file"),
-        ("step,val/acc\n1,0.5\n", r"no values of val/loss .* its columns are step, val/acc"),
-        ("val/loss\n0.5\nhigh\n", "column val/loss: .*high"),
-    ],
-)
-def test_a_metric_that_is_not_there_is_refused(tmp_path, content, message):
-    file = tmp_path / "curve.csv"
-    if content:
-        file.write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_metric(file, "val/loss")
-
-
-# ---- plateau
-
-
 def test_a_schedule_that_keeps_checkpoints_says_at_which_steps(run, capsys):
     run("schedule", SMALL, *set_scheduler("WSD", branches=2), "--steps_per_epoch=50")
     shown = capsys.readouterr().out
@@ -223,34 +168,7 @@ def test_a_schedule_that_keeps_checkpoints_says_at_which_steps(run, capsys):
 def test_a_plateau_without_a_metric_is_drawn_flat_and_says_so(run, capsys):
     preview = run("schedule", SMALL, *PLATEAU).preview
     assert set(preview.lrs[1:, 0]) == {0.1}
-    assert "--metric_from=RUN" in capsys.readouterr().out
-
-
-def test_a_curve_in_a_file_cuts_the_rate_where_it_stalls(run):
-    values = [1.0, 0.9, 0.9, 0.9, 0.8]
-    Path("curve.csv").write_text("\n".join(["val/loss", *map(str, values)]))
-    plateau = [SMALL, *set_scheduler("ReduceLROnPlateau", patience=1)]
-    preview = run("schedule", *plateau, "--trainer.max_epochs=6", "--metric_from=curve.csv").preview
-    epochs = preview.lrs[:: preview.steps_per_epoch, 0]
-    np.testing.assert_allclose(epochs, [0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
-    assert "5 values, for 6 validations" in preview.notes[0]
-
-
-def test_what_a_plateau_would_have_done_starts_from_that_run(run):
-    run("fit", SMALL, "--trainer.logger=true", "--run_name=real", "--model.optimizer.lr=0.2")
-    preview = run(
-        "schedule", "--metric_from=real", *set_scheduler("ReduceLROnPlateau", patience=5)
-    ).preview
-    assert preview.lrs.shape == (8, 1)
-    assert set(preview.lrs[:, 0]) == {0.2}
-    assert "val/loss of real has it: 2 values" in preview.notes[0]
-
-
-def test_values_are_read_in_their_order_and_gaps_left_out(tmp_path):
-    file = tmp_path / "metrics.csv"
-    file.write_text("step,train/loss,val/loss\n0,3,\n9,,2\n9,2,\n19,,1.5\n")
-    assert read_metric(file, "val/loss") == [2, 1.5]
-    assert read_metric(tmp_path, "val/loss") == [2, 1.5]
+    assert "only a training knows" in capsys.readouterr().out
 
 
 # ---- what is shown

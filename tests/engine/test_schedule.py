@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LinearLR, SequentialLR
 
 from anneal.errors import UserError
 from anneal.optim import torch_schedulers as schedulers
+from anneal.optim.callback import first_validation, run_length
 from anneal.optim.run_schedule import RunSchedule
 from anneal.optim.schedule import Schedule
 from anneal.progress import Clock
@@ -271,6 +272,39 @@ def test_plateau_that_can_not_work_is_refused_before_the_first_step(schedule, tr
     with pytest.raises(UserError, match=message):
         fit(module, **{"max_epochs": 2} | trainer)
     assert module.lrs == []
+
+
+class FirstValidation(pl.Callback):
+    """Note when the first validation comes, and when it is to come."""
+
+    seen = told = 0
+
+    def on_train_start(self, trainer, pl_module):
+        self.told = first_validation(trainer, run_length(trainer)[0])
+
+    def on_validation_start(self, trainer, pl_module):
+        self.seen = self.seen or trainer.global_step
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(
+    "validates",
+    [
+        {},
+        {"val_check_interval": 0.5},
+        {"val_check_interval": 3},
+        {"check_val_every_n_epoch": 2},
+        {"check_val_every_n_epoch": 2, "val_check_interval": 2},
+        {"check_val_every_n_epoch": None, "val_check_interval": 5},
+        {"check_val_every_n_epoch": None, "val_check_interval": 12},
+        {"limit_train_batches": 0.7},
+    ],
+    ids=str,
+)
+def test_the_first_validation_is_known_before_a_run(accumulate, validates):
+    first = FirstValidation()
+    fit(Tiny(), max_epochs=3, accumulate_grad_batches=accumulate, callbacks=[first], **validates)
+    assert first.seen == first.told > 0
 
 
 def test_plateau_with_the_wrong_mode_is_refused():

@@ -86,7 +86,6 @@ def schedule(
     compare: str | None = None,
     steps_per_epoch: int | None = None,
     samples: int | None = None,
-    metric_from: str | None = None,
     output: Path | None = None,
 ) -> None:
     """Show the learning rate of every step before a run, without its data.
@@ -97,12 +96,9 @@ def schedule(
             is typed. Without a file, the overrides alone. Can be repeated.
         steps_per_epoch: Optimizer steps in an epoch. None: as many as the data makes.
         samples: Training samples, where the data is not at hand: ImageNet has 1281167.
-        metric_from: What a plateau is to look at: a run's name or folder, or a CSV file with a
-            column for the metric. Without --config, the run's configuration is the one to start
-            from.
         output: The figure's file. None: schedule.png in the folder of runs.
     """
-    run.preview = preview(run.trainer, run.model, run.data, steps_per_epoch, samples, metric_from)
+    run.preview = preview(run.trainer, run.model, run.data, steps_per_epoch, samples)
 
 
 def lr_find(

@@ -56,7 +56,7 @@ def fit(
     root = Path(config.trainer.default_root_dir)
     typed = [("run_name", run_name), ("resume", "auto" if resume else None)]
     typed.append(("trainer.default_root_dir", str(root)))
-    start = start_from(Words("fit", [], typed, []), [], True)
+    start = start_from(Words("fit", [], typed, []), [])
     folder = start.resumed or runs.new_folder(root, run_name, type(model).__name__)
     runs.check_writable(start.resumed or root)
     stored = dumped(parser, config, (), command.schema(), {"trainer": plain})

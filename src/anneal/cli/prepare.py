@@ -74,7 +74,7 @@ def prepare(words: Words, project: Project) -> Run | str:
     if "" in words.files:
         raise UserError("--config is empty")
     files = list(map(Path, words.files))
-    start = start_from(words, files or [project.default], bool(files))
+    start = start_from(words, files or [project.default])
     if start.config:
         tree = parse(start.config, str(start.source))
         _drop_typed(tree.get("trainer") or {}, words.flags)
@@ -119,15 +119,14 @@ def prepare(words: Words, project: Project) -> Run | str:
     return run
 
 
-def start_from(words: Words, files: Sequence[Path], has_files: bool) -> Start:
+def start_from(words: Words, files: Sequence[Path]) -> Start:
     """Return what a run starts from.
 
     1. --resume=auto --run_name=NAME: the last checkpoint of that run, if it is there; before its
        first one the configuration of that run.
     2. --ckpt_path: that checkpoint or exported file, with the configuration stored in it.
-    3. --metric_from without --config: the configuration of that run.
-    4. What a run has left of a step that failed.
-    5. Else the files of --config, or the default recipe.
+    3. What a run has left of a step that failed.
+    4. Else the files of --config, or the default recipe.
     """
     if words.command == "replay" and (failed := words.last("file")):
         failure = read_failure(Path(failed))
@@ -154,9 +153,6 @@ def start_from(words: Words, files: Sequence[Path], has_files: bool) -> Start:
     of, source, stored = resumed or own, path, Tree()
     if path:
         stored = read(path).about if is_exported(path) else runs.read_checkpoint(path)
-    elif (metric_from := said("metric_from")) and not has_files:
-        with suppress(UserError):  # a file, no run
-            of = runs.find_run(root, metric_from)
     text = stored.get("config", "") if resumed in (None, own) else ""
     if of and not text and (configs := runs.configs_of(of)):
         source = configs[-1]

@@ -4,7 +4,6 @@ import itertools
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ from numpy.typing import NDArray
 from anneal.data.sampler import EpochSampler
 from anneal.errors import UserError, first_line
 from anneal.lightning_internals import attach_data, batches_of_a_process
-from anneal.optim.callback import ScheduleCallback, validations
+from anneal.optim.callback import ScheduleCallback
 from anneal.optim.run_schedule import RunSchedule
-from anneal.runs import metrics
 
 HOW_LONG = (
     "say how long an epoch is: --samples=N of the training data (ImageNet has 1281167), or "
@@ -45,7 +43,6 @@ def preview(
     datamodule: LightningDataModule,
     steps_per_epoch: int | None = None,
     samples: int | None = None,
-    metric_from: str | None = None,
 ) -> Preview:
     """Step the schedule of a run from its first step to its last.
 
@@ -78,11 +75,13 @@ def preview(
         )
     schedule = callback.schedule
     callback.on_train_start(trainer, model)
-    if (total := schedule.total_steps) is None:
+    if schedule.total_steps is None:
         raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-    validated, values = _seen_by_plateau(trainer, schedule, total, metric_from)
-    lrs, momentum = step(schedule, validated, values)
-    notes = _about_plateau(schedule, metric_from, len(values), len(validated))
+    lrs, momentum = step(schedule)
+    notes = []
+    if schedule.is_plateau:
+        monitor = schedule.schedule.monitor
+        notes.append(f"{monitor}, which only a training knows, may cut it: drawn without a cut")
     if kept := sorted(getattr(schedule.inner, "kept_steps", ())):
         notes.append(f"checkpoints are kept of the steps {', '.join(f'{n:,}' for n in kept)}")
     return Preview(
@@ -95,19 +94,6 @@ def preview(
         f"{schedule.steps_per_epoch:,} steps an epoch ({origin}), {schedule.total_steps:,} steps",
         notes,
     )
-
-
-def _seen_by_plateau(
-    trainer: Trainer, schedule: RunSchedule, total: int, metric_from: str | None
-) -> tuple[list[int], list[float]]:
-    """Return after which steps a plateau looks at its metric, and what it sees; else nothing."""
-    if not (schedule.is_plateau and metric_from):
-        return [], []
-    places = [Path(metric_from), Path(trainer.default_root_dir, metric_from)]
-    path = next((p for p in places if p.exists()), places[0])
-    values = read_metric(path, schedule.schedule.monitor)
-    after = validations(trainer, schedule.steps_per_epoch)
-    return list(itertools.takewhile(lambda steps: steps <= total, after)), values
 
 
 def count_batches(
@@ -146,21 +132,13 @@ def count_batches(
     return longest, f"from the batches of {name}"
 
 
-def step(
-    schedule: RunSchedule, validated: Iterable[int] = (), values: Iterable[float] = ()
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Step a schedule to its end; return learning rates (steps, groups) and momentum (steps,).
-
-    A plateau looks at a value after each of the `validated` steps.
-    """
+def step(schedule: RunSchedule) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Step a schedule to its end; return learning rates (steps, groups) and momentum (steps,)."""
     groups, total = schedule.optimizer.param_groups, schedule.total_steps
     assert total is not None
-    looks = list(zip(validated, values, strict=False))[::-1]  # the next one is the last
 
     def in_force() -> Iterator[list[float]]:
-        for steps in range(total):
-            while looks and looks[-1][0] <= steps:
-                schedule.step_metric(looks.pop()[1])
+        for _ in range(total):
             momentum = groups[0].get("betas", [groups[0].get("momentum", 0.0)])[0]
             yield [*(group["lr"] for group in groups), float(momentum)]
             schedule.step()
@@ -170,36 +148,3 @@ def step(
         warnings.filterwarnings("ignore", ".*lr_scheduler.step.*", UserWarning)
         rows: NDArray[Any] = np.fromiter(in_force(), np.dtype((float, len(groups) + 1)), total)
     return rows[:, :-1], rows[:, -1]
-
-
-def read_metric(path: Path, metric: str) -> list[float]:
-    """Return a metric's values, from a run's folder or a CSV file; raise UserError without any."""
-    file = path / "metrics.csv" if path.is_dir() else path
-    try:
-        table = metrics.read(file, complete=not path.is_dir())
-        values = table.values(metric)
-    except OSError as e:
-        raise UserError(f"--metric_from: {file}: {e.strerror}") from e
-    except ValueError as e:
-        raise UserError(f"--metric_from: {file}, column {metric}: {e}") from e
-    if not values:
-        raise UserError(
-            f"--metric_from: {file} has no values of {metric} (schedule.monitor); its columns are "
-            f"{', '.join(table.columns) or 'missing'}"
-        )
-    return values
-
-
-def _about_plateau(
-    schedule: RunSchedule, metric_from: str | None, values: int, validated: int
-) -> list[str]:
-    if not schedule.is_plateau:
-        return ["--metric_from is for ReduceLROnPlateau, which this is not"] if metric_from else []
-    monitor = schedule.schedule.monitor
-    if not metric_from:
-        return [
-            f"ReduceLROnPlateau follows {monitor}, which only a training knows: drawn without a "
-            "cut. --metric_from=RUN or a CSV file shows what it would do"
-        ]
-    note = f"ReduceLROnPlateau as {monitor} of {metric_from} has it: {values} values"
-    return [f"{note}, for {validated} validations" if values != validated else note]

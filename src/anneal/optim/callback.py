@@ -1,8 +1,6 @@
 """The callback that tells a schedule how long the run is and how each validation went."""
 
-import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -117,25 +115,21 @@ def run_length(trainer: Trainer, shift: int = 0) -> tuple[int | None, int | None
     return steps_per_epoch, min(ends) if ends else None
 
 
-def validations(trainer: Trainer, steps_per_epoch: int) -> Iterator[int]:
-    """Yield after how many optimizer steps a run without an end validates, as far as is known.
+def first_validation(trainer: Trainer, steps_per_epoch: int) -> int:
+    """Return after how many optimizer steps Lightning validates first; 0: that is not known.
 
-    As Lightning's training loop decides it: every `val_check_interval` of the batches of an epoch,
-    in every `check_val_every_n_epoch`-th one, or of all batches if that is None.
+    It does every `val_check_interval` of the batches of an epoch, in every
+    `check_val_every_n_epoch`-th one, or of all batches if that is None.
     """
     batches, every = trainer.num_training_batches, trainer.check_val_every_n_epoch
     check = trainer.val_check_batch  # None: by time; inf: as an epoch ends; 0: never
-    if not trainer.enable_validation or not check or not batches or math.isinf(batches):
-        return
-    check = int(min(check, batches) if every else check)
-    for epoch in itertools.count():
-        if every is not None and (epoch + 1) % every:
-            continue
-        before = 0 if every is not None else int(epoch * batches)
-        for batch in range(check - before % check, int(batches) + 1, check):
-            steps = batch / trainer.accumulate_grad_batches
-            steps = math.ceil(steps) if batch == batches else int(steps)
-            yield epoch * steps_per_epoch + steps
+    if not check or not batches or math.isinf(batches):
+        return 0
+    epoch, batch = (
+        (every - 1, int(min(check, batches)) - 1) if every else divmod(int(check) - 1, int(batches))
+    )
+    steps = (batch + 1) / trainer.accumulate_grad_batches
+    return epoch * steps_per_epoch + (math.ceil(steps) if batch + 1 == batches else int(steps))
 
 
 def check_validates(trainer: Trainer) -> None:
@@ -149,8 +143,7 @@ def check_validates(trainer: Trainer) -> None:
         )
     if steps_per_epoch is None or total_steps is None:
         return
-    first = next(validations(trainer, steps_per_epoch), 0)
-    if first > total_steps:
+    if (first := first_validation(trainer, steps_per_epoch)) > total_steps:
         raise UserError(
             f"schedule: ReduceLROnPlateau needs validations; the first would come after {first} "
             f"steps and the run has {total_steps} (trainer.check_val_every_n_epoch, "
