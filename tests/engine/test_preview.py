@@ -11,7 +11,7 @@ from tiny import loader
 from yours import MNISTDataModule
 
 from anneal.commands.schedule import Preview, count_batches
-from anneal.commands.schedule_plots import changes, picture, table, terminal
+from anneal.commands.schedule_plots import changes, picture, table
 from anneal.errors import UserError
 from anneal.testing import logged
 
@@ -250,11 +250,3 @@ def test_a_picture_has_a_panel_for_what_there_is_to_see():
     panels = picture({"a": cycle, "b": shorter}).axes
     assert [p.get_xlabel() for p in panels] == ["epochs", "optimizer steps", "epochs"]
     assert [t.get_text() for t in panels[0].get_legend().get_texts()] == ["a", "b"]
-
-
-def test_several_curves_in_the_terminal_are_told_apart_by_letters():
-    ladder, cycle = of([1.0] * 4 + [0.1] * 4), of([0.1, 1.0, 0.1])
-    drawn = terminal({"ladder": ladder, "cycle": cycle})
-    assert "aaaa" in drawn
-    assert "bb" in drawn
-    assert "aa" not in terminal({"ladder": ladder})

@@ -1,12 +1,10 @@
-"""Previews of schedules as a table of changes, a plot in the terminal and a figure."""
+"""Previews of schedules as a table of changes and a figure."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import plotille
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -17,9 +15,6 @@ from anneal.system import text_table
 
 ROWS = 16  # of a table; those in its middle are left out
 FEW = 8  # changes, whose learning rates are written into the figure
-POINTS = 400  # of a curve in the terminal
-COLOURS = ("bright_blue", "bright_red", "bright_green", "bright_magenta", "bright_yellow")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Change(NamedTuple):
@@ -96,33 +91,6 @@ def trained(preview: Preview) -> str:
     return text_table([[name.replace("_", " ") for name in preview.trained[0]], *rows], left=2)
 
 
-def terminal(previews: Mapping[str, Preview]) -> str:
-    """Draw learning rates over epochs in characters, several with letters and colours."""
-    is_log, (low, high) = scale(previews)
-    figure = plotille.Figure()
-    figure.width = 100 if shutil.get_terminal_size().columns > 120 else 50  # a tick every 10
-    figure.height = 12
-    figure.color_mode = "names"
-    figure.x_label, figure.y_label = "epochs", "lr"
-    figure.x_ticks_fkt = lambda value, _: f"{value:.4g}"
-    figure.y_ticks_fkt = lambda value, _: f"{10**value if is_log else value:.2e}"
-    end = max(len(p.lrs) / p.steps_per_epoch for p in previews.values())
-    figure.set_x_limits(0, end)
-    figure.set_y_limits(*np.log10([low, high]) if is_log else (low, high))
-    curves = list(_curves(previews))
-    for i, (label, preview, curve) in enumerate(curves):
-        steps = np.linspace(0, len(curve), POINTS, endpoint=False)
-        y = np.clip(curve[steps.astype(int)], low, high)
-        figure.plot(
-            (steps / preview.steps_per_epoch).tolist(),
-            (np.log10(y) if is_log else y).tolist(),
-            lc=COLOURS[i % len(COLOURS)],
-            label=label,
-            marker=LETTERS[i % len(LETTERS)] if len(curves) > 1 else None,
-        )
-    return str(figure.show(legend=len(curves) > 1))
-
-
 def picture(previews: Mapping[str, Preview]) -> Figure:
     """Draw learning rates over epochs and over steps, and the momentum if it changes."""
     lengths = {p.steps_per_epoch for p in previews.values()}
@@ -194,11 +162,10 @@ def _curves(
 
 
 def show(previews: Mapping[str, Preview], output: Path) -> None:
-    """Print notes, changes and the plot, and write the figure."""
+    """Print notes and changes, and write the figure."""
     for name, preview in previews.items():
         lines = ["", f"{name}: {preview.length}", *preview.notes, trained(preview), ""]
         print("\n".join([*lines, table(preview), ""]))
-    print(terminal(previews))
     save_figure(picture(previews), output)
     print(output)
 
