@@ -38,12 +38,8 @@ def test(run: Run, verbose: bool = True) -> None:  # noqa: PT028
     run.trainer.test(run.model, run.data, run.ckpt_path, verbose, weights_only=True)
 
 
-def predict(run: Run, return_predictions: bool | None = None) -> None:
-    """Write what a checkpoint predicts, for test data or your own files, to a CSV file.
-
-    Args:
-        return_predictions: Without effect: predictions are written.
-    """
+def predict(run: Run) -> None:
+    """Write what a checkpoint predicts, for test data or your own files, to a CSV file."""
     check_predicts(run.model, run.trainer)
     assert run.ckpt_path is not None
     model, path = run.model, run.ckpt_path

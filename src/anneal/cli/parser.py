@@ -47,7 +47,6 @@ OPTIONS_OF_A_RUN: dict[str, tuple[Parameter, str]] = {
     ),
     "run_name": (Parameter(str | None, None), "The folder of the run, by name"),
     "ckpt_path": (Parameter(str | None, None), "`best`, `last` or a checkpoint's file"),
-    "weights_only": (Parameter(bool | None, None), "Checkpoints are always read as plain values"),
 }
 
 
@@ -57,9 +56,7 @@ class CommandParser:
     def __init__(self, name: str, function: Callable[..., Any], starts: bool = True) -> None:
         self.name = name
         self.own = dict(list(parameters(function).items())[1:])
-        # Those of a checkpoint are for a command that starts, or may start, from one.
-        left_out = () if starts else ("ckpt_path", "weights_only")
-        self.about = {k: v for k, v in OPTIONS_OF_A_RUN.items() if k not in left_out}
+        self.about = {k: v for k, v in OPTIONS_OF_A_RUN.items() if starts or k != "ckpt_path"}
         self.function = function
 
     def schema(self) -> Schema:

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from anneal.sweep.file import Metric, Sweep
+from anneal.sweep.file import Sweep
 from anneal.sweep.study import FINISHED, STOPPED, Study
 from anneal.system import text_table as in_columns
 from anneal.system import write_csv
@@ -106,24 +106,17 @@ def label(value: Any) -> str:
 def plot(sweep: Sweep, rows: list[Row]) -> Figure | None:
     """Plot the metric over the learning rate, or else over the first parameter of numbers.
 
-    Points with the same parameters and other seeds are drawn small, and their mean large. For
-    parameters that are no numbers the means are bars. The best is marked.
-
-    Returns:
-        None: There is nothing to draw.
+    Points with the same parameters and other seeds are drawn small, and their mean large. The best
+    is marked. Without a parameter of numbers the table says it all.
     """
     done = [r for r in rows if math.isfinite(r.value)]
     names = [p.name for p in sweep.parameters]
     names = [name for name in names if name != SEED] or names
-    if sweep.metric is None or not done or not names:
+    if sweep.metric is None or not done or (x := _x_axis(names, done)) is None:
         return None
-    x = _x_axis(names, done)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    if x is None:
-        _bars(axes, sweep.metric, names, done)
-    else:
-        _curves(axes, sweep, x, [n for n in names if n != x], rows)
+    _curves(axes, sweep, x, [n for n in names if n != x], rows)
     axes.set_title(sweep.name)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
@@ -159,11 +152,6 @@ def _mean(rows: list[Row]) -> float:
     return fmean(r.value for r in rows)
 
 
-def _best(groups: dict[str, list[Row]], metric: Metric) -> list[Row]:
-    done = [g for g in groups.values() if any(r.status == FINISHED for r in g)]
-    return (max if metric.maximize else min)(done or list(groups.values()), key=_mean)
-
-
 def _curves(axes: Axes, sweep: Sweep, x: str, others: list[str], rows: list[Row]) -> None:
     """Draw a line for each combination of the other parameters of a grid, or else points."""
     assert sweep.metric
@@ -184,7 +172,9 @@ def _curves(axes: Axes, sweep: Sweep, x: str, others: list[str], rows: list[Row]
             axes.plot(*zip(*single, strict=True), ".", color=line.get_color(), alpha=0.5)
         if early := [r for r in mine if r.status == STOPPED]:
             axes.plot([_x(r, x) for r in early], [r.value for r in early], "o", color="white", ms=4)
-    best = _best(_means(done, [x, *others] if grid else list(done[0].values)), metric)
+    groups = _means(done, [x, *others] if grid else list(done[0].values)).values()
+    whole = [g for g in groups if any(r.status == FINISHED for r in g)]
+    best = (max if metric.maximize else min)(whole or groups, key=_mean)
     over = f" (mean of {len(best)})" if len(best) > 1 else ""
     text = f"best: {_mean(best):.4g}{over} at {label(best[0].values[x])}"
     star = {"ms": 18, "color": "gold", "mec": "black", "zorder": 5}
@@ -195,7 +185,9 @@ def _curves(axes: Axes, sweep: Sweep, x: str, others: list[str], rows: list[Row]
         axes.plot(places, [0.02] * len(places), "rx", transform=edge, label="failed", clip_on=False)
     axes.set_xlabel(x)
     axes.set_ylabel(metric.name)
-    if _is_log(sweep, x, [_x(r, x) for r in rows if _number(r.values[x]) is not None]):
+    numbers = [_x(r, x) for r in rows if _number(r.values[x]) is not None]
+    log = next(p.log for p in sweep.parameters if p.name == x)
+    if min(numbers) > 0 and (log or max(numbers) / min(numbers) > 10):
         axes.set_xscale("log")
     axes.legend(loc="best")
 
@@ -209,28 +201,3 @@ def _x(row: Row, name: str) -> float:
     number = _number(row.values[name])
     assert number is not None
     return number
-
-
-def _is_log(sweep: Sweep, name: str, values: list[float]) -> bool:
-    """Return whether a parameter was drawn on a logarithmic scale, or spans over a decade."""
-    log = next(p.log for p in sweep.parameters if p.name == name)
-    return min(values) > 0 and (log or max(values) / min(values) > 10)
-
-
-def _bars(axes: Axes, metric: Metric, names: list[str], rows: list[Row]) -> None:
-    """Draw a bar for each combination of parameters, its single trials as points."""
-    groups = _means(rows, names)
-    best = _best(groups, metric)
-    bars = sorted(groups.values(), key=_mean, reverse=metric.maximize)[: 2 * MOST_LINES]
-    for place, group in enumerate(reversed(bars)):
-        color = "gold" if group is best else "tab:blue"
-        axes.barh(place, _mean(group), color=color, edgecolor="black" if group is best else None)
-        axes.text(_mean(group), place, f" {_mean(group):.4g}", va="center")
-        if len(group) > 1:
-            axes.plot([r.value for r in group], [place] * len(group), "k.")
-    labels = [", ".join(label(g[0].values[n]) for n in names) for g in reversed(bars)]
-    axes.set_yticks(range(len(bars)), labels)
-    values = [r.value for g in bars for r in g]
-    room = (max(values) - min(values)) or abs(values[0]) or 1.0
-    axes.set_xlim(min(values) - 0.3 * room, max(values) + 0.3 * room)
-    axes.set_xlabel(metric.name)
