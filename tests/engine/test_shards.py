@@ -291,13 +291,12 @@ def test_the_cache_stays_in_its_bound(root, folder, home, monkeypatch):
         return file
 
     monkeypatch.setattr(bucket.Cached, "_reserve", reserve)
+    monkeypatch.setattr(sharded, "MAX_CACHE", bound)
     for seed in (1, 2):
-        pictures = ImageShards.splits(root, max_cache_gb=bound / 1e9)["train"]
+        pictures = ImageShards.splits(root)["train"]
         check_all(pictures, folder, order_of(pictures, seed), num_workers=0)
     assert len(sizes) > len(pictures.files)  # some came twice
     assert bound / 2 < max(sizes) <= bound
-    with pytest.raises(UserError, match="max_cache_gb"):
-        ImageShards.splits(root, max_cache_gb=1e-6)
 
 
 def test_chunks_come_before_they_are_needed(root):
@@ -316,7 +315,8 @@ def test_a_killed_run_goes_on_with_the_cache_it_left(root, folder, home, monkeyp
     monkeypatch.setattr(sharded, "HELD", 4)
     monkeypatch.setattr(sharded, "WINDOW", 2)
     bound = sum(size for _, size in ImageShards.splits(root)["train"].files) // 2
-    pictures = ImageShards.splits(root, max_cache_gb=bound / 1e9)["train"]
+    monkeypatch.setattr(sharded, "MAX_CACHE", bound)
+    pictures = ImageShards.splits(root)["train"]
     for seed in range(3):
         child = in_process(check_all, pictures, folder, order_of(pictures, seed), 0)
         time.sleep(0.2 + 0.2 * seed)
@@ -395,13 +395,6 @@ def test_a_chunk_that_is_missing_or_cut_is_told(root, s3, made, tmp_path):
     s3.put_object(Bucket="data", Key=f"photos/v1/train/{name}", Body=b"half")
     with pytest.raises(UserError, match=f"{name}: 4 bytes, not .*: upload it again"):
         ImageShards.splits(root)["train"].read(0)
-
-
-def test_options_may_say_where_the_server_is(root, server, monkeypatch):
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
-    options = {"endpoint_url": server, "region_name": "us-east-1"}
-    pictures = ImageShards.splits(root, storage_options=options)["val"]
-    assert pictures.read(0).startswith(b"\xff\xd8")
 
 
 def test_shards_of_a_folder_that_are_not_whole_are_told(made, tmp_path):

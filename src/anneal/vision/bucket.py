@@ -38,19 +38,16 @@ class BucketError(UserError):
 
 
 class Bucket:
-    """Files below s3://bucket/prefix.
+    """Files below s3://bucket/prefix, of a server that AWS_ENDPOINT_URL, AWS_PROFILE, ... say.
 
     Args:
         url: That address.
-        options: Arguments of boto3's client, such as endpoint_url; the environment
-            (AWS_ENDPOINT_URL, AWS_PROFILE, ...) says the others.
         attempts: How often a request is tried, with growing pauses: with 4 a server that refuses
             is told within 10 seconds, with 10 it has up to two minutes to come back.
     """
 
-    def __init__(self, url: str, options: dict[str, Any] | None = None, attempts: int = 4) -> None:
+    def __init__(self, url: str, attempts: int = 4) -> None:
         self.url = url.rstrip("/")
-        self.options = options or {}
         self.attempts = attempts
         self.name, _, self.prefix = self.url.removeprefix("s3://").partition("/")
         self._client: tuple[int, Any] | None = None
@@ -84,8 +81,7 @@ class Bucket:
             if self._client is None or self._client[0] != os.getpid():
                 retries = {"mode": "standard", "total_max_attempts": self.attempts}
                 config = Config(connect_timeout=5, read_timeout=20, retries=retries)
-                client = boto3.Session().client("s3", **{"config": config, **self.options})
-                self._client = os.getpid(), client
+                self._client = os.getpid(), boto3.Session().client("s3", config=config)
             yield self._client[1], {"Bucket": self.name, "Key": f"{self.prefix}/{name}".lstrip("/")}
         except (ClientError, BotoCoreError, Boto3Error, ValueError, OSError) as e:
             code = str(getattr(e, "response", {}).get("Error", {}).get("Code") or type(e).__name__)

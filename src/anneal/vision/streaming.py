@@ -22,6 +22,7 @@ from anneal.vision.splits import SPELLED
 WINDOW = 16  # chunks among which an epoch is shuffled
 AHEAD = 4  # chunks that are fetched before they are needed
 HELD = WINDOW + 2  # chunks that a process keeps open
+MAX_CACHE = 10**11  # bytes of chunks, of all data sets together; fewer where the disk has fewer
 INDEX = "index.json"
 
 # LitData asks a package index for its newest version.
@@ -59,33 +60,19 @@ class ImageShards(ImageSource):
         self._reader: _Reader | None = None
 
     @classmethod
-    def splits(
-        cls,
-        root: str,
-        cache_dir: Path | None = None,
-        max_cache_gb: float = 100.0,
-        storage_options: dict[str, Any] | None = None,
-    ) -> dict[str, "ImageShards"]:
-        """Return `train`, `val` and, if there is one, `test`.
+    def splits(cls, root: str, cache_dir: Path | None = None) -> dict[str, "ImageShards"]:
+        """Return `train`, `val` and, if there is one, `test` of what `train.py shards` made.
 
-        Args:
-            root: What `python train.py shards` made: a folder or s3://bucket/prefix.
-            cache_dir: Where chunks of a bucket are kept; None: ~/.cache/anneal.
-            max_cache_gb: How many GB (10^9 bytes) of them, of all data sets together. A disk that
-                holds less holds less of them.
-            storage_options: Arguments of boto3's client, such as endpoint_url, apart from what the
-                environment says (AWS_ENDPOINT_URL, AWS_PROFILE, ...).
-
-        Raises:
-            UserError: There are none, or they can't be read.
+        That lies in a folder or in s3://bucket/prefix, whose chunks are kept in ~/.cache/anneal if
+        no other folder is given.
         """
         need_litdata()
         opened = {}
-        bucket = Bucket(root, storage_options) if root.startswith("s3://") else None
+        bucket = Bucket(root) if root.startswith("s3://") else None
         for split in SPELLED:
             try:
                 if bucket:
-                    opened[split] = cls._remote(bucket, split, cache_dir, max_cache_gb)
+                    opened[split] = cls._remote(bucket, split, cache_dir)
                 else:
                     folder = Path(root) / split
                     index, table = ((folder / name).read_bytes() for name in (INDEX, TABLE))
@@ -107,9 +94,7 @@ class ImageShards(ImageSource):
         return opened
 
     @classmethod
-    def _remote(
-        cls, bucket: Bucket, split: str, cache_dir: Path | None, max_cache_gb: float
-    ) -> "ImageShards":
+    def _remote(cls, bucket: Bucket, split: str, cache_dir: Path | None) -> "ImageShards":
         index, table = (bucket.get(f"{split}/{name}") for name in (INDEX, TABLE))
         url = f"{bucket.url}/{split}"
         home = (cache_dir or cache_folder()) / "shards"
@@ -122,18 +107,8 @@ class ImageShards(ImageSource):
                 part.write_bytes(index)
         except OSError as e:
             raise UserError(f"{folder}: no cache for {url} there: {e.strerror}") from e
-        cache = Cached(
-            Bucket(url, bucket.options, attempts=10), folder, home, int(max_cache_gb * 1e9)
-        )
-        pictures = cls(url, folder, index, table, cache)
-        # For training and validation, or all of a small data set.
-        sizes = [size for _, size in pictures.files]
-        if cache.max_bytes < (needed := 2 * min(HELD * max(sizes), sum(sizes))):
-            raise UserError(
-                f"max_cache_gb={max_cache_gb:g}: the {WINDOW} chunks of {url} that are shuffled at "
-                f"a time need {needed / 1e9:.3g}"
-            )
-        return pictures
+        cache = Cached(Bucket(url, attempts=10), folder, home, MAX_CACHE)
+        return cls(url, folder, index, table, cache)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None}
