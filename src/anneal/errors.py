@@ -14,7 +14,8 @@ from unicodedata import normalize
 class UserError(Exception):
     """A mistake in what was typed, configured or put on disk.
 
-    The command line prints its message after ``error:`` and ends with `status`.
+    The command line prints its message after ``error:`` and ends with `status`. Whatever looks at
+    such things may raise it, which its docstring need not say.
 
     Args:
         message: What was wrong, where (file, key, path), and what to do.

@@ -42,14 +42,7 @@ def log(
     step: int | None = None,
     loggers: Sequence[Logger] | None = None,
 ) -> None:
-    """Log values and the epoch.
-
-    Args:
-        trainer: The run's.
-        values: Name to value.
-        step: Index of the optimizer step; None: the one at which Lightning would log now.
-        loggers: The ones to log with; None: all of the run.
-    """
+    """Log values and the epoch at an optimizer step, by default where Lightning would log now."""
     step = internals.logged_step(trainer) if step is None else step
     for logger in trainer.loggers if loggers is None else loggers:
         logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=step)

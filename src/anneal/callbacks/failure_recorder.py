@@ -21,13 +21,7 @@ from anneal.system import atomic_write
 
 
 class FailureRecorder(Callback):
-    """Write `failure-STEP.json` into the run's folder when a batch or a step of it fails.
-
-    Args:
-        folder: The run's.
-        checkpoints: Where its `last.ckpt` lies.
-        config: Its configuration as YAML.
-    """
+    """Write `failure-STEP.json` into the run's folder when a batch or a step of it fails."""
 
     def __init__(self, folder: Path, checkpoints: Path, config: str) -> None:
         self.folder = folder

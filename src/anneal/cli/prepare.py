@@ -61,11 +61,7 @@ class Start(NamedTuple):
 
 
 def prepare(words: Words, project: Project) -> Run | str:
-    """Return the run of a command line, or the text that it asks for: help, or the configuration.
-
-    Raises:
-        UserError: With all that is wrong, a line each.
-    """
+    """Return the run of a command line, or what it asks for: help, or the configuration."""
     function = project.commands[words.command]
     command = CommandParser(words.command, function, words.command not in PREVIEW_COMMANDS)
     config = Config(command.schema())

@@ -100,11 +100,7 @@ def standing(old: Any, of: Parameter) -> list[Any]:
 
 
 def option(name: str, value: Any, of: Parameter, old: Any) -> Any:
-    """Return what an option holds after it was set, or, by a name that ends in +, added to.
-
-    Raises:
-        UserError: The value does not fit, or makes no sense.
-    """
+    """Return what an option holds after it was set, or, by a name that ends in +, added to."""
     plain, before = name.rstrip("+"), []
     if name != plain:
         if not takes_list(of.hint):

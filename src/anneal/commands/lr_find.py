@@ -43,9 +43,6 @@ class Search:
         """The step at which the loss falls fastest over the logarithm of the learning rate.
 
         Over the learning rate itself, noise at the smallest ones would be steeper than all else.
-
-        Raises:
-            UserError: The loss was never seen to fall.
         """
         finite = np.isfinite(self.losses)
         seen = np.flatnonzero(finite)[FIRST:LAST]
@@ -114,9 +111,6 @@ def search(
 
     The options are those of the command `lr_find`. The trainer has no callbacks and no end of its
     own; the module takes an `optimizer`, a callable, and hands it to `configure_optimizers`.
-
-    Raises:
-        UserError: A value makes no sense, or the module takes no optimizer.
     """
     if not 0 < min_lr < max_lr < math.inf:
         raise UserError(f"--min_lr={min_lr:g} must lie above 0 and below --max_lr={max_lr:g}")

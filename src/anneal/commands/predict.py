@@ -102,9 +102,6 @@ def save_predictions(
 
     The model's `task`, `class_names` and `top_k` say what is written; the data, which images
     couldn't be read. If the command ended early, the first samples were predicted.
-
-    Raises:
-        UserError: None was.
     """
     task: Task = getattr(model, "task", None) or Classification()
     samples = [sample for batch in seen.batches for sample in batch]

@@ -45,11 +45,7 @@ def read_failure(file: Path) -> Failure:
 
 
 def repeat(trainer: Trainer, model: LightningModule, data: LightningDataModule, file: Path) -> str:
-    """Train up to the step that failed, and return what there is to say about it.
-
-    Raises:
-        UserError: The step does not fail again, or there is nothing to start from.
-    """
+    """Train up to the step that failed, and return what there is to say about it."""
     failure = read_failure(file)
     if trainer.world_size != failure["processes"]:
         raise UserError(f"{file}: that run had {failure['processes']} processes: start as many")

@@ -48,9 +48,6 @@ def preview(
 
     Everything is the run's own but for the training batches, which are only counted: the data is
     neither prepared nor read. The other options are those of the command `schedule`.
-
-    Raises:
-        UserError: The length of an epoch is not known, or the run would be refused too.
     """
     trainer.strategy.connect(model)
     attach_data(trainer, model, datamodule)

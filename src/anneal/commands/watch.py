@@ -56,12 +56,9 @@ class Layers:
             layer.register_forward_hook(partial(self.leave, name))
 
     def find(self, e: Exception, steps: list[Step], good: list[Step]) -> Trouble:
-        """Return what is wrong first.
+        """Return what is wrong first in the steps since the last update, of which one has raised.
 
-        Args:
-            e: What was raised.
-            steps: Those since the last update.
-            good: Some before that. What is infinite there, such as a mask, is no reason.
+        What is infinite in `good` ones before that, such as a mask, is no reason.
         """
         if self.trainer.world_size == 1:  # of several processes it may be another one's
             self.look_at_gradients()

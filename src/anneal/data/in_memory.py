@@ -17,11 +17,7 @@ from anneal.progress import resume_position
 class InMemoryBatches(EpochSampler):
     """A share of samples held in memory: indexing into tensors, without workers.
 
-    Args:
-        images: All images of the split, (N, ...).
-        labels: All labels of the split, (N,).
-        batch_size: Samples in a batch of one process.
-        **share: The other arguments of `EpochSampler`.
+    The arguments are those of `in_run`, and the others of `EpochSampler`.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, **share: Any) -> None:

@@ -48,12 +48,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append one line.
-
-        Args:
-            metrics: Name to value, numbers or tensors of one element.
-            step: Index of the optimizer step; by default that of the line before.
-        """
+        """Append one line, by default at the optimizer step of the line before."""
         self._step = self._step if step is None else step
         row = {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}
         file = self._open()

@@ -143,11 +143,7 @@ class WandbLogger(Viewer, LightningWandbLogger):
 
 
 def start(arguments: Mapping[str, Any], folder: Path, offline: bool) -> Any:
-    """Start a wandb run that records into `folder`: offline where online fails, else disabled.
-
-    Raises:
-        UserError: wandb refuses what the WANDB_... variables say.
-    """
+    """Start a wandb run that records into `folder`: offline where online fails, else disabled."""
     import wandb
 
     with suppress(Exception):

@@ -13,10 +13,8 @@ from anneal.errors import UserError
 class JointOptimizer(Optimizer):
     """Several optimizers as one: one schedule over all their groups, one step, one state.
 
-    Groups and state are the optimizers' own, in their order.
-
-    Args:
-        optimizers: Each on parameters of its own. A group that is added later is the last one's.
+    Groups and state are the optimizers' own, in their order. A group that is added later is the
+    last one's.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -81,12 +79,7 @@ def with_owners(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Optimize
 
 
 def joined(optimizers: Sequence[Optimizer]) -> Optimizer:
-    """Return the optimizer there is, or several as one.
-
-    Raises:
-        UserError: One of several wants to compute the loss by itself, as LBFGS does, or the
-            weights are in pieces.
-    """
+    """Return the optimizer there is, or several as one."""
     if len(optimizers) == 1:
         return optimizers[0]
     for optimizer in optimizers:

@@ -93,9 +93,6 @@ def with_muon(
 
     Both have Muon's learning rate and weight decay. Torch's own class gets a default that makes
     this right, and takes weights of any number of dimensions.
-
-    Raises:
-        UserError: The network has no hidden weights.
     """
     for rule in rules:
         rule.optimizer = _ours(rule.optimizer)

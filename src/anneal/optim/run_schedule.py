@@ -27,10 +27,6 @@ class RunSchedule(LRScheduler):
     a plateau, what the metric did), so a resumed run follows the schedule it is given now: new
     learning rates, lengths and schedulers count, and a longer run gets the longer curve. What an
     optimizer keeps in its parameter groups, such as Prodigy's `d`, stays its own.
-
-    Args:
-        optimizer: The optimizer, with the learning rates it was configured with.
-        schedule: What to follow.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
@@ -54,15 +50,9 @@ class RunSchedule(LRScheduler):
     def setup(
         self, steps_per_epoch: int, total_steps: int | None, steps: int | None = None
     ) -> None:
-        """Start, or continue after a resume, in a run of known length.
+        """Start, or continue after a resume, in a run of so many optimizer steps (None: endless).
 
-        Args:
-            steps_per_epoch: Optimizer steps in an epoch.
-            total_steps: Optimizer steps from the very start to the end; None: endless.
-            steps: Where the run is, if its epochs have other steps than before.
-
-        Raises:
-            UserError: The schedule needs an end and there is none, or its arguments don't fit.
+        `steps` says where the run is, if its epochs have other steps than before.
         """
         if steps is not None:
             self.steps = steps

@@ -97,14 +97,8 @@ class Schedule:
     ) -> LRScheduler | None:
         """Build the torch scheduler at its start; None: the learning rate is constant.
 
-        Args:
-            optimizer: With the learning rates it was configured with.
-            length: From the end of the warmup to the end of the run, in the scheduler's unit, >= 1;
-                None: endless.
-            warmup: What comes before that, in the same unit.
-
-        Raises:
-            UserError: It needs an end and there is none, or its arguments don't fit.
+        In the scheduler's unit, `length` is from the end of the `warmup` to that of the run (None:
+        endless).
         """
         if self.scheduler is None:
             return None

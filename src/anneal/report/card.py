@@ -166,11 +166,7 @@ def _settings(config: dict[str, str], keys: Iterable[str]) -> dict[str, str]:
 
 
 def write(folder: Path) -> Path:
-    """Write the card and the figure of the curves into the run's folder; return the card's path.
-
-    Raises:
-        UserError: There is a README.md, which may be a person's, or something can't be read.
-    """
+    """Write the card and the figure of the curves into the run's folder; return the card's path."""
     from anneal.report.curves import draw_curves
     from anneal.runs.run import Run
 

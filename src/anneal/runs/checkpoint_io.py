@@ -31,9 +31,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save all of it or raise, with what was there before still there.
 
         Hyperparameters that are no plain values are left out: the configuration stands beside them.
-
-        Raises:
-            UserError: The disk is full, the folder can't be written, or no resume could read it.
         """
         kept = {key: _plain(checkpoint[key]) for key in HYPERPARAMETERS if key in checkpoint}
         checkpoint = {**checkpoint, **kept, "format": FORMAT}

@@ -13,11 +13,8 @@ def drops(lr: Array, epochs: Array) -> list[int]:
     """Return where a learning rate falls to four fifths or less within a step, and is no slope.
 
     A slope has, within an epoch, another change of a similar size: the end of a cosine, also of
-    one that moves once an epoch. A staircase's next step is by the same factor.
-
-    Args:
-        lr: The learning rate at some steps, (n,).
-        epochs: How many epochs each of them lies after the start, (n,).
+    one that moves once an epoch. A staircase's next step is by the same factor. Learning rates,
+    (n,), are those of some steps, which lie so many `epochs` after the start.
     """
     changes = np.flatnonzero(np.diff(lr))
     found = []

@@ -95,11 +95,7 @@ def better(metric: str) -> Literal["min", "max"] | None:
 def direction(
     metric: str, mode: str | None = None, owner: str = "monitor"
 ) -> Literal["min", "max"]:
-    """Return whether lower or higher is better: `mode`, by default as the metric's name says.
-
-    Raises:
-        UserError: The name doesn't tell, or says the opposite of `mode`.
-    """
+    """Return whether lower or higher is better: `mode`, by default as the metric's name says."""
     words = set(re.split(r"[^a-z]+", metric.lower()))
     by_name = "min" if words & LOWER else "max" if words & HIGHER else mode
     if by_name is None:

@@ -104,12 +104,7 @@ def lr_jump(
 ) -> str:
     """Return that a resume changes a learning rate by more than a hundredth, why, and how not to.
 
-    Args:
-        before: Learning rates of the groups as they were saved.
-        now: Those of the same step now.
-        scheduler: Name of the scheduler.
-        had: Steps in the run as it was saved; None: not known.
-        has: Steps in the run now.
+    The learning rates are those of the groups, in a run that `had` so many steps and now `has`.
     """
     pairs = zip(before, now, strict=False)
     old, new = max(pairs, key=lambda both: abs(both[0] - both[1]) / (max(both) or 1))

@@ -130,13 +130,7 @@ def train(folder: Path, listed: dict[str, list[str]], jobs: int) -> dict[str, st
     """Train what is not finished: by the name of its folder, with its options.
 
     The finished ones stand in `finished.txt`; one that was interrupted, or has failed, resumes.
-
-    Returns:
-        Why they failed, of those that have.
-
-    Raises:
-        UserError: The options of one are wrong.
-        KeyboardInterrupt: After a signal: the same call goes on.
+    Return why they failed, of those that have.
     """
     if jobs < 1:
         raise UserError(f"-j {jobs}: must be at least 1")

@@ -32,9 +32,6 @@ class Study:
     at the next start where the database is `study.db` in the sweep's folder, which one worker has
     to itself; in another storage of Optuna (postgresql://..., mysql://...) by another worker, after
     a minute without a sign of life.
-
-    Raises:
-        UserError: The storage can't be opened, is in use, or holds another sweep of that name.
     """
 
     def __init__(self, sweep: Sweep, folder: Path, storage: str | None = None) -> None:

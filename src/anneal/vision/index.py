@@ -32,9 +32,6 @@ class ImageFolder(ImageSource):
 
         The index is kept for the next run, in ~/.cache/anneal by default. It is made again when a
         name in any folder below `root`, or the table of labels, has changed.
-
-        Raises:
-            UserError: The folder is in no such layout, or its parts disagree.
         """
         layout = layout or Layout()
         key = key_of(layouts.base_of(root), layout)

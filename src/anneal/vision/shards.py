@@ -1,12 +1,4 @@
-"""Conversion of a folder of images into LitData shards, for data past one machine's disk.
-
-    python train.py shards FOLDER OUT [--short_side=256] [--quality=90] [--raw] [--num_workers=N]
-
-makes OUT/train and OUT/val: LitData's index.json and chunks, or with --raw all pixels in
-pictures.raw, and pictures.npz with the labels and paths of all images. Train on them with
---data.root=OUT or, after `aws s3 sync OUT s3://BUCKET/PREFIX` of shards, with
---data.root=s3://BUCKET/PREFIX.
-"""
+"""Conversion of a folder of images into LitData shards, or into a file of plain pixels."""
 
 import sys
 from collections.abc import Iterator

@@ -51,9 +51,6 @@ class TrainTransform:
 
     The arguments are those of `ImageFolderDataModule`; a rectangle that is erased (Zhong et al.
     2017, arXiv 1708.04896) has the colour `fill`, 0 to 255 for each channel.
-
-    Raises:
-        UserError: `scale` is no part of an area, or a probability is none.
     """
 
     def __init__(
