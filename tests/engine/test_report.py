@@ -281,8 +281,8 @@ BROKEN = {
     "metrics.csv: no column called step": lambda folder: (folder / "metrics.csv").write_text(
         "a\n1\n"
     ),
-    "config.yaml: no YAML": lambda folder: (folder / "config.yaml").write_text("a: [1\nb: {"),
-    "config.yaml: no configuration": lambda folder: (folder / "config.yaml").write_text("- 1\n"),
+    "config.yaml is no YAML": lambda folder: (folder / "config.yaml").write_text("a: [1\nb: {"),
+    "config.yaml has no settings": lambda folder: (folder / "config.yaml").write_text("- 1\n"),
     "no metric in": lambda folder: (folder / "metrics.csv").write_text("step,epoch\n1,1\n"),
 }
 

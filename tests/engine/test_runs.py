@@ -114,15 +114,15 @@ def test_a_resume_compares_with_todays_names():
     now["model"] |= {"class_path": "MNISTConvNet"}
     now["model"]["init_args"]["width"] = 16
     assert differences(OLD, yaml.safe_dump(now)) == [("model.width", 8, 16)]
-    with pytest.raises(UserError, match=r"^the checkpoint: no configuration"):
+    with pytest.raises(UserError, match=r"^the checkpoint has no settings"):
         differences("3", OLD)
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [("a: [", "no YAML: while parsing"), ("3", "no configuration$")]
+    ("text", "what"), [("a: [", "is no YAML: line 1, column 5"), ("3", "has no settings, such as")]
 )
 def test_what_is_no_configuration_is_named(text, what):
-    with pytest.raises(UserError, match=f"config.yaml: {what}"):
+    with pytest.raises(UserError, match=f"config.yaml {what}"):
         parse(text, "config.yaml")
 
 

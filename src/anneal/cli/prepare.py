@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from anneal.cli.chosen import complete
 from anneal.cli.config import Config, Help
 from anneal.cli.entry import keep
-from anneal.cli.files import Tree, parse, read_file
+from anneal.cli.files import Tree, read_file
 from anneal.cli.parser import (
     OPTIONS_OF_A_RUN,
     CommandParser,
@@ -28,7 +28,7 @@ from anneal.cli.words import BESIDE, Words, stray
 from anneal.commands.replay import read_failure
 from anneal.errors import UserError
 from anneal.runs import folder as runs
-from anneal.runs.config import FORMAT
+from anneal.runs.config import FORMAT, parse
 from anneal.runs.exported import is_exported, read
 from anneal.runs.lock import claim, hold
 

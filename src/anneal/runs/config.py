@@ -1,5 +1,6 @@
 """A run's configuration, read back: parsed, with today's class paths, by the keys one types."""
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
@@ -10,20 +11,46 @@ import yaml
 from anneal.errors import UserError
 
 FORMAT = 1  # of config.yaml and of checkpoints, which both name it under `format`
+MOST = 100_000  # values; the longest recipe has a hundred
 # Names of classes that older runs have stored.
 RENAMED = {"Picture": "TrainingFigure", "Progressive": "ProgressiveResizing"}
 
 
+def read_yaml(text: str, label: object) -> dict[str, Any]:
+    """Return the tree in a YAML text; the label names it in messages."""
+    # C's parser takes a tenth of the time where it was built, but no path that is no UTF-8.
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader = yaml.SafeLoader if "\\uDC" in text else fast
+    try:
+        root = yaml.compose(text, Loader=loader)
+        # A few nested aliases can make billions of values of some lines.
+        if root and _count(root, {}) > MOST:
+            raise UserError(f"{label}: its aliases make more than {MOST:,} values of it")
+        tree: Any = yaml.load(text, Loader=loader)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}, " if mark else ""
+        problem = getattr(e, "problem", None) or " ".join(str(e).split())
+        raise UserError(f"{label} is no YAML: {place}{problem}") from e
+    if not isinstance(tree, dict):
+        what = "is empty" if tree is None else "has no settings, such as 'seed_everything: 0'"
+        raise UserError(f"{label} {what}")
+    return tree
+
+
+def _count(node: yaml.Node, counted: dict[int, float]) -> float:
+    """Return the number of values when each alias is replaced by what it stands for."""
+    if id(node) not in counted:
+        counted[id(node)] = math.inf  # if it is met again before its own count is done
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [n for part in parts for n in (part if isinstance(part, tuple) else [part])]
+        counted[id(node)] = 1 + sum(_count(n, counted) for n in inner)
+    return counted[id(node)]
+
+
 def parse(text: str, where: object) -> dict[str, Any]:
     """Return a configuration with today's class paths; raise UserError if it can't be read here."""
-    try:
-        # C's parser takes a tenth of the time where it was built, but no path that is no UTF-8.
-        fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        tree = yaml.load(text, Loader=yaml.SafeLoader if "\\uDC" in text else fast)
-    except yaml.YAMLError as e:
-        raise UserError(f"{where}: no YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(tree, dict):
-        raise UserError(f"{where}: no configuration")
+    tree = read_yaml(text, where)
     check_format(tree.pop("format", FORMAT), where)
     current: dict[str, Any] = with_current_names(tree)
     return current

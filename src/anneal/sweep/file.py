@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from anneal.errors import UserError, did_you_mean, read_text
+from anneal.runs.config import read_yaml
 from anneal.runs.folder import check_name
 from anneal.sweep.process import training_words
 from anneal.sweep.space import Parameter, parameter
@@ -142,11 +143,9 @@ def _in_yaml(value: Any) -> str:
 def read(path: Path) -> Sweep:
     """Read a sweep file; raise UserError if it asks for something that is not supported."""
     try:
-        content = yaml.safe_load(read_text(path))
+        content = read_yaml(read_text(path), path)
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
-    except yaml.YAMLError as e:
-        raise UserError(f"{path} is no YAML: {' '.join(str(e).split())}") from e
     try:
         return _sweep(path, content)
     except UserError as e:
