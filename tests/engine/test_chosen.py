@@ -206,7 +206,7 @@ def test_what_is_added_goes_to_the_default_of_a_list(run, capsys, flag, message)
          "optimizer: Muon is for weights between"),
         ([f"{SCHEDULER}=OneCycleLR", f"{SCHEDULER}.max_lr=0.1", "--model.lr_batch_size=8"],
          "schedule.scheduler.max_lr=0.1 takes the place of the optimizer's lr"),
-        (["--model.lr_batch_size=-5"], ".*lr_batch_size=-5 at least 1"),
+        (["--model.lr_batch_size=-5"], ".*lr_batch_size=-5 must be at least 1"),
         (["--model=tiny.Choice"], "Choice.configure_optimizers returns no optimizer"),
         (["--model=tiny.Choice", "--model.lr=-1"],
          r"Choice\(lr=-1.0\): Invalid learning rate: -1.0 \(\S+tiny.py:\d+\)"),

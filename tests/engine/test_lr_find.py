@@ -17,6 +17,7 @@ from anneal.cli.trainer import SEARCH
 from anneal.commands.lr_find import Search, picture, search
 from anneal.errors import UserError
 from anneal.optim.configure import configure_optimizers
+from anneal.optim.groups import Rule
 from anneal.optim.schedule import Schedule
 from anneal.optim.torch_schedulers import CosineAnnealingLR
 
@@ -128,8 +129,7 @@ def test_groups_keep_their_ratios_and_no_schedule_interferes(scheduler):
                 self.optimizer,
                 Schedule(scheduler, warmup_steps=3),
                 lr_batch_size=4,
-                head=self.net[1],
-                body_lr_factor=0.1,
+                rules=[Rule({"depth": 0}, settings={"lr_factor": 0.1})],
             )
 
     torch.manual_seed(0)  # one sample a step: from other weights the loss may blow up

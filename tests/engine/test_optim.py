@@ -14,7 +14,6 @@ from anneal.optim.configure import (
     NORMS,
     batch_factor,
     build_optimizer,
-    configure_optimizers,
     may_fuse,
     parameter_groups,
 )
@@ -195,31 +194,6 @@ def test_groups_are_named_in_the_optimizer():
     module = Tiny(decay_norm=False, decay_bias=False)
     fit(module, max_epochs=1)
     assert [g["name"] for g in module.optimizers().param_groups] == ["decay", "no_decay"]
-
-
-class Body(Tiny):
-    """A network with a norm, and a head that learns faster."""
-
-    factor = 0.25
-
-    def __init__(self) -> None:
-        super().__init__(net=nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1)))
-
-    def configure_optimizers(self):
-        head = {"head": self.net[2], "body_lr_factor": self.factor}
-        return configure_optimizers(self, partial(torch.optim.SGD, lr=0.5), **head)
-
-
-def test_a_body_learns_more_slowly_than_its_head_and_all_decay_alike_by_default():
-    module = Body()
-    fit(module, max_epochs=1)
-    groups = {g["name"]: (g["lr"], len(g["params"])) for g in module.optimizers().param_groups}
-    assert groups == {"body": (0.125, 4), "head": (0.5, 2)}
-    module.factor = 1.0
-    fit(module, max_epochs=1)
-    (group,) = module.optimizers().param_groups
-    assert group["lr"] == 0.5
-    assert "name" not in group
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,6 @@ def configure_optimizers(
     decay_norm: bool = True,
     decay_bias: bool = True,
     lr_batch_size: int | None = None,
-    head: nn.Module | None = None,
-    body_lr_factor: float = 1.0,
     rules: Sequence[Rule] = (),
 ) -> OptimizerLRSchedulerConfig:
     """Build the return value of a LightningModule's `configure_optimizers`.
@@ -59,17 +57,15 @@ def configure_optimizers(
             everything, Goyal et al. (2017, arXiv 1706.02677, section 5.3) neither of the two.
         lr_batch_size: The number of samples in a step that `lr` is given for; with more or fewer it
             grows or shrinks in proportion (Goyal et al., section 2.1). None: `lr` as it is.
-        head: The part of the module that has the full learning rate if the rest has not.
-        body_lr_factor: Factor of the learning rate of everything but the `head`.
         rules: What applies to some of the parameters only: settings, or another optimizer.
 
     Raises:
         UserError: The optimizer or the scheduler refuses its arguments, or one has no effect.
     """
-    if body_lr_factor < 0 or (lr_batch_size is not None and lr_batch_size < 1):
-        raise UserError(f"{body_lr_factor=} must be at least 0, {lr_batch_size=} at least 1")
+    if lr_batch_size is not None and lr_batch_size < 1:
+        raise UserError(f"{lr_batch_size=} must be at least 1")
     optimizer, rules = with_muon(module, optimizer, [*rules, *flag_rules(optimizer)])
-    groups = parameter_groups(module, decay_norm, decay_bias, head, body_lr_factor, rules)
+    groups = parameter_groups(module, decay_norm, decay_bias, rules)
     built = build_optimizers(optimizer or AdamW, groups, may_fuse(module.trainer))
     factor = batch_factor(module.trainer, built, lr_batch_size) if lr_batch_size else 1.0
     schedule = schedule or Schedule()

@@ -142,32 +142,17 @@ def places(module: nn.Module) -> Iterator[tuple[nn.Parameter, Place]]:
             yield p, Place(name, layer, at, max(0, depth))
 
 
-class _Short:
-    """A rule that an argument stands for: it names the parameters that it leaves out, too."""
-
-    optimizer: OptimizerCallable | None = None
-
-    def __init__(
-        self, matches: Callable[[nn.Parameter, Place], bool], settings: dict[str, Any], *names: str
-    ) -> None:
-        self.matches, self.settings = matches, settings
-        self.name, self.otherwise = names
-
-
 def parameter_groups(
     module: nn.Module,
     decay_norm: bool = True,
     decay_bias: bool = True,
-    head: nn.Module | None = None,
-    body_lr_factor: float = 1.0,
     rules: Sequence[Rule] = (),
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters in one group, or split by what applies to them.
 
     Every parameter stands in exactly one group; an empty group is left out. The groups are named
     by their rules, `rest` if none matches; `decay` and `no_decay` if some parameters are exempt
-    from weight decay; `body` and `head` if these have other learning rates. Those of a rule's
-    optimizer come first, and hold it under `optimizer`.
+    from weight decay. Those of a rule's optimizer come first, and hold it under `optimizer`.
 
     Raises:
         UserError: Nothing is trained, or a rule matches nothing.
@@ -177,21 +162,21 @@ def parameter_groups(
         spots.setdefault(p, []).append(place)
     if not spots:
         raise UserError(f"{type(module).__name__} has no parameter to train")
-    shorts = _shorts(decay_norm, decay_bias, head, body_lr_factor)
     groups: dict[tuple[int, str, tuple[int, ...]], dict[str, Any]] = {}
-    applied: list[Rule | _Short] = [*rules, *shorts]
     for p, at in spots.items():
         settings: dict[str, Any] = {}
         applies: tuple[int, ...] = ()
         words, which = [], len(rules)
-        for i, rule in enumerate(applied):
-            if not any(rule.matches(p, place) for place in at):
-                words += [rule.otherwise] if isinstance(rule, _Short) else []
-                continue
-            applies = (*applies, i)
-            words.append(rule.name)
-            settings = {**rule.settings, **settings}
-            which = i if rule.optimizer and which == len(rules) else which
+        for i, rule in enumerate(rules):
+            if any(rule.matches(p, place) for place in at):
+                applies = (*applies, i)
+                words.append(rule.name)
+                settings = {**rule.settings, **settings}
+                which = i if rule.optimizer and which == len(rules) else which
+        if not (decay_norm and decay_bias):
+            exempt = any(_is_exempt(place, decay_norm, decay_bias) for place in at)
+            settings = {"weight_decay": 0.0, **settings} if exempt else settings
+            words.append("no_decay" if exempt else "decay")
         if (decay := settings.pop("lr_decay", None)) is not None:
             follow = at[0].last - at[0].depth
             settings["lr_factor"] = settings.get("lr_factor", 1.0) * float(decay) ** follow
@@ -216,24 +201,10 @@ def parameter_groups(
     return [{**group, "name": name} for group, name in zip(found, names, strict=True)]
 
 
-def _shorts(
-    decay_norm: bool, decay_bias: bool, head: nn.Module | None, body_lr_factor: float
-) -> list[_Short]:
-    """Return the rules that these arguments stand for."""
-
-    def is_exempt(p: nn.Parameter, place: Place) -> bool:
-        if isinstance(place.layer, NORMS):
-            return not decay_norm
-        return not decay_bias and place.name.endswith("bias")
-
-    found = []
-    in_head = set(head.parameters()) if head and body_lr_factor != 1 else set()
-    if in_head:
-        body = {"lr_factor": body_lr_factor}
-        found += [_Short(lambda p, _: p not in in_head, body, "body", "head")]
-    if not (decay_norm and decay_bias):
-        found += [_Short(is_exempt, {"weight_decay": 0.0}, "no_decay", "decay")]
-    return found
+def _is_exempt(place: Place, decay_norm: bool, decay_bias: bool) -> bool:
+    if isinstance(place.layer, NORMS):
+        return not decay_norm
+    return not decay_bias and place.name.endswith("bias")
 
 
 def _there(module: nn.Module) -> str:
