@@ -388,8 +388,6 @@ def test_a_resumed_run_online_is_one_run_and_its_key_is_in_no_file(monkeypatch, 
     server = Server()
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    sent = []
-    monkeypatch.setattr(wandb.Run, "log_artifact", lambda *a, **kw: sent.append((*a, kw)))
     logger = resumed_training("run")
     assert logger.look.startswith(f"{server.url}/me/anneal/runs/")
     Path("config.yaml").touch()
@@ -398,9 +396,6 @@ def test_a_resumed_run_online_is_one_run_and_its_key_is_in_no_file(monkeypatch, 
     ((run, history),) = server.history.items()
     assert {r.run["run_id"] for r in read("run")} == {run}
     check_resumed(history, "run")
-    ((_, artifact, how),) = sent
-    assert (artifact.type, list(artifact.manifest.entries)) == ("model", ["best.ckpt"])
-    assert "best" in how["aliases"]
     assert all(KEY.encode() not in f.read_bytes() for f in Path().rglob("*") if f.is_file())
 
 
@@ -415,8 +410,7 @@ def test_the_key_is_in_no_output_no_file_and_no_list_of_processes(tmp_path):
             with suppress(OSError):
                 commands.add((process / "cmdline").read_bytes())
         time.sleep(0.05)
-    output = run.finish()
-    assert "was not sent" in output  # the stand-in takes no artifact, which fails no training
+    assert KEY not in run.finish()
     assert len(server.history) == 1
     assert any(b"wandb-core" in command for command in commands)
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
@@ -483,15 +477,11 @@ def test_the_end_of_a_run_does_not_wait_for_a_server_that_went_away(monkeypatch,
     server.trouble = "hang"
     monkeypatch.setattr(wandb_module, "INIT_SECONDS", 1.0)
     logger.log_metrics({"a": 1.0}, 0)
-    Path("best.ckpt").write_text("weights")
-    saved = SimpleNamespace(monitor="a", best_model_path="best.ckpt", best_model_score=1.0)
-    logger.after_save_checkpoint(saved)
     start = time.monotonic()
     logger.finalize("success")
     logger.finish()
     assert time.monotonic() - start < 10
     err = capfd.readouterr().err
-    assert "best.ckpt was not sent (the server does not answer)" in err
     assert "Send later: wandb sync --include-online" in err
 
 

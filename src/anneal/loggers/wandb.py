@@ -11,11 +11,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -101,28 +99,6 @@ class WandbLogger(Viewer, LightningWandbLogger):
     def recorded(self) -> Iterable[tuple[int, str]]:
         rows = recorded(self.run_dir)
         return ((row.get("trainer/global_step", -1), name) for row in rows for name in row)
-
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        if checkpoint_callback.monitor:
-            self._checkpoint_callbacks.setdefault(0, checkpoint_callback)  # the run's own is first
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Send the best checkpoint after a training. The run stays open for a test."""
-        run, callback = self._experiment, self._checkpoint_callbacks.pop(0, None)
-        if status != "success" or callback is None or run is None or run.disabled or run.offline:
-            return
-        if best := callback.best_model_path:
-            import wandb
-
-            score = callback.best_model_score
-            about = {str(callback.monitor): None if score is None else float(score)}
-            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=about)
-            artifact.add_file(best)
-            # The only call that waits for the server.
-            send = partial(run.log_artifact, artifact, aliases=["best", "latest"])
-            if problem := within(INIT_SECONDS, send):
-                say(f"{best} was not sent ({problem})")
 
     def log_image(self, key: str, images: list[Any], *args: Any, **kwargs: Any) -> None:
         """Send images, as Lightning's logger does."""
