@@ -8,9 +8,9 @@ from .data.in_memory import InMemoryBatches as InMemoryBatches
 from .data.in_memory import check_split_size as check_split_size
 from .data.in_memory import stratified_split as stratified_split
 from .data.sampler import EpochSampler as EpochSampler
-from .data.seeding import derive_seed as derive_seed
-from .data.seeding import global_seed as global_seed
-from .data.seeding import make_generator as make_generator
+from .data.sampler import derive_seed as derive_seed
+from .data.sampler import global_seed as global_seed
+from .data.sampler import make_generator as make_generator
 from .errors import UserError as UserError
 from .errors import command as command
 from .optim.configure import configure_optimizers as configure_optimizers

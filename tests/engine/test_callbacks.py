@@ -27,8 +27,8 @@ from anneal.errors import UserError
 from anneal.loggers.csv import CSVLogger
 from anneal.optim.schedule import Schedule
 from anneal.progress import Clock, position_in, resume_position
-from anneal.tasks.figures import draw_confusion, draw_top_losses
 from anneal.tasks.kinds import Classification
+from anneal.tasks.test_report import draw_confusion, draw_top_losses
 from anneal.testing import logged
 
 

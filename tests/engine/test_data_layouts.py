@@ -17,8 +17,7 @@ from yours import PACKAGE
 from anneal import image_grid
 from anneal import testing as photos
 from anneal.commands import show_batch
-from anneal.data.sampler import EpochSampler, balanced
-from anneal.data.seeding import make_generator
+from anneal.data.sampler import EpochSampler, balanced, make_generator
 from anneal.errors import UserError
 from anneal.vision import check, layouts, shards
 from anneal.vision.datamodule import ImageFolderDataModule

@@ -15,7 +15,7 @@ from test_scale import start
 from test_trust import _processes_in_group
 
 from anneal import testing as photos
-from anneal.data.seeding import make_generator
+from anneal.data.sampler import make_generator
 from anneal.vision.index import ImageFolder
 
 HERE = Path(__file__).parent

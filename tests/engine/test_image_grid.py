@@ -14,8 +14,8 @@ from matplotlib.font_manager import FontProperties, findfont
 
 from anneal import image_grid
 from anneal.image_grid import fitted, legible, plot_image_grid
-from anneal.tasks.figures import draw_confusion, draw_top_losses
 from anneal.tasks.kinds import Classification
+from anneal.tasks.test_report import draw_confusion, draw_top_losses
 
 TOP = (1.0, torch.tensor(0), torch.tensor(3), torch.zeros(1, 8, 8))
 

@@ -18,8 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from anneal import testing as photos
-from anneal.data.sampler import EpochSampler
-from anneal.data.seeding import make_generator
+from anneal.data.sampler import EpochSampler, make_generator
 from anneal.errors import UserError
 from anneal.vision import bucket, shards
 from anneal.vision import streaming as sharded

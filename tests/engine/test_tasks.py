@@ -29,7 +29,7 @@ from anneal.commands.export import export
 from anneal.image_grid import legible
 from anneal.runs import exported
 from anneal.system import write_csv
-from anneal.tasks import figures
+from anneal.tasks import test_report as figures
 from anneal.tasks.kinds import TASKS, Classification, MultiLabel, Regression, Task
 from anneal.testing import image_folder, main
 

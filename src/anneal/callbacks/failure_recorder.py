@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from anneal.data.sampler import EpochSampler
-from anneal.data.seeding import global_seed
+from anneal.data.sampler import EpochSampler, global_seed
 from anneal.errors import UserError, first_line
 from anneal.launch import is_lost
 from anneal.progress import Clock

@@ -11,7 +11,6 @@ from pkgutil import iter_modules
 
 from lightning.pytorch import seed_everything
 
-import anneal.cli.fsdp  # noqa: F401  (registers --trainer.strategy=fsdp2)
 from anneal import launch
 from anneal.cli.chosen import refused
 from anneal.cli.commands import COMMANDS

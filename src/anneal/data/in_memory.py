@@ -8,8 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from anneal.data.sampler import EpochSampler
-from anneal.data.seeding import global_seed
+from anneal.data.sampler import EpochSampler, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
 

@@ -1,13 +1,13 @@
-"""The samples that make each batch of each process."""
+"""The samples that make each batch of each process, and the seeds of what is random in them."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-
-from anneal.data.seeding import make_generator
 
 
 @dataclass(eq=False)
@@ -117,3 +117,21 @@ def balanced(classes: Tensor, generator: torch.Generator) -> Tensor:
     own = torch.arange(len(classes)) % len(counts)
     drawn = members[counts.cumsum(0)[own] - 1 - turn % counts[own]]
     return drawn[torch.randperm(len(classes), generator=generator)]
+
+
+# ---- seeds that follow from other numbers, such as the run's seed and the epoch
+
+
+def global_seed() -> int:
+    """Return what `seed_everything` was last set to; 0 if never."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+def derive_seed(*key: int) -> int:
+    """Return a seed that depends on these numbers only, and is unrelated for any others."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def make_generator(*key: int) -> torch.Generator:
+    """Return a generator whose seed follows from these numbers."""
+    return torch.Generator().manual_seed(derive_seed(*key))

@@ -12,8 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from anneal.data.in_memory import check_split_size, share_of
-from anneal.data.sampler import EpochSampler, balanced
-from anneal.data.seeding import derive_seed, global_seed
+from anneal.data.sampler import EpochSampler, balanced, derive_seed, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
 from anneal.system import cores

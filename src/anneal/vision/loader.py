@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from anneal.data.sampler import EpochSampler
-from anneal.data.seeding import derive_seed
+from anneal.data.sampler import EpochSampler, derive_seed
 from anneal.errors import UserError
 from anneal.lightning_internals import HasWorkers
 from anneal.vision.decode import UnreadableImageError

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from anneal.data.seeding import make_generator
+from anneal.data.sampler import make_generator
 from anneal.errors import UserError, command
 from anneal.system import cores
 from anneal.vision.decode import UnreadableImageError, decode
