@@ -135,7 +135,7 @@ def test_groups_keep_their_ratios_and_no_schedule_interferes(scheduler):
     torch.manual_seed(0)  # one sample a step: from other weights the loss may blow up
     module = Two(partial(Recording, lr=0.7), net=nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
     result = found(module, num_training=20, min_lr=1e-5, max_lr=1e-2)
-    body, head = np.array(taken).T
+    head, body = np.array(taken).T
     np.testing.assert_allclose(head, result.lrs / 4)  # a step has one sample, lr is for four
     np.testing.assert_allclose(body, head / 10)
     assert result.lrs[0] == 1e-5
