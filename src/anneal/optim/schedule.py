@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from anneal.errors import UserError
-from anneal.optim.torch_schedulers import WSD, Scheduler
+from anneal.optim.torch_schedulers import WSD
 from anneal.runs.metrics import direction
 
-SchedulerCallable = Callable[[Optimizer], Scheduler]
+SchedulerCallable = Callable[[Optimizer], LRScheduler]
 
 # Counted in optimizer steps unless the schedule's `interval` says otherwise; all others in epochs.
 PER_STEP = (
@@ -115,7 +115,7 @@ class Schedule:
         if "mode" in missing:
             follow["mode"] = direction(self.monitor, None, "schedule.scheduler")
         try:
-            built = cast(LRScheduler, self.scheduler(optimizer, **follow))
+            built = self.scheduler(optimizer, **follow)
         except (ArithmeticError, RuntimeError, TypeError, ValueError) as e:
             raise UserError(f"schedule.scheduler: {name_of(self.scheduler)}: {e}") from e
         if isinstance(built, WSD):

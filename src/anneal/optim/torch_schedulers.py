@@ -6,7 +6,6 @@ torch's: formulas, and further arguments by `**kwargs`.
 """
 
 import math
-from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 from torch import Tensor
@@ -172,25 +171,3 @@ def _known(value: Any) -> Any:
     if value is None:
         raise TypeError("a value that follows from the run is missing: build it through a Schedule")
     return value
-
-
-class Scheduler(ABC):
-    """Any torch `LRScheduler`, as a type for the command line.
-
-    Args of this type take a short name (the classes above and the rest of
-    torch.optim.lr_scheduler) or the import path of your own class. It exists because the parser
-    finds short names through `__subclasses__`, where a class and its subclass of the same name
-    (ours, or Lightning's ReduceLROnPlateau) would be ambiguous.
-    """
-
-    @abstractmethod
-    def step(self) -> None: ...
-
-    @staticmethod
-    def __subclasses__() -> list[type]:
-        named = {**vars(lr_scheduler), **globals()}
-        del named["LRScheduler"], named["_LRScheduler"]
-        return [c for c in named.values() if isinstance(c, type) and issubclass(c, LRScheduler)]
-
-
-Scheduler.register(LRScheduler)
