@@ -23,30 +23,19 @@ class Muon(torch.optim.Muon):
 
     Args:
         params: Weights of two or more dimensions, or groups of them.
-        lr: Learning rate.
-        weight_decay: Decoupled from the gradient, as in AdamW.
-        momentum: Of the moving average of gradients.
         adjust_lr_fn: How a step is scaled by a weight's shape. `match_rms_adamw`: as large as
             AdamW's, so that one learning rate does for both (Liu et al. 2025, arXiv 2502.16982,
             eq. 4). `original`: as Jordan does, with learning rates of about 0.02.
-        **kwargs: Further arguments of torch's.
+        **kwargs: Such as `lr`, `weight_decay` (decoupled, as in AdamW) and `momentum`.
     """
 
     def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
-        adjust_lr_fn: str | None = "match_rms_adamw",
-        **kwargs: Any,
+        self, params: Any, adjust_lr_fn: str | None = "match_rms_adamw", **kwargs: Any
     ) -> None:
         params = list(params)
         groups = params if isinstance(params[0], dict) else [{"params": params}]
         with _as_matrices(groups):
-            super().__init__(
-                groups, lr, weight_decay, momentum, adjust_lr_fn=adjust_lr_fn, **kwargs
-            )
+            super().__init__(groups, adjust_lr_fn=adjust_lr_fn, **kwargs)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step; a closure's network has the shapes it always has."""
