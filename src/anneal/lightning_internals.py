@@ -66,15 +66,8 @@ def place(
 ) -> int:
     """Have Lightning load that a run is in this epoch, before it asks whether it has ended.
 
-    Args:
-        trainer: The run's.
-        checkpoint: From which its loops are about to be restored.
-        epoch: Epochs that are done.
-        within: Whether some of the next one is done.
-        validate: Whether a validation is to be made first.
-
-    Returns:
-        How much `max_steps` was raised, without which the run would end before the validation.
+    `within`: some of the epoch is done; `validate`: a validation is to be made first. Return how
+    much `max_steps` was raised, without which the run would end before that.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
     for kind in ("total", "current"):
@@ -88,17 +81,11 @@ def place(
 
 
 def begin_at(trainer: Trainer, epoch: int, batches: int, stepped: int, validate: bool) -> None:
-    """Have a resumed training begin at this place; to be called in `on_train_start`.
+    """Have a resumed training begin after so many epochs, and batches of the next one.
 
-    Lightning guesses from its counters in which hook a checkpoint was saved, and with `max_steps`
-    takes the end of an epoch for a place within it.
-
-    Args:
-        trainer: The run's.
-        epoch: Epochs that are done.
-        batches: Batches of the next one that are done.
-        stepped: Batches in all after which the optimizer made a step.
-        validate: Whether the validation that is due after these batches comes first.
+    To be called in `on_train_start`. Lightning guesses from its counters in which hook a checkpoint
+    was saved, and with `max_steps` takes the end of an epoch for a place within it. The optimizer
+    made a step after `stepped` batches in all; `validate`: what is due now comes first.
     """
     fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
     within = batches > 0

@@ -62,10 +62,9 @@ def atomic_write(path: Path, sync: bool = False, shared: bool = False) -> Iterat
 
 
 def lock(folder: Path) -> TextIO | None:
-    """Lock a folder, by its file `lock`, until that is closed or this process ends, however.
+    """Lock a folder, by a file that is returned, until that is closed or this process ends, however.
 
-    Returns:
-        The open file; None: it is locked already.
+    None: it is locked already.
     """
     file = (folder / "lock").open("a")
     held = weakref.WeakSet([file])  # or it would stay open for ever

@@ -61,13 +61,6 @@ def export(
 ) -> None:
     """Write a checkpoint's network to a file of ONNX or torch.export, and check it.
 
-    Of a model with a task, the file makes probabilities, or values in the targets' units, of plain
-    pixels, and holds their names. It takes uint8 pixels, (batch, C, H, W) from 0 to 255, with any
-    number of images in a batch. H and W are those that the data module validates with: of photos,
-    the square that is cut from the resized image. All that comes after is in the file. Of any other
-    module, the file computes `forward`, of what `example_input_array` or the data's batches are
-    like. It computes in float32.
-
     Args:
         format: `onnx`, for ONNX Runtime and others, or `torch_export`, for torch.export.load.
         output: The file. None: model.onnx or model.pt2 in the run's folder.

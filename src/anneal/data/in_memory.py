@@ -81,10 +81,9 @@ def check_split_size(name: str, split: str, size: int, batch_size: int, processe
 def stratified_split(
     labels: Tensor, held_out: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Split 0..N-1 in two, with each class in the same proportion in both.
+    """Split 0..N-1 in two: indices that stay, and `held_out` others, both in rising order.
 
-    Returns:
-        The indices that stay and the `held_out` others, both in rising order.
+    Each class is in the same proportion in both.
     """
     n = len(labels)
     shuffled = torch.randperm(n, generator=generator)

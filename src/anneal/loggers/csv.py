@@ -77,18 +77,15 @@ class CSVLogger(Logger):
         without: Sequence[int] = (0, 0),
         pending: Iterable[str] = (),
     ) -> list[dict[str, str]]:
-        """Go back to where a checkpoint was saved; to be called when training starts.
+        """Go back to where a checkpoint was saved, when training starts; return the lines that stay.
 
-        Lines of tests stay: a resumed training does not write them again.
+        Training writes the others again. Those of tests stay, which it does not write.
 
         Args:
             step: The checkpoint's `global_step`, 0 for a fresh run.
             count: What `rows` gave then; None: the lines before this step stay.
             without: Of these the first that goes, and the next that stays.
             pending: What was logged next, if it was: that line stays too.
-
-        Returns:
-            The lines that stay, as text by column: training writes the others again.
         """
         if not self.path.exists():
             return []

@@ -44,10 +44,6 @@ def configure_optimizers(
     Also put a `ScheduleCallback` among the trainer's callbacks, which tells the schedule how long
     the run is and how its validations went.
 
-    SGD and Adam add `weight_decay` to the gradient (L2); AdamW decouples it from the gradient
-    (Loshchilov and Hutter 2019, arXiv 1711.05101). Under SGD both give the same path; under Adam
-    they do not.
-
     Args:
         module: The module whose parameters are trained, attached to a trainer.
         optimizer: Called with the parameters or parameter groups; None: torch's AdamW.
