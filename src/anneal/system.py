@@ -62,7 +62,7 @@ def atomic_write(path: Path, sync: bool = False, shared: bool = False) -> Iterat
 
 
 def lock(folder: Path) -> TextIO | None:
-    """Lock a folder, by a file that is returned, until that is closed or this process ends, however.
+    """Lock a folder until the file that is returned is closed, or this process ends, however.
 
     None: it is locked already.
     """

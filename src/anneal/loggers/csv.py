@@ -77,7 +77,7 @@ class CSVLogger(Logger):
         without: Sequence[int] = (0, 0),
         pending: Iterable[str] = (),
     ) -> list[dict[str, str]]:
-        """Go back to where a checkpoint was saved, when training starts; return the lines that stay.
+        """Go back to where a checkpoint was saved, as training starts; return the lines that stay.
 
         Training writes the others again. Those of tests stay, which it does not write.
 
