@@ -27,8 +27,8 @@ def run(run, tmp_path, monkeypatch):
     Its figures are blank: to draw them takes longer than the training.
     """
     for what in (
-        "figures.draw_confusion",
-        "figures.draw_calibration",
+        "test_report.draw_confusion",
+        "test_report.draw_calibration",
         "test_report.draw_top_losses",
     ):
         monkeypatch.setattr(f"anneal.tasks.{what}", lambda *_: Figure())
