@@ -10,8 +10,7 @@ import yaml
 from tiny import loader
 from yours import MNISTDataModule
 
-from anneal.commands.schedule import Preview, count_batches
-from anneal.commands.schedule_plots import changes, picture, table
+from anneal.commands.schedule import Preview, changes, count_batches, picture, table
 from anneal.errors import UserError
 from anneal.testing import logged
 
@@ -174,9 +173,9 @@ def test_a_plateau_without_a_metric_is_drawn_flat_and_says_so(run, capsys):
 # ---- what is shown
 
 
-def of(lrs: list[float], warmup: int = 0, momentum: list[float] | None = None) -> Preview:
+def of(lrs: list[float], warmup: int = 0) -> Preview:
     rates = np.array(lrs)[:, None]
-    return Preview(rates, np.array(momentum or [0.9] * len(lrs)), [""], [], 4, warmup, "", [])
+    return Preview(rates, [""], [], 4, warmup, "", [])
 
 
 @pytest.mark.parametrize(
@@ -197,13 +196,13 @@ def test_changes_are_named(shown, expected):
     assert [f"{c.name} {c.step}" for c in changes(shown)] == expected
 
 
-def test_the_table_has_steps_epochs_rates_and_cycled_momentum():
-    lines = table(of([0.1, 0.5, 1.0, 0.6, 0.2], momentum=[0.95, 0.9, 0.85, 0.9, 0.95]))
+def test_the_table_has_steps_epochs_and_rates():
+    lines = table(of([0.1, 0.5, 1.0, 0.6, 0.2]))
     assert [line.split() for line in lines.splitlines()] == [
-        ["step", "epoch", "lr", "momentum"],
-        ["first", "0", "0", "0.1", "0.95"],
-        ["peak", "2", "0.5", "1", "0.85"],
-        ["last", "4", "1", "0.2", "0.95"],
+        ["step", "epoch", "lr"],
+        ["first", "0", "0", "0.1"],
+        ["peak", "2", "0.5", "1"],
+        ["last", "4", "1", "0.2"],
     ]
 
 
@@ -237,16 +236,16 @@ def test_several_configurations_stand_in_one_picture(run, capsys):
 
 
 def test_a_picture_has_a_panel_for_what_there_is_to_see():
-    ladder, cycle = of([1.0] * 4 + [0.1] * 4), of([0.1, 1.0, 0.1], momentum=[0.9, 0.8, 0.9])
+    ladder, cycle = of([1.0] * 4 + [0.1] * 4), of([0.1, 1.0, 0.1])
     (axes,) = picture({"ladder": ladder}).axes
     assert axes.get_yscale() == "log"
     assert axes.child_axes[0].get_xlabel() == "optimizer steps"
     (x, y) = axes.lines[0].get_data()
     np.testing.assert_array_equal(x, np.arange(8) / 4)
     np.testing.assert_array_equal(y, ladder.lrs[:, 0])
-    rates, momentum = picture({"cycle": cycle}).axes
-    assert (rates.get_yscale(), momentum.get_ylabel()) == ("linear", "momentum")
+    (rates,) = picture({"cycle": cycle}).axes
+    assert rates.get_yscale() == "linear"
     shorter = Preview(**{**vars(cycle), "steps_per_epoch": 3})
     panels = picture({"a": cycle, "b": shorter}).axes
-    assert [p.get_xlabel() for p in panels] == ["epochs", "optimizer steps", "epochs"]
+    assert [p.get_xlabel() for p in panels] == ["epochs", "optimizer steps"]
     assert [t.get_text() for t in panels[0].get_legend().get_texts()] == ["a", "b"]

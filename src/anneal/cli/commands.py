@@ -9,8 +9,7 @@ from anneal.commands.export import export as write_export
 from anneal.commands.lr_find import report, search
 from anneal.commands.predict import ExportedModel, Predictions, check_predicts, save_predictions
 from anneal.commands.replay import repeat
-from anneal.commands.schedule import preview
-from anneal.commands.schedule_plots import save_figure
+from anneal.commands.schedule import preview, save_figure
 from anneal.commands.show_batch import draw_batches, first_batches
 from anneal.errors import UserError
 from anneal.lightning_internals import set_logged_step

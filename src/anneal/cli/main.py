@@ -19,7 +19,7 @@ from anneal.cli.failures import describe_failure, explain, is_out_of_memory
 from anneal.cli.prepare import Project, prepare
 from anneal.cli.run import Run
 from anneal.cli.words import Words, read_words
-from anneal.commands.schedule_plots import show
+from anneal.commands.schedule import show
 from anneal.errors import UserError, first_line
 from anneal.runs.lock import released
 from anneal.runs.resume import check_optimizer, optimizer_mismatch, state_dict_mismatch

@@ -20,7 +20,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from anneal.commands.schedule_plots import save_figure
+from anneal.commands.schedule import save_figure
 from anneal.errors import UserError
 from anneal.lightning_internals import callbacks_of
 from anneal.optim.kinds import EvaluationWeights

@@ -1,14 +1,19 @@
-"""The learning rate of a run before it starts: its own schedule, stepped without its data."""
+"""The learning rate of a run before it starts: its own schedule, stepped without its data.
+
+It is shown as a table of changes and a figure.
+"""
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from anneal.data.sampler import EpochSampler
@@ -16,7 +21,11 @@ from anneal.errors import UserError, first_line
 from anneal.lightning_internals import attach_data, batches_of_a_process
 from anneal.optim.callback import ScheduleCallback
 from anneal.optim.run_schedule import RunSchedule
+from anneal.runs.drops import drops
+from anneal.system import text_table
 
+ROWS = 16  # of a table; those in its middle are left out
+FEW = 8  # changes, whose learning rates are written into the figure
 HOW_LONG = (
     "say how long an epoch is: --samples=N of the training data (ImageNet has 1281167), or "
     "--steps_per_epoch=N"
@@ -28,7 +37,6 @@ class Preview:
     """The course of a schedule."""
 
     lrs: NDArray[np.float64]  # of each optimizer step and parameter group, (steps, groups)
-    momentum: NDArray[np.float64]  # of the first group (beta1 in Adam), (steps,)
     groups: list[str]  # their names; a single one has none
     trained: list[dict[str, Any]]  # what is trained how: a row for each group
     steps_per_epoch: int
@@ -74,7 +82,6 @@ def preview(
     callback.on_train_start(trainer, model)
     if schedule.total_steps is None:
         raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-    lrs, momentum = step(schedule)
     notes = []
     if schedule.is_plateau:
         monitor = schedule.schedule.monitor
@@ -82,8 +89,7 @@ def preview(
     if kept := sorted(getattr(schedule.inner, "kept_steps", ())):
         notes.append(f"checkpoints are kept of the steps {', '.join(f'{n:,}' for n in kept)}")
     return Preview(
-        lrs,
-        momentum,
+        step(schedule),
         [group.get("name", "") for group in schedule.optimizer.param_groups],
         schedule.groups(),
         schedule.steps_per_epoch,
@@ -129,19 +135,161 @@ def count_batches(
     return longest, f"from the batches of {name}"
 
 
-def step(schedule: RunSchedule) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Step a schedule to its end; return learning rates (steps, groups) and momentum (steps,)."""
+def step(schedule: RunSchedule) -> NDArray[np.float64]:
+    """Step a schedule to its end; return the learning rates, (steps, groups)."""
     groups, total = schedule.optimizer.param_groups, schedule.total_steps
     assert total is not None
 
     def in_force() -> Iterator[list[float]]:
         for _ in range(total):
-            momentum = groups[0].get("betas", [groups[0].get("momentum", 0.0)])[0]
-            yield [*(group["lr"] for group in groups), float(momentum)]
+            yield [group["lr"] for group in groups]
             schedule.step()
 
     with warnings.catch_warnings():
         # torch warns of a scheduler's steps without an optimizer's.
         warnings.filterwarnings("ignore", ".*lr_scheduler.step.*", UserWarning)
-        rows: NDArray[Any] = np.fromiter(in_force(), np.dtype((float, len(groups) + 1)), total)
-    return rows[:, :-1], rows[:, -1]
+        return np.fromiter(in_force(), np.dtype((float, len(groups))), total)
+
+
+# ---- what is shown
+
+
+class Change(NamedTuple):
+    """A named place in a schedule."""
+
+    name: str  # first, warmup ends, decay begins, peak, low, drop, rise or last
+    step: int  # how many are taken before it
+
+
+def changes(preview: Preview) -> list[Change]:
+    """Return where the first group's learning rate jumps or turns, in the order of the steps.
+
+    A drop or a rise lies between two constant stretches; at a peak or a low a slope turns. A decay
+    begins where a constant stretch ends in a slope.
+    """
+    lr = relative_lr(preview)
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(lr)) + 1])
+    held = np.diff([*starts, len(lr)]) > 1
+    slopes = np.sign(np.diff(lr[starts]))
+    found = {0: "first"}
+    if 0 < preview.warmup < len(lr):
+        found[preview.warmup] = "warmup ends"
+    for i in np.flatnonzero(held[:-1] & held[1:]):
+        found.setdefault(int(starts[i + 1]), "drop" if slopes[i] < 0 else "rise")
+    for i in np.flatnonzero(held[:-2] & ~held[1:-1] & (slopes[:-1] < 0)):
+        found.setdefault(int(starts[i + 1]) - 1, "decay begins")
+    for i in np.flatnonzero(slopes[1:] != slopes[:-1]):
+        found.setdefault(int(starts[i + 1]), "low" if slopes[i] < 0 else "peak")
+    found.setdefault(len(lr) - 1, "last")
+    return [Change(found[step], step) for step in sorted(found)]
+
+
+def relative_lr(preview: Preview) -> NDArray[np.float64]:
+    """Return the first group's learning rate over its highest, (steps,), rounding errors gone."""
+    lr = preview.lrs[:, 0]
+    return (lr / (float(lr.max()) or 1.0)).round(9)
+
+
+def rates(preview: Preview) -> dict[str, NDArray[np.float64]]:
+    """Return the curves that differ, (steps,) each: `lr`, or `lr body` and so on."""
+    names: dict[int, list[str]] = {}  # of the groups whose learning rates are equal
+    for i, name in enumerate(preview.groups):
+        like = (j for j in names if np.array_equal(preview.lrs[:, i], preview.lrs[:, j]))
+        names.setdefault(next(like, i), []).append(name)
+    if len(names) == 1:
+        return {"lr": preview.lrs[:, 0]}
+    return {f"lr {', '.join(named)}": preview.lrs[:, i] for i, named in names.items()}
+
+
+def table(preview: Preview) -> str:
+    """Return a line for each change: step, epoch and learning rates."""
+    columns = rates(preview)
+    lines = [["", "step", "epoch", *columns]]
+    for name, step in changes(preview):
+        values = [f"{column[step]:.4g}" for column in columns.values()]
+        lines.append([name, f"{step:,}", f"{step / preview.steps_per_epoch:.6g}", *values])
+    if len(lines) - 1 > ROWS:
+        cut = slice(ROWS - 4, -4)
+        lines[cut] = [[f"… {len(lines[cut])} more", *[""] * (len(lines[0]) - 1)]]
+    return text_table(lines, left=1)
+
+
+def trained(preview: Preview) -> str:
+    """Return a line for each parameter group: what is trained how."""
+    shown: dict[type, str] = {int: ",", float: ".6g"}
+    rows = [[format(v, shown.get(type(v), "")) for v in r.values()] for r in preview.trained]
+    return text_table([[name.replace("_", " ") for name in preview.trained[0]], *rows], left=2)
+
+
+def picture(previews: Mapping[str, Preview]) -> Figure:
+    """Draw learning rates over epochs, and over steps if epochs have other lengths."""
+    lengths = {p.steps_per_epoch for p in previews.values()}
+    panels = ["epochs", *["optimizer steps"] * (len(lengths) > 1)]
+    figure = Figure(figsize=(9, 1 + 3 * len(panels)), layout="constrained")
+    figure.suptitle(f"Schedule of {', '.join(previews)}" if len(previews) < 4 else "Schedules")
+    curves = [
+        (f"{name} {what[3:]}".strip(), preview, curve)
+        for name, preview in previews.items()
+        for what, curve in rates(preview).items()
+    ]
+    is_log, limits = scale(previews)
+    rows = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for axes, over in zip(rows, panels, strict=True):
+        axes.set(ylabel="learning rate", xlabel=over, yscale="log" if is_log else "linear")
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.08)
+        axes.set_ylim(*limits)
+        for label, preview, curve in curves:
+            unit = preview.steps_per_epoch if over == "epochs" else 1
+            x = np.arange(len(curve)) / unit
+            (line,) = axes.plot(x, curve, label=label, drawstyle="steps-post", linewidth=1.6)
+            places = [c.step for c in changes(preview)]
+            if len(places) <= ROWS:
+                axes.plot(x[places], curve[places], "o", color=line.get_color(), markersize=4)
+            if len(places) <= FEW and len(previews) == 1:
+                for place in places:
+                    here, text = (x[place], curve[place]), f"{curve[place]:.3g}"
+                    axes.annotate(text, here, (4, 4), textcoords="offset points", fontsize=8)
+        if len(axes.get_legend_handles_labels()[1]) > 1:
+            axes.legend()
+    if len(lengths) == 1:
+        (unit,) = lengths
+        top = rows[0].secondary_xaxis("top", functions=(lambda x: x * unit, lambda x: x / unit))
+        top.set_xlabel("optimizer steps")
+        top.xaxis.set_major_formatter("{x:,.0f}")
+    return figure
+
+
+def scale(previews: Mapping[str, Preview]) -> tuple[bool, tuple[float, float]]:
+    """Return whether the axis of learning rates is logarithmic, as for stairs, and its limits."""
+    high = max(p.lrs.max() for p in previews.values()) or 1.0
+    stairs = [p.lrs[at].min() for p in previews.values() if 0 < len(at := _stairs(p)) <= ROWS]
+    if not stairs or min(stairs) <= 0:
+        return False, (0.0, high * 1.08)
+    return True, (min(stairs) / 2, high * 2)
+
+
+def _stairs(preview: Preview) -> list[int]:
+    """Return the first step after each drop, if nothing but drops follows the warmup."""
+    lr = relative_lr(preview)[preview.warmup :]
+    found = drops(lr, np.arange(len(lr)) / preview.steps_per_epoch)
+    only = len(found) == np.count_nonzero(np.diff(lr))
+    return [preview.warmup + step for step in found] if only else []
+
+
+def show(previews: Mapping[str, Preview], output: Path) -> None:
+    """Print notes and changes, and write the figure."""
+    for name, preview in previews.items():
+        lines = ["", f"{name}: {preview.length}", *preview.notes, trained(preview), ""]
+        print("\n".join([*lines, table(preview), ""]))
+    save_figure(picture(previews), output)
+    print(output)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; raise UserError if it can't be, or not into a file of that ending."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as e:
+        raise UserError(f"--output={path}: {e}") from e
