@@ -35,10 +35,9 @@ from turns import Row, hand_over, ratio
 
 from anneal.system import keep_freed_memory
 from anneal.vision import shards
-from anneal.vision.crops import CroppedDataset, draw
 from anneal.vision.files import ImageFiles
 from anneal.vision.loader import CPU, DecodedDataset
-from anneal.vision.raw import RawImages
+from anneal.vision.raw import CroppedDataset, RawImages, draw
 from anneal.vision.streaming import ImageShards
 from anneal.vision.transforms import TrainTransform
 

@@ -12,11 +12,10 @@ from anneal import testing as photos
 from anneal.data.sampler import EpochSampler
 from anneal.errors import UserError
 from anneal.vision import shards
-from anneal.vision.crops import CroppedDataset, crop_batch, crop_one_by_one, draw
 from anneal.vision.decode import decode
 from anneal.vision.index import ImageFolder
 from anneal.vision.loader import DecodedDataset
-from anneal.vision.raw import RawImages
+from anneal.vision.raw import CroppedDataset, RawImages, crop_batch, crop_one_by_one, draw
 from anneal.vision.transforms import TrainTransform
 
 

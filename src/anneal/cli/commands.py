@@ -17,24 +17,16 @@ from anneal.runs.exported import ENDINGS, is_exported, read
 from anneal.runs.folder import next_free_path
 
 
-def validate(run: Run, verbose: bool = True) -> None:
-    """Evaluate a checkpoint on the validation data.
-
-    Args:
-        verbose: Whether to print the metrics.
-    """
-    run.trainer.validate(run.model, run.data, run.ckpt_path, verbose, weights_only=True)
+def validate(run: Run) -> None:
+    """Evaluate a checkpoint on the validation data."""
+    run.trainer.validate(run.model, run.data, run.ckpt_path, weights_only=True)
 
 
-def test(run: Run, verbose: bool = True) -> None:  # noqa: PT028
-    """Evaluate a checkpoint on the test data, with figures of its mistakes.
-
-    Args:
-        verbose: Whether to print the metrics.
-    """
+def test(run: Run) -> None:
+    """Evaluate a checkpoint on the test data, with figures of its mistakes."""
     step = max(0, run.checkpoint["global_step"] - 1)
     set_logged_step(run.trainer, step, run.checkpoint["epoch"])
-    run.trainer.test(run.model, run.data, run.ckpt_path, verbose, weights_only=True)
+    run.trainer.test(run.model, run.data, run.ckpt_path, weights_only=True)
 
 
 def predict(run: Run) -> None:

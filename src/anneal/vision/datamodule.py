@@ -16,12 +16,11 @@ from anneal.data.sampler import EpochSampler, balanced, derive_seed, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
 from anneal.system import cores
-from anneal.vision.crops import CroppedDataset
 from anneal.vision.files import ImageFiles, ImageSource, missing
 from anneal.vision.index import ImageFolder
 from anneal.vision.layouts import Layout
 from anneal.vision.loader import CPU, DecodedDataset, ImageLoader, UnreadableImage
-from anneal.vision.raw import PIXELS, RawImages
+from anneal.vision.raw import PIXELS, CroppedDataset, RawImages
 from anneal.vision.splits import strata
 from anneal.vision.transforms import (
     MixUpCutMix,

@@ -1,5 +1,9 @@
-"""Images as plain pixels in a file that is mapped into memory: `python train.py shards --raw`."""
+"""Images as plain pixels in a file that is mapped into memory: `python train.py shards --raw`.
 
+Random crops of a batch of them are made at once, on a CPU or a GPU.
+"""
+
+from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -12,10 +16,16 @@ import torch
 from torch import Tensor
 
 from anneal.errors import UserError
+from anneal.lightning_internals import resize_into
 from anneal.vision.files import ImageSource
+from anneal.vision.loader import Collated, DecodedDataset, UnreadableImage
 from anneal.vision.splits import SPELLED
+from anneal.vision.transforms import TrainTransform
 
 TABLE, PIXELS = "pictures.npz", "pictures.raw"
+TRIES = 10  # boxes that are drawn until one lies in the image, as in torchvision
+NUMBERS = 2 * TRIES + 3  # that are drawn for an image
+RATIO = 4 / 3  # of the sides of a box, at most
 
 
 def read_table(where: str, table: bytes) -> tuple[list[Any], dict[str, np.ndarray]]:
@@ -87,3 +97,108 @@ class RawImages(ImageSource):
     def image(self, index: int) -> Tensor:
         self.check(np.array([index]))
         return self.pixels(index).permute(2, 0, 1).clone()
+
+
+# ---- crops
+
+
+@dataclass(eq=False)
+class CroppedDataset(DecodedDataset):
+    """Training images of a raw copy as batches: cropped, resized and flipped on `device`.
+
+    The random numbers of an image follow from seed, epoch and place here, too; they are others than
+    those of `DecodedDataset`.
+    """
+
+    pictures: RawImages
+    transform: TrainTransform
+    device: torch.device
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """Those of all images on the device, (P, 3)."""
+        if self.device.type != "cpu":
+            self.pictures.check(np.arange(len(self.pictures)))
+        return self.pictures.flat.to(self.device)
+
+    def __getitems__(self, keys: list[tuple[int, int, int]]) -> Collated:
+        """Return what `collate` makes of single images."""
+        pictures, epoch = self.pictures, keys[0][0]
+        places, indices = np.array(keys).T[1:]
+        shapes = pictures.shapes[indices]
+        try:
+            pictures.check(indices)
+            (top, left, *sides), flips = draw(self.transform, (self.seed, epoch), places, shapes)
+            first = pictures.stops[indices] - shapes.prod(1) + top * shapes[:, 1] + left
+            boxes = torch.from_numpy(np.stack([first, shapes[:, 1], *sides, flips]))
+            make = crop_one_by_one if self.device.type == "cpu" else crop_batch
+            images = make(self.transform, self.pixels, boxes, self.size(epoch))
+        except UserError as e:
+            return torch.empty(0), torch.empty(0), [UnreadableImage("", str(e))]
+        return images.permute(0, 3, 1, 2), torch.from_numpy(pictures.labels[indices]), []
+
+
+def draw(
+    transform: TrainTransform, key: tuple[int, int], places: np.ndarray, shapes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return of each image the box, (4, N): top, left, height, width; and whether it is flipped.
+
+    They are distributed as those of torchvision's RandomResizedCrop. The numbers of a place are
+    always the same ones of the generator's sequence.
+    """
+    start = int(places.min())
+    generator = np.random.Generator(np.random.PCG64(key).advance(NUMBERS * start))
+    u = generator.random((places.max() + 1 - start, NUMBERS))[places - start]
+    height, width = shapes.astype(np.float64).T
+    low, high = transform.scale
+    area = (height * width)[:, None] * (low + (high - low) * u[:, :TRIES])
+    ratio = RATIO ** (2 * u[:, TRIES : 2 * TRIES] - 1)
+    tall, wide = np.sqrt(area / ratio).round(), np.sqrt(area * ratio).round()
+    fits = (tall > 0) & (tall <= height[:, None]) & (wide > 0) & (wide <= width[:, None])
+    rows, first = np.arange(len(u)), fits.argmax(1)
+    found = fits[rows, first]
+    # The greatest box in the middle, where none fits.
+    h = np.where(found, tall[rows, first], np.minimum(height, (width * RATIO).round()))
+    w = np.where(found, wide[rows, first], np.minimum(width, (height * RATIO).round()))
+    top = np.floor(np.where(found, u[:, -3], 0.5) * (height - h + found))
+    left = np.floor(np.where(found, u[:, -2], 0.5) * (width - w + found))
+    return np.stack([top, left, h, w]).astype(np.int64), u[:, -1] < transform.flip
+
+
+def crop_one_by_one(t: TrainTransform, pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return boxes of images resized and flipped, (N, size, size, 3) uint8.
+
+    Of `pixels` (P, 3), `boxes` (5, N) have the first one, its image's width, height, width, flip.
+    """
+    images = torch.empty(boxes.shape[1], size, size, 3, dtype=torch.uint8)
+    # With its first dimension before the channels are moved, torch knows the layout for what it is.
+    outs = images[:, None].permute(0, 1, 4, 2, 3)
+    for out, (first, row, height, width, flip) in zip(outs, boxes.T.tolist(), strict=True):
+        part = pixels.as_strided(
+            (1, height, width, 3), (3 * row * height, 3 * row, 3, 1), 3 * first
+        )
+        part = part.flip(2) if flip else part.contiguous()
+        resize_into(out, part.permute(0, 3, 1, 2), t.interpolation, t.antialias)
+    return images
+
+
+def crop_batch(t: TrainTransform, pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return what `crop_one_by_one` does but for rounding, as products of matrices for a GPU."""
+    first, row, height, width, flip = boxes.to(pixels.device)[:, :, None, None]
+    y = torch.arange(int(boxes[2].max()), device=pixels.device)[:, None]
+    x = torch.arange(int(boxes[3].max()), device=pixels.device)
+    found = pixels[first + y.minimum(height - 1) * row + x.minimum(width - 1)].float()
+
+    def weights(length: Tensor, most: int) -> Tensor:
+        """Return triangles around the centres of the new pixels, (N, size, most)."""
+        step = length / size
+        centre = (torch.arange(size, device=pixels.device)[:, None] + 0.5) * step
+        place = torch.arange(most, device=pixels.device)
+        reach = step.clamp(min=1) if t.antialias else 1
+        sides = (1 - (place + 0.5 - centre).abs() / reach).clamp(min=0) * (place < length)
+        return sides / sides.sum(-1, keepdim=True)
+
+    across = weights(width, len(x))
+    across = torch.where(flip > 0, across.flip(1), across)
+    found = torch.einsum("nyh,nhwc,nxw->nyxc", weights(height, len(y)), found, across)
+    return found.round().clamp(0, 255).to(torch.uint8)
