@@ -3,6 +3,8 @@
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,7 +16,7 @@ from torch import nn
 
 from anneal import testing as photos
 from anneal.cli.trainer import SEARCH
-from anneal.commands.lr_find import Search, picture, search
+from anneal.commands.lr_find import Search, lr_find, picture
 from anneal.errors import UserError
 from anneal.optim.configure import configure_optimizers
 from anneal.optim.groups import Rule
@@ -57,7 +59,10 @@ taken: list[list[float]] = []
 def found(module: pl.LightningModule, **options) -> Search:
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     trainer = Trainer(accelerator="cpu", **quiet, **SEARCH)
-    return search(trainer, module, Numbers(), **options)
+    run = SimpleNamespace(trainer=trainer, model=module, data=Numbers(), folder=Path())
+    with patch("anneal.commands.lr_find.report") as report:
+        lr_find(run, **options)
+    return report.call_args.args[0]
 
 
 def suggestion(shown: str) -> float:

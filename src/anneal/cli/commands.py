@@ -6,12 +6,11 @@ from typing import Literal
 
 from anneal.cli.run import Run
 from anneal.commands.export import export as write_export
-from anneal.commands.lr_find import report, search
+from anneal.commands.lr_find import lr_find
 from anneal.commands.predict import ExportedModel, Predictions, check_predicts, save_predictions
-from anneal.commands.replay import repeat
+from anneal.commands.replay import replay
 from anneal.commands.schedule import preview, save_figure
 from anneal.commands.show_batch import draw_batches, first_batches
-from anneal.errors import UserError
 from anneal.lightning_internals import set_logged_step
 from anneal.runs.exported import ENDINGS, is_exported, read
 from anneal.runs.folder import next_free_path
@@ -81,33 +80,6 @@ def schedule(
     run.preview = preview(run.trainer, run.model, run.data, steps_per_epoch, samples)
 
 
-def lr_find(
-    run: Run,
-    min_lr: float = 1e-6,
-    max_lr: float = 10.0,
-    num_training: int = 100,
-    mode: Literal["exponential", "linear"] = "exponential",
-    early_stop_threshold: float | None = 4.0,
-    output: Path | None = None,
-) -> None:
-    """Raise the learning rate step by step, and suggest the one to start with.
-
-    Args:
-        min_lr: Learning rate of the first step.
-        max_lr: Learning rate of the last.
-        num_training: Steps between them.
-        mode: Whether each step multiplies the learning rate or adds to it.
-        early_stop_threshold: Ends the search when the loss is so many times its lowest. None: goes
-            on to the end.
-        output: The figure's file. None: lr_find.png in the folder of runs.
-    """
-    found = search(
-        run.trainer, run.model, run.data, min_lr, max_lr, num_training, mode, early_stop_threshold
-    )
-    if run.trainer.is_global_zero:
-        report(found, output or run.folder / "lr_find.png")
-
-
 def show_batch(run: Run, batches: int = 2, output: Path | None = None) -> None:
     """Draw the first training batches with their targets, as the network gets them.
 
@@ -120,19 +92,6 @@ def show_batch(run: Run, batches: int = 2, output: Path | None = None) -> None:
         draw_batches(first_batches(run.trainer, run.model, run.data, batches), run.data), path
     )
     print(path)
-
-
-def replay(run: Run, file: Path) -> None:
-    """Repeat the step that a run failed in: at which layer, tensor and sample.
-
-    Args:
-        file: What the run has left of that step, failure-STEP.json in its folder; the word alone
-            will do.
-    """
-    found = repeat(run.trainer, run.model, run.data, file)
-    if run.trainer.world_size > 1:
-        raise UserError(found, status=0)  # shown once, whichever process it is
-    print(found)
 
 
 OF_THE_NAME = validate, test, predict, export, schedule, lr_find, replay

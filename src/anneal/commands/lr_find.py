@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -97,21 +97,29 @@ class LossRecorder(Callback):
         pl_module.load_state_dict(self.weights)
 
 
-def search(
-    trainer: Trainer,
-    model: LightningModule,
-    datamodule: LightningDataModule,
+def lr_find(
+    run: Any,
     min_lr: float = 1e-6,
     max_lr: float = 10.0,
     num_training: int = 100,
     mode: Literal["exponential", "linear"] = "exponential",
     early_stop_threshold: float | None = 4.0,
-) -> Search:
-    """Train with rising learning rates; weights, optimizer and schedule are left as they were.
+    output: Path | None = None,
+) -> None:
+    """Raise the learning rate step by step, and suggest the one to start with.
 
-    The options are those of the command `lr_find`. The trainer has no callbacks and no end of its
-    own; the module takes an `optimizer`, a callable, and hands it to `configure_optimizers`.
+    Weights, optimizer and schedule are left as they were.
+
+    Args:
+        min_lr: Learning rate of the first step.
+        max_lr: Learning rate of the last.
+        num_training: Steps between them.
+        mode: Whether each step multiplies the learning rate or adds to it.
+        early_stop_threshold: Ends the search when the loss is so many times its lowest. None: goes
+            on to the end.
+        output: The figure's file. None: lr_find.png in the folder of runs.
     """
+    trainer, model = run.trainer, run.model
     if not 0 < min_lr < max_lr < math.inf:
         raise UserError(f"--min_lr={min_lr:g} must lie above 0 and below --max_lr={max_lr:g}")
     if num_training < (least := FIRST + LEAST - LAST):
@@ -124,9 +132,11 @@ def search(
     lrs = space(min_lr, max_lr, num_training)
     recorder = LossRecorder(num_training, early_stop_threshold)
     with rising(model, lrs, recorder):
-        trainer.fit(model, datamodule=datamodule)
+        trainer.fit(model, datamodule=run.data)
     losses = np.array(recorder.losses)
-    return Search(lrs[: len(losses)], losses, type(trainer.optimizers[0]).__name__)
+    found = Search(lrs[: len(losses)], losses, type(trainer.optimizers[0]).__name__)
+    if trainer.is_global_zero:
+        report(found, output or run.folder / "lr_find.png")
 
 
 @contextmanager

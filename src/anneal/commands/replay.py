@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.distributed import DistError
@@ -44,22 +44,27 @@ def read_failure(file: Path) -> Failure:
         raise UserError(f"{file}: {reason}") from e
 
 
-def repeat(trainer: Trainer, model: LightningModule, data: LightningDataModule, file: Path) -> str:
-    """Train up to the step that failed, and return what there is to say about it."""
-    failure = read_failure(file)
+def replay(run: Any, file: Path) -> None:
+    """Repeat the step that a run failed in: at which layer, tensor and sample.
+
+    Args:
+        file: What the run has left of that step, failure-STEP.json in its folder; the word alone
+            will do.
+    """
+    trainer, failure = run.trainer, read_failure(file)
     if trainer.world_size != failure["processes"]:
         raise UserError(f"{file}: that run had {failure['processes']} processes: start as many")
     start = file.parent / failure["checkpoint"] if failure["checkpoint"] else None
     if start and (not start.is_file() or read_checkpoint(start)["global_step"] > failure["step"]):
         raise UserError(f"{start}, to start from, is gone or from after step {failure['step']}")
     watch = Watch(failure)
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks[:] = [Clock(), RescaleLastAccumulation(), *callbacks, SeedEveryEpoch(), watch]
+    own = Clock(), RescaleLastAccumulation()
+    trainer.callbacks[:] = [*own, *trainer.callbacks, SeedEveryEpoch(), watch]
     os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # the error of a kernel is raised where it starts
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(action="ignore"), watch.recorded(trainer, model):
-            trainer.fit(model, data, ckpt_path=start)
+        with warnings.catch_warnings(action="ignore"), watch.recorded(trainer, run.model):
+            trainer.fit(run.model, run.data, ckpt_path=start)
     except Exception as e:
         if watch.elsewhere:
             raise DistError("the step fails in another process") from e
@@ -68,7 +73,10 @@ def repeat(trainer: Trainer, model: LightningModule, data: LightningDataModule, 
     if not watch.found:
         raise watch.passed
     many = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""
-    return f"replayed {file}{many} from {start or 'the start'}: {watch.found}"
+    found = f"replayed {file}{many} from {start or 'the start'}: {watch.found}"
+    if many:
+        raise UserError(found, status=0)  # shown once, whichever process it is
+    print(found)
 
 
 class Watch(Callback):
