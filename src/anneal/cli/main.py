@@ -8,19 +8,27 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Literal
 
 from lightning.pytorch import seed_everything
 
 from anneal import launch
 from anneal.cli.chosen import refused
-from anneal.cli.commands import COMMANDS
 from anneal.cli.entry import RESULT, at_width, keep
 from anneal.cli.failures import describe_failure, explain, is_out_of_memory
 from anneal.cli.prepare import Project, prepare
 from anneal.cli.run import Run
 from anneal.cli.words import Words, read_words
-from anneal.commands.schedule import show
+from anneal.commands.export import export as write_export
+from anneal.commands.lr_find import lr_find
+from anneal.commands.predict import predict
+from anneal.commands.replay import replay
+from anneal.commands.schedule import preview, show
+from anneal.commands.show_batch import show_batch
 from anneal.errors import UserError, first_line
+from anneal.lightning_internals import set_logged_step
+from anneal.runs.exported import ENDINGS
+from anneal.runs.folder import next_free_path
 from anneal.runs.lock import released
 from anneal.runs.resume import check_optimizer, optimizer_mismatch, state_dict_mismatch
 
@@ -137,3 +145,57 @@ def compare(run: Run, words: Words, project: Project) -> None:
         name = " ".join([second.recipe, *options])
         previews[name if name not in previews else f"{name} ({len(previews) + 1})"] = second.preview
     show(previews, run.config.output or run.folder / "schedule.png")
+
+
+# ---- commands: each takes the run, and its other arguments are its options
+
+
+def validate(run: Run) -> None:
+    """Evaluate a checkpoint on the validation data."""
+    run.trainer.validate(run.model, run.data, run.ckpt_path, weights_only=True)
+
+
+def test(run: Run) -> None:
+    """Evaluate a checkpoint on the test data, with figures of its mistakes."""
+    step = max(0, run.checkpoint["global_step"] - 1)
+    set_logged_step(run.trainer, step, run.checkpoint["epoch"])
+    run.trainer.test(run.model, run.data, run.ckpt_path, weights_only=True)
+
+
+def export(
+    run: Run, format: Literal["onnx", "torch_export"] = "onnx", output: Path | None = None
+) -> None:
+    """Write a checkpoint's network to a file of ONNX or torch.export, and check it.
+
+    Args:
+        format: `onnx`, for ONNX Runtime and others, or `torch_export`, for torch.export.load.
+        output: The file. None: model.onnx or model.pt2 in the run's folder.
+    """
+    assert run.ckpt_path is not None
+    path = output or next_free_path(run.folder / f"model{ENDINGS[format]}")
+    print(write_export(run.model, run.data, run.ckpt_path, format, path))
+
+
+def schedule(
+    run: Run,
+    compare: str | None = None,
+    steps_per_epoch: int | None = None,
+    samples: int | None = None,
+    output: Path | None = None,
+) -> None:
+    """Show the learning rate of every step before a run, without its data.
+
+    Args:
+        compare: Another configuration for the same figure: files and overrides in quotes, such as
+            --compare='configs/mnist_step.yaml --model.optimizer.lr=0.2', which override what else
+            is typed. Without a file, the overrides alone. Can be repeated.
+        steps_per_epoch: Optimizer steps in an epoch. None: as many as the data makes.
+        samples: Training samples, where the data is not at hand: ImageNet has 1281167.
+        output: The figure's file. None: schedule.png in the folder of runs.
+    """
+    run.preview = preview(run.trainer, run.model, run.data, steps_per_epoch, samples)
+
+
+OF_THE_NAME = validate, test, predict, export, schedule, lr_find, replay
+COMMANDS: dict[str, Callable[..., None]] = {f.__name__: f for f in OF_THE_NAME}
+COMMANDS["show-batch"] = show_batch

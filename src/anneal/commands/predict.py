@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from anneal.errors import UserError
 from anneal.image_grid import legible, plot_image_grid
-from anneal.runs.exported import Exported
+from anneal.runs.exported import Exported, is_exported, read
 from anneal.runs.folder import next_free_path
 from anneal.system import atomic_write, write_csv
 from anneal.tasks.kinds import TASKS, Classification, Task
@@ -30,15 +30,27 @@ TOP_K = 5  # classes of a line, where the model does not say
 FAR, FLAT = 1.5, 0.1
 
 
-def check_predicts(model: LightningModule, trainer: Trainer) -> None:
-    """Raise UserError if there is nothing that `save_predictions` could write."""
-    if trainer.world_size > 1:
+def predict(run: Any) -> None:
+    """Write what a checkpoint predicts, for test data or your own files, to a CSV file."""
+    model, path = run.model, run.ckpt_path
+    if run.trainer.world_size > 1:
         raise UserError("predict runs in one process: --trainer.devices=1")
     if not hasattr(model, "class_names"):
         raise UserError(
             f"predict writes what a model with a task predicts, and {type(model).__name__} "
             "has no class_names: call its predict_step from Python"
         )
+    if is_exported(path):
+        model, path = ExportedModel(read(path), model), None
+    seen = Predictions(run.model)
+    run.trainer.callbacks.append(seen)
+    try:
+        run.trainer.predict(model, run.data, None, False, path, weights_only=True)
+    except BaseException:
+        if seen.batches:  # it was interrupted, or a later file ended it
+            save_predictions(run.folder, seen, model, run.trainer, run.data)
+        raise
+    save_predictions(run.folder, seen, model, run.trainer, run.data)
 
 
 class ExportedModel(LightningModule):

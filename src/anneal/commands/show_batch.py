@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
+from anneal.commands.schedule import save_figure
 from anneal.errors import UserError
 from anneal.image_grid import legible, plot_image_grid
 from anneal.progress import Clock
+from anneal.runs.folder import next_free_path
 from anneal.tasks.kinds import Regression
 
 SHOWN, COLUMNS = 24, 8  # images of a batch
@@ -23,6 +26,19 @@ Batches = list[tuple[Tensor, Tensor]]
 
 class Enough(Exception):
     """The batches that were asked for are there."""
+
+
+def show_batch(run: Any, batches: int = 2, output: Path | None = None) -> None:
+    """Draw the first training batches with their targets, as the network gets them.
+
+    Args:
+        batches: How many.
+        output: The figure's file. None: show-batch.png in the folder of runs.
+    """
+    path = output or next_free_path(run.folder / "show-batch.png")
+    found = first_batches(run.trainer, run.model, run.data, batches)
+    save_figure(draw_batches(found, run.data), path)
+    print(path)
 
 
 def first_batches(trainer: Trainer, model: LightningModule, data: Any, number: int) -> Batches:
