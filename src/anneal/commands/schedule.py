@@ -85,7 +85,9 @@ def preview(
     notes = []
     if schedule.is_plateau:
         monitor = schedule.schedule.monitor
-        notes.append(f"{monitor}, which only a training knows, may cut it: drawn without a cut")
+        notes.append(
+            f"ReduceLROnPlateau follows {monitor}, which only a training knows: drawn without a cut"
+        )
     if kept := sorted(getattr(schedule.inner, "kept_steps", ())):
         notes.append(f"checkpoints are kept of the steps {', '.join(f'{n:,}' for n in kept)}")
     return Preview(
