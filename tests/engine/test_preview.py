@@ -230,7 +230,7 @@ def test_several_configurations_stand_in_one_picture(run, capsys):
     names = ["small", "other --model.optimizer.lr=0.3", "small --trainer.limit_train_batches=2"]
     for name in names:
         assert f"\n{name}: " in shown
-    assert re.search(r"peak +3 +0.75 +0.29\d* ", shown)
+    assert re.search(r"peak +3 +0.75 +0.29\d*\n", shown)
     assert Path("three.png").stat().st_size > 10_000
     assert not Path("runs").exists()
 
