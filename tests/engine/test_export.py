@@ -21,9 +21,7 @@ from anneal.commands import export as exporting
 from anneal.errors import UserError
 from anneal.runs import exported
 
-# torch 2.6 fails with the releases of onnxscript that serve later ones.
-MAKES_ONNX = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
-FORMATS = [(form, end) for form, end in exported.ENDINGS.items() if MAKES_ONNX or form != "onnx"]
+FORMATS = list(exported.ENDINGS.items())
 PHOTOS = """
 trainer: {max_epochs: 2, accelerator: cpu, logger: false, log_every_n_steps: 1}
 model:
