@@ -119,6 +119,7 @@ class Clock(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin where the checkpoint was saved, at the same sample if the batches are others."""
+        internals.skip_empty_hooks(trainer)
         self._since = time.perf_counter()
         self._start = self._after_step = self.batches, self.samples
         self.has_validated = False

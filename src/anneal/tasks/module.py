@@ -83,6 +83,13 @@ class TaskModule(LightningModule):
         if num_classes is not None:
             self._set_num_classes(num_classes)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning keeps which hook it is in, 44 times a step; torch would look for a parameter.
+        if name in vars(self) and (value is None or type(value) is str):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # ---- what a subclass writes
 
     def build(self) -> None:
