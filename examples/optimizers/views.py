@@ -1,6 +1,6 @@
 """Other figures of trajectories: `python train.py figures RUN --show VIEW`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAMES = ("x", "y")
 BATCHES = 4  # whose losses are drawn
-AROUND = 3  # validations before and after a drop that say how high it is
+AROUND = 3  # validations
 
 
 @styled
@@ -151,13 +151,21 @@ def draw_curves(runs: "list[Run]", title: str) -> Figure:
     return figure
 
 
-def jumps(run: "Run", metric: str = "val/acc") -> list[tuple[float, float, float]]:
-    """Return the epoch of each drop of the rate, and the means of AROUND values before and after."""
-    curve, found = run.curve(metric), []
+class Jump(NamedTuple):
+    """Means of the accuracy in AROUND validations each, before and after a drop of the rate."""
+
+    epoch: float
+    before: float
+    after: float
+
+
+def jumps(run: "Run") -> list[Jump]:
+    """Return one for each drop of the learning rate."""
+    accuracy, found = run.curve("val/acc"), []
     for drop in run.drops:
-        after = curve.x["step"] > drop.at["step"]
-        sides = curve.y[~after][-AROUND:], curve.y[after][:AROUND]
-        found.append((drop.at["epoch"], *(float(side.mean()) for side in sides)))
+        later = accuracy.x["step"] > drop.at["step"]
+        before, after = accuracy.y[~later][-AROUND:], accuracy.y[later][:AROUND]
+        found.append(Jump(drop.at["epoch"], float(before.mean()), float(after.mean())))
     return found
 
 
@@ -171,11 +179,13 @@ def draw_ladder(runs: "list[Run]", title: str) -> Figure:
         end = accuracy.x["epoch"][-1]
         top.plot(accuracy.x["epoch"], accuracy.y, marker=".", lw=1.3)
         bottom.step([*lr.x["epoch"], end], [*lr.y, lr.y[-1]], where="post", color=COLOURS[1])
-        for epoch, before, after in jumps(run):
+        for jump in jumps(run):
             for axes in (top, bottom):
-                axes.axvline(epoch, color=GREY, lw=0.8, ls=":")
-            note = f"{100 * (after - before):+.1f}"
-            top.annotate(note, (epoch, after), (-4, 4), textcoords="offset points", ha="right")
+                axes.axvline(jump.epoch, color=GREY, lw=0.8, ls=":")
+            note = f"{100 * (jump.after - jump.before):+.1f}"
+            top.annotate(
+                note, (jump.epoch, jump.after), (-4, 4), textcoords="offset points", ha="right"
+            )
         top.set_title(run.name)
         bottom.set(xlabel="epochs", yscale="log")
     figure.axes[0].set_ylabel("accuracy, validation")

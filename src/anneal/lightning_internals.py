@@ -79,17 +79,10 @@ def is_between_steps(trainer: Trainer) -> bool:
 def place(
     trainer: Trainer, checkpoint: dict[str, Any], epoch: int, within: bool, validate: bool
 ) -> int:
-    """Have Lightning load that a run is in this epoch, before it asks whether it has ended.
+    """Have Lightning load that so many epochs are done, before it asks whether a run has ended.
 
-    Args:
-        trainer: The run's.
-        checkpoint: From which its loops are about to be restored.
-        epoch: Epochs that are done.
-        within: Whether some of the next one is done.
-        validate: Whether a validation is to be made first.
-
-    Returns:
-        How much `max_steps` was raised, without which the run would end before the validation.
+    `within` some of the next one is done too. Return how much `max_steps` was raised, without which
+    the run would end before a validation that is to come first.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
     for kind in ("total", "current"):
@@ -105,15 +98,9 @@ def place(
 def begin_at(trainer: Trainer, epoch: int, batches: int, stepped: int, validate: bool) -> None:
     """Have a resumed training begin at this place; to be called in `on_train_start`.
 
-    Lightning guesses from its counters in which hook a checkpoint was saved, and with `max_steps`
-    takes the end of an epoch for a place within it.
-
-    Args:
-        trainer: The run's.
-        epoch: Epochs that are done.
-        batches: Batches of the next one that are done.
-        stepped: Batches in all after which the optimizer made a step.
-        validate: Whether the validation that is due after these batches comes first.
+    So many epochs are done, and batches of the next; the optimizer has `stepped` after so many in
+    all. A validation that is due after them may come first. Lightning guesses from its counters in
+    which hook a checkpoint was saved, and with `max_steps` takes an epoch's end for a place within.
     """
     fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
     within = batches > 0
@@ -254,6 +241,16 @@ def skip_empty_hooks(trainer: Trainer) -> None:
             for hook in filter(re.compile("batch|before|after").search, dir(Callback)):
                 if getattr(type(callback), hook) is getattr(Callback, hook):
                     vars(callback).setdefault(hook, None)  # it may have one of its own
+
+
+class QuickModule(LightningModule):
+    """Keeps text without torch's search for a parameter: the name of each hook of a step, twice."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self) and (value is None or type(value) is str):
+            object.__setattr__(self, name, value)
+            return
+        super().__setattr__(name, value)
 
 
 class HasWorkers:

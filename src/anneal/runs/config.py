@@ -23,8 +23,7 @@ MOVED = {
     "anneal.sharding.": "anneal.cli.fsdp.",
     "anneal.loggers.csv_logger.": "anneal.loggers.csv.",
     "anneal.loggers.wandb_logger.": "anneal.loggers.wandb.",
-    "anneal.callbacks.accumulation.LastWindow": "anneal.callbacks.accumulation."
-    "RescaleLastAccumulation",
+    "anneal.callbacks.accumulation.LastWindow": "anneal.progress.Clock",
     "anneal.callbacks.conductor.Conductor": "anneal.optim.callback.ScheduleCallback",
     "anneal.callbacks.epoch_seed.EpochSeed": "anneal.callbacks.seed_every_epoch.SeedEveryEpoch",
     "anneal.callbacks.health.Health": "anneal.callbacks.non_finite_guard.NonFiniteGuard",

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import cycle
@@ -235,7 +236,7 @@ def _bars(axes: Axes, metric: Metric, names: list[str], rows: list[Row]) -> None
         if len(group) > 1:
             axes.plot([r.value for r in group], [place] * len(group), "k.")
     labels = [", ".join(label(g[0].values[n]) for n in names) for g in reversed(bars)]
-    axes.set_yticks(range(len(bars)), labels)
+    axes.set_yticks(range(len(bars)), [textwrap.fill(text, 40) for text in labels])
     values = [r.value for g in bars for r in g]
     room = (max(values) - min(values)) or abs(values[0]) or 1.0
     axes.set_xlim(min(values) - 0.3 * room, max(values) + 0.3 * room)

@@ -5,12 +5,12 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric, MetricCollection
 
 from anneal.errors import UserError, other_unicode
+from anneal.lightning_internals import QuickModule
 from anneal.system import is_plain
 from anneal.tasks.kinds import TASKS, Classification, Metrics, Task, Weights
 from anneal.tasks.try_images import try_images
@@ -18,7 +18,7 @@ from anneal.tasks.try_images import try_images
 Batch = tuple[Tensor, Tensor]
 
 
-class TaskModule(LightningModule):
+class TaskModule(QuickModule):
     """Base of models with a task: a subclass has the network, the training step, the optimizer.
 
     It takes the task and the names of the outputs from the data and keeps them in the checkpoint,
@@ -82,13 +82,6 @@ class TaskModule(LightningModule):
         self.mean_loss = MeanMetric()
         if num_classes is not None:
             self._set_num_classes(num_classes)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning keeps which hook it is in, 44 times a step; torch would look for a parameter.
-        if name in vars(self) and (value is None or type(value) is str):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
     # ---- what a subclass writes
 
