@@ -182,7 +182,7 @@ def draw_ladder(runs: "list[Run]", title: str) -> Figure:
         for jump in jumps(run):
             for axes in (top, bottom):
                 axes.axvline(jump.epoch, color=GREY, lw=0.8, ls=":")
-            note = f"{100 * (jump.after - jump.before):+.1f}"
+            note = f"{100 * (jump.after - jump.before):+.1f} points"
             top.annotate(
                 note, (jump.epoch, jump.after), (-4, 4), textcoords="offset points", ha="right"
             )
