@@ -158,9 +158,8 @@ class Clock(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, _: Any, optimizer: Optimizer) -> None:
         """Divide the gradients of a shorter window of accumulation by the batches that are in it.
 
-        It is the last one of an epoch, or the first after a resume with other batches. Lightning
-        divides by `accumulate_grad_batches` all the same (its issue 19987). Whatever else looks at
-        gradients sees these.
+        It is an epoch's last, or the first after a resume with other batches. Lightning divides by
+        `accumulate_grad_batches` all the same (its issue 19987).
         """
         window = self.batches + 1 - self._after_step[0]
         if window < trainer.accumulate_grad_batches:
