@@ -1,6 +1,6 @@
 """Other figures of trajectories: `python train.py figures RUN --show VIEW`."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -173,7 +173,7 @@ def jumps(run: "Run") -> list[Jump]:
 def draw_ladder(runs: "list[Run]", title: str) -> Figure:
     """Draw a column for each: the accuracy of its validations over its learning rate."""
     figure = titled(title, 4.8)
-    shared = {"sharex": "col", "sharey": "row", "height_ratios": [3, 1], "squeeze": False}
+    shared: Any = {"sharex": "col", "sharey": "row", "height_ratios": [3, 1], "squeeze": False}
     for (top, bottom), run in zip(figure.subplots(2, len(runs), **shared).T, runs, strict=True):
         accuracy, lr = run.curve("val/acc"), run.curve(run.families["lr"][0])
         end = accuracy.x["epoch"][-1]

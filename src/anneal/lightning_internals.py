@@ -20,10 +20,10 @@ INSTANTIATOR = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
 _move = _ResultMetric.to
 
 
-def _move_elsewhere(metric: Any, *to: Any) -> Any:
+def _move_elsewhere(metric: Any, *to: Any, **more: Any) -> Any:
     """Move what `self.log` keeps of a value only elsewhere: Lightning copies it all, each time."""
     here = metric.is_tensor and to == (metric.value.device,)
-    return metric if here else _move(metric, *to)
+    return metric if here else _move(metric, *to, **more)
 
 
 _ResultMetric.to = _move_elsewhere  # type: ignore[method-assign]
