@@ -20,7 +20,7 @@ from examples.optimizers.figure import save
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "optimizers.md"
-SHOWN = [*views.VIEWS, "weights", "curves"]
+SHOWN = [*views.VIEWS, "weights", *views.CURVES]
 QUIET = [
     f"--trainer.{key}=false" for key in ("logger", "enable_progress_bar", "enable_model_summary")
 ]
@@ -48,9 +48,9 @@ def main(args: list[str] | None = None) -> int:
 
 def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: str | None) -> Path:
     """Draw finished runs into one figure by the command's options, and return its file."""
-    if show == "curves":
-        path = output or Path("curves.png")
-        save(views.draw_curves(runs, title), path)
+    if show in views.CURVES:
+        path = output or Path(f"{show}.png")
+        save(views.CURVES[show](views.curves_of(runs), title), path)
         return path
     folders = [find_run(Path("runs"), name) for name in runs]
     path = output or next_free_path(folders[0] / f"figure{'.gif' if animate else '.png'}")

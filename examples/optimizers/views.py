@@ -1,5 +1,7 @@
 """Other figures of trajectories: `python train.py figures RUN --show VIEW`."""
 
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -11,8 +13,12 @@ from examples.optimizers.functions import find
 from examples.optimizers.marks import HEIGHT, MARKS, legend, mesh
 from examples.optimizers.trajectories import Trajectory
 
+if TYPE_CHECKING:
+    from anneal.runs.run import Run
+
 NAMES = ("x", "y")
 BATCHES = 4  # whose losses are drawn
+AROUND = 3  # validations
 
 
 @styled
@@ -116,15 +122,20 @@ def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
     return figure
 
 
-@styled
-def draw_curves(runs: list[str], title: str) -> Figure:
-    """Draw loss and accuracy of the validations of any runs, or of a folder of them."""
+def curves_of(runs: list[str]) -> "list[Run]":
+    """Read the metrics of any runs, or of a folder of them, in the order of their names."""
     from anneal.report.page import read
     from anneal.runs.run import labelled  # imports pandas
 
+    return sorted(labelled(read(runs)), key=lambda run: run.name)
+
+
+@styled
+def draw_curves(runs: "list[Run]", title: str) -> Figure:
+    """Draw loss and accuracy of the validations."""
     figure = titled(title, 4.4)
     panels = figure.subplots(1, 2)
-    for run in sorted(labelled(read(runs)), key=lambda run: run.name):
+    for run in runs:
         for axes, metric in zip(panels, ("val/loss", "val/acc"), strict=True):
             if metric in run.metrics:
                 curve = run.curve(metric)
@@ -140,6 +151,49 @@ def draw_curves(runs: list[str], title: str) -> Figure:
     return figure
 
 
+class Jump(NamedTuple):
+    """Means of the accuracy in AROUND validations each, before and after a drop of the rate."""
+
+    epoch: float
+    before: float
+    after: float
+
+
+def jumps(run: "Run") -> list[Jump]:
+    """Return one for each drop of the learning rate."""
+    accuracy, found = run.curve("val/acc"), []
+    for drop in run.drops:
+        later = accuracy.x["step"] > drop.at["step"]
+        before, after = accuracy.y[~later][-AROUND:], accuracy.y[later][:AROUND]
+        found.append(Jump(drop.at["epoch"], float(before.mean()), float(after.mean())))
+    return found
+
+
+@styled
+def draw_ladder(runs: "list[Run]", title: str) -> Figure:
+    """Draw a column for each: the accuracy of its validations over its learning rate."""
+    figure = titled(title, 4.8)
+    shared: Any = {"sharex": "col", "sharey": "row", "height_ratios": [3, 1], "squeeze": False}
+    for (top, bottom), run in zip(figure.subplots(2, len(runs), **shared).T, runs, strict=True):
+        accuracy, lr = run.curve("val/acc"), run.curve(run.families["lr"][0])
+        end = accuracy.x["epoch"][-1]
+        top.plot(accuracy.x["epoch"], accuracy.y, marker=".", lw=1.3)
+        bottom.step([*lr.x["epoch"], end], [*lr.y, lr.y[-1]], where="post", color=COLOURS[1])
+        for jump in jumps(run):
+            for axes in (top, bottom):
+                axes.axvline(jump.epoch, color=GREY, lw=0.8, ls=":")
+            note = f"{100 * (jump.after - jump.before):+.1f} points"
+            top.annotate(
+                note, (jump.epoch, jump.after), (-4, 4), textcoords="offset points", ha="right"
+            )
+        top.set_title(run.name)
+        bottom.set(xlabel="epochs", yscale="log")
+    figure.axes[0].set_ylabel("accuracy, validation")
+    figure.axes[len(runs)].set_ylabel("learning rate")
+    return figure
+
+
+CURVES = {"curves": draw_curves, "ladder": draw_ladder}  # of any runs
 VIEWS = {"3d": draw_3d, "rates": draw_rates, "velocity": draw_velocity, "batches": draw_batches}
 ON = {"3d": "runs on x and y", "velocity": "one run", "batches": "runs on x"}
 

@@ -1,11 +1,13 @@
 """Private names of Lightning that the engine needs, as they were in releases 2.6.4 to 2.6.6."""
 
+import re
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _process_dataloader
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.data import sized_len
 from torch import Tensor
@@ -15,6 +17,16 @@ from torchmetrics import Metric
 
 # A hyper-parameter that has `load_from_checkpoint` build the module from plain arguments.
 INSTANTIATOR = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+_move = _ResultMetric.to
+
+
+def _move_elsewhere(metric: Any, *to: Any, **more: Any) -> Any:
+    """Move what `self.log` keeps of a value only elsewhere: Lightning copies it all, each time."""
+    here = metric.is_tensor and to == (metric.value.device,)
+    return metric if here else _move(metric, *to, **more)
+
+
+_ResultMetric.to = _move_elsewhere  # type: ignore[assignment, method-assign]
 
 
 def callbacks_of(trainer: Trainer, kind: Any = Callback) -> list[Any]:
@@ -64,10 +76,10 @@ def is_between_steps(trainer: Trainer) -> bool:
 def place(
     trainer: Trainer, checkpoint: dict[str, Any], epoch: int, within: bool, validate: bool
 ) -> int:
-    """Have Lightning load that a run is in this epoch, before it asks whether it has ended.
+    """Have Lightning load that so many epochs are done, before it asks whether a run has ended.
 
-    `within`: some of the epoch is done; `validate`: a validation is to be made first. Return how
-    much `max_steps` was raised, without which the run would end before that.
+    `within` some of the next one is done too. Return how much `max_steps` was raised, without which
+    the run would end before a validation that is to come first.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
     for kind in ("total", "current"):
@@ -83,9 +95,9 @@ def place(
 def begin_at(trainer: Trainer, epoch: int, batches: int, stepped: int, validate: bool) -> None:
     """Have a resumed training begin after so many epochs, and batches of the next one.
 
-    To be called in `on_train_start`. Lightning guesses from its counters in which hook a checkpoint
-    was saved, and with `max_steps` takes the end of an epoch for a place within it. The optimizer
-    made a step after `stepped` batches in all; `validate`: what is due now comes first.
+    So many epochs are done, and batches of the next; the optimizer has `stepped` after so many in
+    all. A validation that is due after them may come first. Lightning guesses from its counters in
+    which hook a checkpoint was saved, and with `max_steps` takes an epoch's end for a place within.
     """
     fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
     within = batches > 0
@@ -217,6 +229,25 @@ def batches_of_a_process(trainer: Trainer, loader: object) -> int | None:
     """
     where = trainer, TrainerFn.FITTING, RunningStage.TRAINING
     return sized_len(_process_dataloader(*where, loader))
+
+
+def skip_empty_hooks(trainer: Trainer) -> None:
+    """Have Lightning not call, in each step, what our callbacks and its own leave empty."""
+    for callback in callbacks_of(trainer):
+        if type(callback).__module__.startswith(("anneal.", "lightning.")):
+            for hook in filter(re.compile("batch|before|after").search, dir(Callback)):
+                if getattr(type(callback), hook) is getattr(Callback, hook):
+                    vars(callback).setdefault(hook, None)  # it may have one of its own
+
+
+class QuickModule(LightningModule):
+    """Keeps text without torch's search for a parameter: the name of each hook of a step, twice."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self) and (value is None or type(value) is str):
+            object.__setattr__(self, name, value)
+            return
+        super().__setattr__(name, value)
 
 
 class HasWorkers:

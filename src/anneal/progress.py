@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
 
 from anneal import lightning_internals as internals
 
@@ -112,6 +113,7 @@ class Clock(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin where the checkpoint was saved, at the same sample if the batches are others."""
+        internals.skip_empty_hooks(trainer)
         self._since = time.perf_counter()
         self._start = self._after_step = self.batches, self.samples
         self.has_validated = False
@@ -127,7 +129,8 @@ class Clock(Callback):
                     f"{self.epoch}: it goes on after {self.samples} samples, with "
                     f"{sampler.left(self.samples)} of {len(sampler)} batches left."
                 )
-                self.batches, self._start = batches, (batches, self.samples)
+                self.batches = batches
+                self._start = self._after_step = batches, self.samples
         elif self.batches:
             internals.skip_batches(trainer, self.batches)
         internals.begin_at(
@@ -144,6 +147,19 @@ class Clock(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = self._after_step = 0, 0
+
+    def on_before_optimizer_step(self, trainer: Trainer, _: Any, optimizer: Optimizer) -> None:
+        """Divide the gradients of a shorter window of accumulation by the batches that are in it.
+
+        It is an epoch's last, or the first after a resume with other batches. Lightning divides by
+        `accumulate_grad_batches` all the same (its issue 19987).
+        """
+        window = self.batches + 1 - self._after_step[0]
+        if window < trainer.accumulate_grad_batches:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.grad *= trainer.accumulate_grad_batches / window
 
     def on_train_batch_end(
         self, trainer: Trainer, _: Any, outputs: Any, batch: Any, *args: Any

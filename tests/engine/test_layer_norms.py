@@ -11,11 +11,11 @@ from lightning.pytorch.strategies import FSDPStrategy
 from tiny import Tiny, fit, loader
 from torch import nn
 
-from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.errors import UserError
 from anneal.loggers.csv import CSVLogger
 from anneal.optim.joint import JointOptimizer
+from anneal.progress import Clock
 from anneal.testing import logged
 
 LR = 0.05
@@ -34,7 +34,7 @@ def network() -> nn.Module:
 def norms(folder, module: Tiny, **settings) -> dict[int, dict[str, float]]:
     """Train and return what is logged of the layers, by step."""
     callbacks = [
-        RescaleLastAccumulation(),
+        Clock(),
         *settings.pop("callbacks", ()),
         NonFiniteGuard(norms="layers"),
     ]

@@ -28,6 +28,7 @@ WALKED = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in WALKED
 ELSEWHERE = {
     "docs/data.md": "tests/engine/test_data_page.py",
     "docs/course.md": "examples/optimizers/tests/test_course.py",
+    "docs/ladder.md": "examples/optimizers/tests/test_ladder.py",
     "docs/optimizers.md": "examples/optimizers/tests/test_figures.py",
     "docs/runs.md": "tests/engine/test_replay.py",
     "docs/your-own.md": "tests/engine/test_your_own.py",

@@ -1,9 +1,11 @@
 """How long a training waits for its data."""
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from anneal.lightning_internals import logged_step
 from anneal.progress import Clock, log
@@ -22,7 +24,9 @@ class DataWait(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the profiler tell, which may be anyone's."""
         profiler: Any = trainer.profiler  # type: ignore[attr-defined]
-        kind, since = type(profiler), 0.0
+        kind, since, nothing = type(profiler), 0.0, nullcontext()
+        if kind is PassThroughProfiler:  # nobody listens, and a step tells it a hundred times
+            profiler.profile = lambda _: nothing
 
         def start(action: str) -> None:
             nonlocal since
@@ -45,10 +49,7 @@ class DataWait(Callback):
         clock = Clock.of(trainer)  # which is brought up to date before
         if clock and clock.seconds > self._epoch[0]:
             now = clock.seconds, self._waited
-            self.share = _share(self._start, now)
-            log(trainer, {"data/wait": _share(self._epoch, now)}, logged_step(trainer) - 1)
+            both = self._start, self._epoch
+            self.share, share = ((now[1] - waited) / (now[0] - then) for then, waited in both)
+            log(trainer, {"data/wait": share}, logged_step(trainer) - 1)
             self._epoch = now
-
-
-def _share(before: tuple[float, float], now: tuple[float, float]) -> float:
-    return (now[1] - before[1]) / (now[0] - before[0])

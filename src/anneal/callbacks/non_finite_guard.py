@@ -74,9 +74,8 @@ class NonFiniteGuard(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, _: Any, batch: Any, batch_idx: int) -> None:
         self._lr = largest_lr(trainer)
-        samples = ""
-        if self._clock:
-            samples = f"after {self._clock.seen + self._clock.samples} samples, "
+        clock = self._clock
+        samples = f"after {clock.seen + clock.samples} samples, " if clock else ""
         self._place = (
             f"at optimizer step {trainer.global_step} (epoch {trainer.current_epoch}, batch "
             f"{batch_idx}, {samples}lr {self._lr:g})"

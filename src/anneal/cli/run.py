@@ -14,7 +14,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.markup import escape
 
-from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.checkpoint import Checkpoint
 from anneal.callbacks.data_wait import DataWait
 from anneal.callbacks.epoch_metrics import EpochMetrics
@@ -265,9 +264,7 @@ class Run:
         others += map(GracefulShutdown, checkpoints)
         last = [*checkpoints, self.folder / "checkpoints"][0]
         others.append(FailureRecorder(self.folder, last, self.text))
-        # What looks at gradients sees those of the step.
-        every = [*first, RescaleLastAccumulation(), *chosen, *named.values(), *others]
-        return list(dict.fromkeys(every))
+        return list(dict.fromkeys([*first, *chosen, *named.values(), *others]))
 
     def _loggers(self, asked: Any) -> Any:
         """Return the CSV file and W&B; a logger given instead takes W&B's place."""

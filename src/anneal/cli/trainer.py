@@ -1,5 +1,6 @@
 """Start Lightning's Trainer from the settings of a configuration."""
 
+import os
 from typing import Any
 
 import torch
@@ -83,6 +84,8 @@ def start(settings: Settings) -> Trainer:
                 "process normalises by its own batch"
             )
         keep_freed_memory()
+        if not torch.cuda.is_available():  # each step of an optimizer asks again, for 50 µs
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return trainer
 
 

@@ -19,7 +19,6 @@ from torch.distributed import DistError
 from torch.utils.data import BatchSampler, Subset
 
 from anneal.callbacks import non_finite_guard
-from anneal.callbacks.accumulation import RescaleLastAccumulation
 from anneal.callbacks.failure_recorder import keys_of, loader_of, place_of, state_of
 from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch, collect, restore
@@ -58,8 +57,7 @@ def replay(run: Any, file: Path) -> None:
     if start and (not start.is_file() or read_checkpoint(start)["global_step"] > failure["step"]):
         raise UserError(f"{start}, to start from, is gone or from after step {failure['step']}")
     watch = Watch(failure)
-    own = Clock(), RescaleLastAccumulation()
-    trainer.callbacks[:] = [*own, *trainer.callbacks, SeedEveryEpoch(), watch]
+    trainer.callbacks[:] = [Clock(), *trainer.callbacks, SeedEveryEpoch(), watch]
     os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # the error of a kernel is raised where it starts
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     try:

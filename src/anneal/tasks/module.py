@@ -5,12 +5,12 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric, MetricCollection
 
 from anneal.errors import UserError, other_unicode
+from anneal.lightning_internals import QuickModule
 from anneal.system import is_plain
 from anneal.tasks.kinds import TASKS, Classification, Metrics, Task, Weights
 from anneal.tasks.try_images import try_images
@@ -18,7 +18,7 @@ from anneal.tasks.try_images import try_images
 Batch = tuple[Tensor, Tensor]
 
 
-class TaskModule(LightningModule):
+class TaskModule(QuickModule):
     """Base of models with a task: a subclass has the network, the training step, the optimizer.
 
     It takes the task and the names of the outputs from the data and keeps them in the checkpoint,
