@@ -1,23 +1,12 @@
 """What all tests of the engine share: a small recipe, and pictures of a test left blank."""
 
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from helpers import SMALL
 from matplotlib.figure import Figure
 
 from anneal.testing import QUIET, main
-
-
-@pytest.fixture(autouse=True)
-def same_numbers() -> None:
-    """Begins each test with the same random numbers, whichever tests this process has run."""
-    torch.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)
 
 
 @pytest.fixture

@@ -17,11 +17,14 @@ from types import SimpleNamespace
 from helpers import SMALL
 
 from anneal.sweep.process import WARM
+from anneal.testing import wait_for
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 QUIET = ("--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(WARM)
+# New interpreters find the callbacks of ranks.py.
+RANKS = {"PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 NEW_INTERPRETER = {"NEW_INTERPRETER": "1"}  # for the other processes of a training, as for users
 
 
@@ -37,21 +40,41 @@ class Training:
     def __init__(self, folder: Path, *args: str, **env: str) -> None:
         (folder / "small.yaml").write_text(SMALL.replace("logger: false", "logger: true"))
         self.log = folder / f"log-{len(list(folder.glob('log-*')))}"
+        self.hold, self.held = folder / "hold", folder / "held"
         words = (*args, *QUIET)
         self.process = FORKS.Process(target=_train, args=(folder, words, env, self.log))
         self.process.start()
 
+    @classmethod
+    def held_at(cls, step: int, folder: Path, *args: str, **env: str) -> "Training":
+        """One that has taken so many steps, and takes no more until it may go on."""
+        (folder / "hold").touch()
+        (folder / "held").unlink(missing_ok=True)
+        hold = ("--trainer.callbacks+=ranks.Hold", f"--trainer.callbacks.step={step}")
+        run = cls(folder, *args, *hold, **env)
+        wait_for(lambda: run.held.exists() or not run.process.is_alive())
+        assert run.process.is_alive(), run.log.read_text()
+        return run
+
+    def go_on(self) -> None:
+        self.hold.unlink()
+
     def send(self, number: int) -> None:
+        """Send a signal; one that is held up has taken note of it afterwards."""
         os.kill(self.process.pid, number)
+        for _ in range(2 * self.hold.exists()):  # what was begun before the signal, and the next
+            self.held.unlink(missing_ok=True)
+            wait_for(lambda: self.held.exists() or not self.process.is_alive())
 
     def kill(self) -> None:
         """It and all processes that it has started."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
+        self.hold.unlink(missing_ok=True)
 
     def end(self) -> tuple[int, str]:
         """Its exit status and what it has printed."""
-        self.process.join(timeout=120)
+        self.process.join(timeout=600)
         assert not self.process.is_alive(), self.log.read_text()
         return self.process.exitcode, self.log.read_text()
 

@@ -4,12 +4,11 @@ import os
 import re
 import socket
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from helpers import SMALL
-from launch import NEW_INTERPRETER, QUIET, TRAIN, Training
+from helpers import SMALL, idle_time
+from launch import NEW_INTERPRETER, QUIET, RANKS, TRAIN, Training
 from test_processes import column
 from test_scale import start
 from test_trust import _processes_in_group
@@ -18,11 +17,8 @@ from anneal import testing as photos
 from anneal.data.seeding import make_generator
 from anneal.vision.index import ImageFolder
 
-HERE = Path(__file__).parent
-ENV = {"PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 FIT = ("fit", "--config=small.yaml", "--run_name=r")
 TWO = ("--trainer.devices=2", "--trainer.strategy=ddp")
-SECONDS = 30
 
 
 def failing(rank: int, how: str) -> tuple[str, ...]:
@@ -36,7 +32,7 @@ def failing(rank: int, how: str) -> tuple[str, ...]:
 
 def ends(folder: Path, *args: str, **env: str) -> tuple[int, list[str]]:
     """Exit status and what was shown by a training after which no process is left."""
-    run = Training(folder, *FIT, *TWO, *args, **ENV | env)
+    run = Training(folder, *FIT, *TWO, *args, **RANKS | env)
     status, _ = run.end()
     assert not _processes_in_group(run.process.pid)
     return status, run.log.read_text().splitlines()
@@ -56,7 +52,7 @@ def test_one_process_fails_and_all_end_with_its_reason_as_the_last_line(
     tmp_path, rank, how, status, shown
 ):
     found, lines = ends(tmp_path, *failing(rank, how))
-    assert time.time() - (tmp_path / "failed").stat().st_mtime < SECONDS
+    assert idle_time() - float((tmp_path / "failed").read_text()) < 30
     assert found == status, lines
     if how == "bug":  # the line under a traceback
         assert lines.pop().startswith("to repeat this step: python train.py replay ")
@@ -100,9 +96,9 @@ def test_torchrun_shows_the_reason_of_the_process_that_failed(tmp_path, rank, ho
         tmp_path,
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
         *(str(TRAIN), *FIT, *TWO, *QUIET, *failing(rank, how)),
-        **ENV,
+        **RANKS,
     )
-    output = run.communicate(timeout=SECONDS + 60)[0]
+    output = run.communicate(timeout=600)[0]
     assert run.returncode == 1
     *_, block = output.partition("Root Cause (first observed failure):")
     assert f"rank      : {rank} " in block
@@ -154,7 +150,7 @@ def test_each_process_draws_its_own_numbers_and_the_same_in_every_run(tmp_path):
     drops = ("--trainer.callbacks=ranks.Dropped", "--trainer.max_epochs=1")
     drawn = []
     for name in ("a", "b"):
-        Training(tmp_path, *FIT[:2], f"--run_name={name}", *TWO, *drops, **ENV).finish()
+        Training(tmp_path, *FIT[:2], f"--run_name={name}", *TWO, *drops, **RANKS).finish()
         files = [tmp_path / "runs" / name / f"drawn-{rank}" for rank in (0, 1)]
         drawn.append([file.read_text().splitlines() for file in files])
     assert drawn[0] == drawn[1]
