@@ -39,13 +39,19 @@ def python(folder: Path, *command: str) -> subprocess.CompletedProcess:
     )
 
 
-def lint(folder: Path) -> None:
-    """Run what `make lint` runs, mypy aside, which takes the longest and looks at no name."""
+def lint(folder: Path, imports: bool = True) -> None:
+    """Run what `make lint` runs, mypy aside, which takes the longest and looks at no name.
+
+    Args:
+        folder: The clone.
+        imports: Also import-linter, which takes the longest of the others.
+    """
     contracts = ["src/anneal/contracts.toml", "pyproject.toml"]
+    linter = ["-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"]
     for command in (
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
-        ["-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
+        *([linter] if imports else []),
     ):
         words = command + (contracts if "--no-cache" in command else [])
         done = python(folder, *words)

@@ -3,6 +3,7 @@
 import builtins
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import time
 import tomllib
 import traceback
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from helpers import SMALL
 
@@ -34,15 +37,18 @@ class Training:
     Args:
         folder: Where it runs.
         *args: Words of the command line.
+        torchrun: Options of torchrun, which then starts it.
         **env: Environment variables; an empty one is taken away.
     """
 
-    def __init__(self, folder: Path, *args: str, **env: str) -> None:
+    def __init__(self, folder: Path, *args: str, torchrun: Sequence[str] = (), **env: str) -> None:
         (folder / "small.yaml").write_text(SMALL.replace("logger: false", "logger: true"))
         self.log = folder / f"log-{len(list(folder.glob('log-*')))}"
+        self.log.touch()  # the next one has another
         self.hold, self.held = folder / "hold", folder / "held"
         words = (*args, *QUIET)
-        self.process = FORKS.Process(target=_train, args=(folder, words, env, self.log))
+        given = (folder, env, self.log, _train, words, torchrun)
+        self.process = FORKS.Process(target=_begin, args=given)
         self.process.start()
 
     @classmethod
@@ -90,9 +96,17 @@ def train(folder: Path, *args: str, **env: str) -> str:
     return Training(folder, *args, **env).finish()
 
 
-def _train(folder: Path, words: tuple[str, ...], env: dict[str, str], log: Path) -> None:
-    from lightning.pytorch.strategies.launchers import subprocess_script
+def script(folder: Path, path: Path, *args: str) -> str:
+    """What a script of ours that ends well prints, run in `folder` as by `python PATH ...`."""
+    log = folder / f"log-{path.stem}"
+    process = FORKS.Process(target=_begin, args=(folder, {}, log, _script, path, args))
+    process.start()
+    process.join(timeout=1800)
+    assert process.exitcode == 0, log.read_text()
+    return log.read_text()
 
+
+def _begin(folder: Path, env: dict[str, str], log: Path, run: Callable, *args: Any) -> None:
     # It sets variables, which are not to win over `env`.
     import anneal.testing  # noqa: F401
 
@@ -104,7 +118,26 @@ def _train(folder: Path, words: tuple[str, ...], env: dict[str, str], log: Path)
     file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    run(*args)
+
+
+def _script(path: Path, args: tuple[str, ...]) -> None:
+    sys.argv = [str(path), *args]
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def _train(words: tuple[str, ...], torchrun: Sequence[str]) -> None:
+    from lightning.pytorch.strategies.launchers import subprocess_script
+
     sys.argv = [str(TRAIN), *words]  # what Lightning starts the other processes with
+    if torchrun:
+        from torch.distributed import run
+        from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+        subprocess_handler.Popen = _Fork
+        run.main([*torchrun, *sys.argv])
+        return
     if not os.environ.keys() & NEW_INTERPRETER:
         subprocess_script.subprocess = SimpleNamespace(Popen=_Fork)
     _run(words)
@@ -137,7 +170,15 @@ def as_pytest_does() -> None:
 class _Fork:
     """As much of a Popen as a launcher needs: the same training, in a copy of this process."""
 
-    def __init__(self, command: list[str], env: dict[str, str], cwd: str | None = None) -> None:
+    def __init__(
+        self,
+        args: Sequence[str],
+        env: dict[str, str],
+        cwd: str | None = None,
+        stdout: None = None,
+        stderr: None = None,
+        start_new_session: bool = False,
+    ) -> None:
         self.lock = threading.Lock()
         self.returncode: int | None = None
         self.pid = os.fork()
@@ -149,6 +190,11 @@ class _Fork:
 
         status = 1
         try:
+            if start_new_session:
+                os.setsid()
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             # Torch renews its thread pool in the first call after a fork, which must be alone.
             torch.set_num_threads(torch.get_num_threads())
             processes._launcher = None

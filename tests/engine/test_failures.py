@@ -3,14 +3,12 @@
 import os
 import re
 import socket
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import SMALL, idle_time
-from launch import NEW_INTERPRETER, QUIET, RANKS, TRAIN, Training
+from helpers import idle_time
+from launch import NEW_INTERPRETER, RANKS, Training
 from test_processes import column
-from test_scale import start
 from test_trust import _processes_in_group
 
 from anneal import testing as photos
@@ -91,27 +89,14 @@ data:
     ],
 )
 def test_torchrun_shows_the_reason_of_the_process_that_failed(tmp_path, rank, how, shown):
-    (tmp_path / "small.yaml").write_text(SMALL)
-    run = start(
-        tmp_path,
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *(str(TRAIN), *FIT, *TWO, *QUIET, *failing(rank, how)),
-        **RANKS,
-    )
-    output = run.communicate(timeout=600)[0]
-    assert run.returncode == 1
+    two = ("--standalone", "--nproc_per_node=2")
+    status, output = Training(tmp_path, *FIT, *TWO, *failing(rank, how), torchrun=two).end()
+    assert status == 1
     *_, block = output.partition("Root Cause (first observed failure):")
     assert f"rank      : {rank} " in block
     assert shown in block, output
-    listed = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"ranks.Fail" in read(p)]
-    assert not [p for p in listed if str(tmp_path) == os.path.realpath(p.parent / "cwd")]
-
-
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # it has just ended
-        return b""
+    places = Path("/proc").glob("[0-9]*/cwd")
+    assert str(tmp_path) not in map(os.path.realpath, places)  # no process is left
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path):

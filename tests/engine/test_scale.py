@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import SMALL
-from launch import QUIET, RANKS, train
+from launch import QUIET, RANKS, Training, script, train
 from pages import ROOT, commands
 from torch import nn
 
@@ -120,7 +120,7 @@ def test_two_machines_with_torchrun_take_the_steps_of_larger_batches(run, tmp_pa
     here = {
         "--master_addr=HOST": ["--master_addr=127.0.0.1", f"--master_port={free_port()}"],
         "--nproc_per_node=4": ["--nproc_per_node=1"],
-        "train.py": [str(ROOT / "train.py"), *FIT, "--data.batch_size=32", *QUIET],
+        "train.py": ["train.py", *FIT, "--data.batch_size=32"],
         "--trainer.devices=4": ["--trainer.devices=1"],
         "--run_name=NAME": [],
     }
@@ -128,9 +128,10 @@ def test_two_machines_with_torchrun_take_the_steps_of_larger_batches(run, tmp_pa
     machines = []
     for rank in (0, 1):
         here["--node_rank=0"] = [f"--node_rank={rank}"]
-        command = [new for word in written for new in here.get(word, [word])]
-        machines.append(start(tmp_path, *command))
-    outputs = [finish(machine) for machine in machines]
+        words = [new for word in written[1:] for new in here.get(word, [word])]
+        where = words.index("train.py")
+        machines.append(Training(tmp_path, *words[where + 1 :], torchrun=words[:where]))
+    outputs = [machine.finish() for machine in machines]
     assert ["best val/acc" in output for output in outputs] == [True, False]
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["r"]
     assert_steps_of_64_samples(run, tmp_path / "runs" / "r")
@@ -294,10 +295,10 @@ def submit(folder: Path, job: str, *args: str) -> subprocess.Popen:
     (folder / "hold").touch()
     hold = ("--trainer.callbacks=ranks.Hold", "--trainer.callbacks.step=15")
     (written,) = (words for words in WRITTEN if words[0] == "sbatch")
-    script, config = written[1:]
+    path, config = written[1:]
     assert config.startswith("--config=configs/")
     words = ("--config=small.yaml", *LONG, *QUIET, *hold, *args)
-    return start(folder, "bash", str(ROOT / script), *words, **slurm, **RANKS)
+    return start(folder, "bash", str(ROOT / path), *words, **slurm, **RANKS)
 
 
 LONG = ("--trainer.max_epochs=4", "--trainer.limit_train_batches=10")
@@ -375,7 +376,6 @@ def test_no_setting_of_the_slurm_script_stands_after_its_first_command():
 
 
 def test_the_plain_loop_of_the_gpu_benchmark_runs_on_a_cpu(tmp_path):
-    script = str(ROOT / "benchmarks" / "gpu_loop.py")
     small = ("--arch=resnet18", "--size=64", "--batch_size=4", "--steps=2")
-    output = finish(start(tmp_path, sys.executable, script, *small))
+    output = script(tmp_path, ROOT / "benchmarks" / "gpu_loop.py", *small)
     assert re.search(r"resnet18, 64x64, batch 4.*: [\d.]+ images/s", output)

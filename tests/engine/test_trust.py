@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from launch import Training, train
+from launch import Training, script, train
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from test_schedule import PLATEAU
 from tiny import Tiny, loader
@@ -146,12 +145,9 @@ def _processes_in_group(group: int) -> list[str]:
 # ---- kills
 
 
-def test_kills_at_random_moments_and_in_a_save_lose_nothing():
-    script = Path(__file__).parents[2] / "benchmarks" / "kills.py"
-    command = [sys.executable, str(script), "--kills=4", "--only=plateau"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "nothing differs" in done.stdout
+def test_kills_at_random_moments_and_in_a_save_lose_nothing(tmp_path):
+    path = Path(__file__).parents[2] / "benchmarks" / "kills.py"
+    assert "nothing differs" in script(tmp_path, path, "--kills=4", "--only=plateau")
 
 
 class Draws(Tiny):
@@ -281,12 +277,9 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert float(torch.load(path, weights_only=True)["state_dict"]["w"].sum()) == 0
 
 
-def test_damaged_files_of_all_kinds_end_in_a_line():
-    script = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-    command = [sys.executable, str(script), "--files=15"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(" 0 wrong") == 5
+def test_damaged_files_of_all_kinds_end_in_a_line(tmp_path):
+    path = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
+    assert script(tmp_path, path, "--files=15").count(" 0 wrong") == 5
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
