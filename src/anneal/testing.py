@@ -7,6 +7,7 @@ test the same random numbers.
 import csv
 import gc
 import io
+import logging
 import os
 import random
 import signal
@@ -67,14 +68,17 @@ def main(args: list[str]) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """Handle signals as a new process does, whatever ran before in this one, then as before."""
+def new_process() -> Iterator[None]:
+    """Begin as a new process does: its signals, Lightning's log, and no seed for workers."""
     new: dict[int, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
         signal.SIGUSR1: signal.SIG_DFL,
     }
     before = {number: signal.signal(number, handler) for number, handler in new.items()}
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -1,8 +1,11 @@
-"""What the tests of the engine share: a small recipe, and a clock for limits of time."""
+"""What the tests of the engine share: a small recipe, and what makes them fast and sure."""
 
 import re
 import time
 from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
 
 SMALL = """
 trainer:
@@ -25,6 +28,17 @@ data:
   class_path: MNISTDataModule
   init_args: {batch_size: 32, shift: 1, rotation: 5}
 """
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Leave the figures of trainings blank: to draw them takes longer than the training."""
+    for what in (
+        "tasks.figures.draw_confusion",
+        "tasks.figures.draw_calibration",
+        "tasks.test_report.draw_top_losses",
+        "report.curves.still",
+    ):
+        patch.setattr(f"anneal.{what}", lambda *_: Figure())
 
 
 def idle_time() -> float:

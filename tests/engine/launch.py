@@ -17,7 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from helpers import SMALL
+import pytest
+from helpers import SMALL, draw_nothing
 
 from anneal.sweep.process import WARM
 from anneal.testing import wait_for
@@ -130,6 +131,7 @@ def _script(path: Path, args: tuple[str, ...]) -> None:
 def _train(words: tuple[str, ...], torchrun: Sequence[str]) -> None:
     from lightning.pytorch.strategies.launchers import subprocess_script
 
+    draw_nothing(pytest.MonkeyPatch())
     sys.argv = [str(TRAIN), *words]  # what Lightning starts the other processes with
     if torchrun:
         from torch.distributed import run
