@@ -279,7 +279,7 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_damaged_files_of_all_kinds_end_in_a_line(tmp_path):
     path = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-    assert script(tmp_path, path, "--files=15").count(" 0 wrong") == 5
+    assert script(tmp_path, path, "--files=10").count(" 0 wrong") == 5
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
