@@ -39,19 +39,13 @@ def python(folder: Path, *command: str) -> subprocess.CompletedProcess:
     )
 
 
-def lint(folder: Path, imports: bool = True) -> None:
-    """Run what `make lint` runs, mypy aside, which takes the longest and looks at no name.
-
-    Args:
-        folder: The clone.
-        imports: Also import-linter, which takes the longest of the others.
-    """
+def lint(folder: Path) -> None:
+    """Run what `make lint` runs, mypy aside, which takes the longest and looks at no name."""
     contracts = ["src/anneal/contracts.toml", "pyproject.toml"]
-    linter = ["-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"]
     for command in (
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
-        *([linter] if imports else []),
+        ["-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
     ):
         words = command + (contracts if "--no-cache" in command else [])
         done = python(folder, *words)

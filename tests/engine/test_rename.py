@@ -91,7 +91,7 @@ def test_it_trains_and_passes_its_tests_under_two_names_in_turn(clone, monkeypat
         changed = git(clone, "status", "--porcelain", "-uall").splitlines()
         assert len(changed) <= 25
         assert not [line for line in changed if "src/anneal" in line or "tests/engine" in line]
-        lint(clone, imports=name == "net")
+        lint(clone)
         commit(clone, name)
         old = name
     assert f'name = "{old}"' in (clone / "pyproject.toml").read_text()
