@@ -196,7 +196,9 @@ def live(folder: Path, template: Path, base: str, number: int, args: argparse.Na
     commit(folder, "All")
     git(folder, "tag", "first")
     make_own(folder, number, args.clones, choose)
-    train(folder, outcome, 1)
+    trains = not args.quick or number == args.clones - 1
+    if trains:
+        train(folder, outcome, 1)
     own = own_lines(folder)
     for epochs, version in enumerate(VERSIONS, 2):
         done = python(folder, "src/anneal/clone/upgrade.py", version, f"--from={template}")
@@ -218,7 +220,7 @@ def live(folder: Path, template: Path, base: str, number: int, args: argparse.Na
         last = version == VERSIONS[-1]
         whole = last and number < 2 and not args.quick
         tests = ["tests/project" if whole else "tests/project/test_own.py"] if last else []
-        if last or not args.quick:
+        if trains and (last or not args.quick):
             outcome.resumed.append(train(folder, outcome, epochs, *tests))
     shutil.rmtree(folder)
     return outcome
@@ -240,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clones", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true", help="one resume, few tests")
+    parser.add_argument("--quick", action="store_true", help="one clone resumes once, few tests")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(args.jobs) as pool:
         template = Path(name, "template")

@@ -1,24 +1,30 @@
 """What the tests of a project use: a command run in an empty folder, and small photos.
 
-A pytest plugin, named in pyproject.toml: no account, no progress bars, one thread.
+A pytest plugin, named in pyproject.toml: no account, no progress bars, one thread, and for each
+test the same random numbers.
 """
 
 import csv
 import gc
 import io
+import logging
 import os
+import random
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 # Before torch and numpy are imported, below.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ["WANDB_MODE"] = "disabled"  # tests that look at W&B say offline
 os.environ["OMP_NUM_THREADS"] = "1"  # pytest -n 2 on two cores
 os.environ.pop("WANDB_API_KEY", None)
+# Workers that give way to whatever computes would wait for the tests of other processes.
+vars(os)["sched_setscheduler"] = lambda *_: None
 gc.disable()  # until all is imported
 
 import numpy as np  # noqa: E402
@@ -37,6 +43,24 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: Any) -> None:
+    """Begin each fixture with random numbers of its own, whichever test asks for it first."""
+    _seed(crc32(fixturedef.argname.encode()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Begin each test with the same random numbers, whichever tests this process has run."""
+    _seed(0)
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
 def main(args: list[str]) -> Any:
     """Run the words of a command line in this process, with the classes that train.py names."""
     import train
@@ -45,26 +69,33 @@ def main(args: list[str]) -> Any:
     return run(train.fit, train.PACKAGES, args)
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Run a command in this process, in an empty folder, without bars and tables.
-
-    Signals are as in a new process, whatever ran before in this one, and afterwards as before.
-    """
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def new_process() -> Iterator[None]:
+    """Begin as a new process does: its signals, Lightning's log, and no seed for workers."""
     new: dict[int, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGUSR1: signal.SIG_DFL,
     }
     before = {number: signal.signal(number, handler) for number, handler in new.items()}
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run a command in this process, in an empty folder, without bars and tables."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*args: str) -> Any:
         quiet = QUIET if args[0] in ("fit", "validate", "test", "predict") else ()
         return main([*args, *quiet])
 
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return run
 
 
 def logged(folder: Path) -> list[dict[str, str]]:
@@ -76,8 +107,8 @@ def logged(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Wait until a condition holds; after so many seconds the test fails."""
+def wait_for(condition: Callable[[], bool], seconds: float = 600.0) -> None:
+    """Wait until a condition holds; after so many seconds, more than a busy machine takes, fail."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -9,7 +9,9 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
+from helpers import draw_nothing
 from launch import Training
 
 from anneal.testing import QUIET, logged, main
@@ -141,7 +143,13 @@ def leg(folder: Path, *words: str, alone: bool = False, **env: str) -> tuple[int
     names = ("COURSE_END", "COURSE_LEG")
     os.environ |= {name: env.get(name, default) for name, default in zip(names, " 1", strict=True)}
     try:
-        with chdir(folder), redirect_stdout(printed), redirect_stderr(printed):
+        with (
+            chdir(folder),
+            redirect_stdout(printed),
+            redirect_stderr(printed),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            draw_nothing(patch)
             main([*words, *QUIET])
     except SystemExit as e:
         return int(e.code or 0), printed.getvalue()

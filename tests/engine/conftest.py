@@ -1,38 +1,17 @@
-"""What all tests of the engine share: a small recipe, and pictures of a test left blank."""
+"""What all tests of the engine share: a small recipe, and a run of it."""
 
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from helpers import SMALL
-from matplotlib.figure import Figure
+from helpers import SMALL, draw_nothing
 
 from anneal.testing import QUIET, main
 
 
-@pytest.fixture(autouse=True)
-def same_numbers() -> None:
-    """Begins each test with the same random numbers, whichever tests this process has run."""
-    torch.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)
-
-
 @pytest.fixture
 def run(run, tmp_path, monkeypatch):
-    """Runs a command in this process, in an empty folder, on a small and fast recipe.
-
-    Its figures are blank: to draw them takes longer than the training.
-    """
-    for what in (
-        "test_report.draw_confusion",
-        "test_report.draw_calibration",
-        "test_report.draw_top_losses",
-    ):
-        monkeypatch.setattr(f"anneal.tasks.{what}", lambda *_: Figure())
-    monkeypatch.setattr("anneal.report.curves.still", lambda *_: Figure())
+    """Runs a command in this process, in an empty folder, on a small and fast recipe."""
+    draw_nothing(monkeypatch)
     (tmp_path / "small.yaml").write_text(SMALL)
     return run
 
@@ -43,6 +22,7 @@ def trained_runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "small.yaml").write_text(SMALL.replace("logger: false", "logger: null"))
     with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
         patch.chdir(folder)
         main(["fit", "--config=small.yaml", "--run_name=digits", *QUIET])
     return folder / "runs"

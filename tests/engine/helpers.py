@@ -1,4 +1,11 @@
-"""The small recipe that the tests of the engine train."""
+"""What the tests of the engine share: a small recipe, and what makes them fast and sure."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
 
 SMALL = """
 trainer:
@@ -21,3 +28,33 @@ data:
   class_path: MNISTDataModule
   init_args: {batch_size: 32, shift: 1, rotation: 5}
 """
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Leave the figures of trainings blank: to draw them takes longer than the training."""
+    for what in (
+        "tasks.test_report.draw_confusion",
+        "tasks.test_report.draw_calibration",
+        "tasks.test_report.draw_top_losses",
+        "report.curves.still",
+    ):
+        patch.setattr(f"anneal.{what}", lambda *_: Figure())
+
+
+def idle_time() -> float:
+    """Seconds on a clock that stands still while anything on this machine waits for a core.
+
+    A limit on it is one on the time that an idle machine takes. Where the system does not tell, it
+    is the time.
+    """
+    pressure = Path("/proc/pressure/cpu")
+    waited = re.search(r"some .*total=(\d+)", pressure.read_text()) if pressure.exists() else None
+    return time.monotonic() - (int(waited[1]) / 1e6 if waited else 0)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, one that has ended and is not yet waited for left out."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False

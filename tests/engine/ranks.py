@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from helpers import idle_time
 from torch.distributed import is_initialized
 
 from anneal.errors import UserError
@@ -30,9 +31,9 @@ class Fail(pl.Callback):
             return
         if trainer.global_rank != self.rank:
             if self.how == "late":
-                time.sleep(60)
+                time.sleep(600)
             return
-        Path("failed").touch()
+        Path("failed").write_text(str(idle_time()))
         if self.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "memory":
@@ -43,21 +44,34 @@ class Fail(pl.Callback):
 
 
 class Slow(pl.Callback):
-    """Makes each batch take 0.3 s, and leaves word of the third step."""
+    """Makes each batch take 0.3 s or more."""
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+    def on_train_batch_start(self, *args) -> None:
         time.sleep(0.3)
-        if batch_idx == 9:
-            Path("slow").touch()
 
 
-class Sleep(pl.Callback):
-    """Holds the fourth step up, and leaves word of it."""
+class Hold(pl.Callback):
+    """Holds a training up at a step as long as the file `hold` is there, and leaves word of it.
+
+    Args:
+        step: Optimizer steps before it.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_train_batch_start(self, trainer, *args) -> None:
-        if trainer.global_step == 3:
-            Path("asleep").touch()
-            time.sleep(60)
+        while trainer.global_step == self.step and Path("hold").exists():
+            Path("held").touch()
+            time.sleep(0.01)
+
+
+class Told(pl.Callback):
+    """Prints with how many threads a training begins, and what has started its process."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        parent = Path(f"/proc/{os.getppid()}/cmdline").read_text().replace("\0", " ")
+        print("threads", torch.get_num_threads(), "of", parent, flush=True)
 
 
 class Dropped(pl.Callback):

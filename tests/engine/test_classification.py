@@ -178,7 +178,7 @@ def test_predict_gives_probabilities_that_agree_with_the_metric() -> None:
 
 def test_two_processes_count_each_sample_once() -> None:
     images, labels = random_samples()
-    trainer = Trainer(**QUIET, devices=2, strategy="ddp_spawn")
+    trainer = Trainer(**QUIET, devices=2, strategy="ddp_fork")
     trainer.fit(Fixed(), Samples(images, labels))
     expected = hand_count(images, labels)
     assert trainer.callback_metrics["train/acc"] == pytest.approx(expected["acc"], abs=1e-6)

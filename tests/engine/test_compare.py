@@ -205,12 +205,18 @@ def interrupt_when(pattern: str) -> threading.Thread:
     return thread
 
 
-def test_a_comparison_that_is_interrupted_goes_on_and_trains_nothing_twice(run, compare, capsys):
-    Path("a.yaml").write_text(A.replace("max_epochs: 2", "max_epochs: 5"))
-    Path("b.yaml").write_text(B.replace("max_epochs: 2", "max_epochs: 5"))
-    thread = interrupt_when("runs/compare/*/b-seed0/checkpoints/last.ckpt")
+def test_a_comparison_that_is_interrupted_goes_on_and_trains_nothing_twice(
+    run, compare, capsys, monkeypatch
+):
+    Path("a.yaml").write_text(A)
+    hold = "callbacks: {class_path: ranks.Hold, init_args: {step: 6}}"  # in its second epoch
+    Path("b.yaml").write_text(B.replace("trainer:", f"trainer:\n  {hold}"))
+    Path("hold").touch()
+    monkeypatch.setattr("anneal.sweep.process.TERM_SECONDS", 0.1)  # it is held up
+    thread = interrupt_when("held")
     status, output = compare("a.yaml", "b.yaml", "--seeds=2")
     thread.join()
+    Path("hold").unlink()
     assert status == 130, output
     assert output.endswith("interrupted: the same command goes on\n")
     (folder,) = Path("runs/compare").iterdir()

@@ -4,6 +4,7 @@ import csv
 import re
 
 import pytest
+from helpers import draw_nothing
 from launch import QUIET
 from pages import ROOT, commands
 
@@ -40,6 +41,7 @@ def test_each_layout_of_the_page_is_read_by_its_commands(tmp_path, monkeypatch, 
     monkeypatch.setattr(
         "anneal.tasks.test_report.TestReport.on_test_end", lambda *_: None, raising=False
     )
+    draw_nothing(monkeypatch)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     text = PAGE.read_text()
     trees = re.findall(r"```text\n(.*?)```(?:\n\n```csv\n(.*?)```)?", text, re.DOTALL)

@@ -1,6 +1,7 @@
 """The share of a training that goes by without a batch."""
 
 import gc
+import multiprocessing
 import time
 from multiprocessing import active_children
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from anneal.callbacks.data_wait import DataWait
 from anneal.cli import run as cli_run
 from anneal.loggers.csv import CSVLogger
 from anneal.progress import Clock
+from anneal.testing import wait_for
 
 
 class Watch:
@@ -139,22 +141,30 @@ def test_a_profiler_of_ones_own_still_tells(watch, tmp_path):
 class Slow(Dataset):
     def __init__(self, seconds):
         self.seconds = seconds
+        self.made = multiprocessing.Value("i")
 
     def __len__(self):
         return 8
 
     def __getitem__(self, index):
         time.sleep(self.seconds)
+        with self.made.get_lock():
+            self.made.value += 1
         return (torch.ones(2),)
 
 
 class Sleeps(Tiny):
+    """Takes a tenth of a second for a step, and as long as the workers need for the next batch."""
+
     def training_step(self, batch, batch_idx):
         time.sleep(0.1)
+        data = self.trainer.train_dataloader.dataset
+        taken = 8 * self.trainer.current_epoch + min(batch_idx + 2, 8)
+        wait_for(lambda: data.made.value >= taken)
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize(("module", "seconds", "waits"), [(Tiny, 0.2, True), (Sleeps, 0, False)])
+@pytest.mark.parametrize(("module", "seconds", "waits"), [(Tiny, 0.4, True), (Sleeps, 0, False)])
 def test_what_workers_do_beside_the_training_is_no_wait(tmp_path, module, seconds, waits):
     train = DataLoader(Slow(seconds), num_workers=2, persistent_workers=True)
     _, epochs = fit(module(), train, tmp_path, loader(2))

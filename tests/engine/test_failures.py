@@ -3,26 +3,20 @@
 import os
 import re
 import socket
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from helpers import SMALL
-from launch import NEW_INTERPRETER, QUIET, TRAIN, Training
+from helpers import idle_time
+from launch import NEW_INTERPRETER, RANKS, Training
 from test_processes import column
-from test_scale import start
 from test_trust import _processes_in_group
 
 from anneal import testing as photos
 from anneal.data.sampler import make_generator
 from anneal.vision.index import ImageFolder
 
-HERE = Path(__file__).parent
-ENV = {"PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 FIT = ("fit", "--config=small.yaml", "--run_name=r")
 TWO = ("--trainer.devices=2", "--trainer.strategy=ddp")
-SECONDS = 30
 
 
 def failing(rank: int, how: str) -> tuple[str, ...]:
@@ -36,7 +30,7 @@ def failing(rank: int, how: str) -> tuple[str, ...]:
 
 def ends(folder: Path, *args: str, **env: str) -> tuple[int, list[str]]:
     """Exit status and what was shown by a training after which no process is left."""
-    run = Training(folder, *FIT, *TWO, *args, **ENV | env)
+    run = Training(folder, *FIT, *TWO, *args, **RANKS | env)
     status, _ = run.end()
     assert not _processes_in_group(run.process.pid)
     return status, run.log.read_text().splitlines()
@@ -56,7 +50,7 @@ def test_one_process_fails_and_all_end_with_its_reason_as_the_last_line(
     tmp_path, rank, how, status, shown
 ):
     found, lines = ends(tmp_path, *failing(rank, how))
-    assert time.time() - (tmp_path / "failed").stat().st_mtime < SECONDS
+    assert idle_time() - float((tmp_path / "failed").read_text()) < 30
     assert found == status, lines
     if how == "bug":  # the line under a traceback
         assert lines.pop().startswith("to repeat this step: python train.py replay ")
@@ -95,27 +89,14 @@ data:
     ],
 )
 def test_torchrun_shows_the_reason_of_the_process_that_failed(tmp_path, rank, how, shown):
-    (tmp_path / "small.yaml").write_text(SMALL)
-    run = start(
-        tmp_path,
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *(str(TRAIN), *FIT, *TWO, *QUIET, *failing(rank, how)),
-        **ENV,
-    )
-    output = run.communicate(timeout=SECONDS + 60)[0]
-    assert run.returncode == 1
+    two = ("--standalone", "--nproc_per_node=2")
+    status, output = Training(tmp_path, *FIT, *TWO, *failing(rank, how), torchrun=two).end()
+    assert status == 1
     *_, block = output.partition("Root Cause (first observed failure):")
     assert f"rank      : {rank} " in block
     assert shown in block, output
-    listed = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"ranks.Fail" in read(p)]
-    assert not [p for p in listed if str(tmp_path) == os.path.realpath(p.parent / "cwd")]
-
-
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # it has just ended
-        return b""
+    places = Path("/proc").glob("[0-9]*/cwd")
+    assert str(tmp_path) not in map(os.path.realpath, places)  # no process is left
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path):
@@ -154,7 +135,7 @@ def test_each_process_draws_its_own_numbers_and_the_same_in_every_run(tmp_path):
     drops = ("--trainer.callbacks=ranks.Dropped", "--trainer.max_epochs=1")
     drawn = []
     for name in ("a", "b"):
-        Training(tmp_path, *FIT[:2], f"--run_name={name}", *TWO, *drops, **ENV).finish()
+        Training(tmp_path, *FIT[:2], f"--run_name={name}", *TWO, *drops, **RANKS).finish()
         files = [tmp_path / "runs" / name / f"drawn-{rank}" for rank in (0, 1)]
         drawn.append([file.read_text().splitlines() for file in files])
     assert drawn[0] == drawn[1]

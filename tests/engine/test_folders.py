@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from launch import Training
+from launch import Training, train
 from lightning.pytorch.callbacks import EarlyStopping
 from test_fit import SHORT, objects
 
@@ -185,30 +185,23 @@ def test_a_run_that_trains_is_not_resumed_beside(run, capsys):
 
 
 def test_a_folder_is_free_when_its_process_is_gone_however(tmp_path):
-    long = ("--trainer.max_epochs=99", "--trainer.limit_train_batches=20")
-    last = tmp_path / "runs/d/checkpoints/last.ckpt"
-    first = Training(tmp_path, *FIT, *AUTO, *long)
-    wait_for(last.exists)
-    second = Training(tmp_path, *FIT, *AUTO, *long)
-    status, output = second.end()
+    first = Training.held_at(2, tmp_path, *FIT, *AUTO, "--trainer.max_epochs=2")  # an epoch
+    status, output = Training(tmp_path, *FIT, *AUTO, "--trainer.max_epochs=2").end()
     assert status == 2
     assert "runs/d is in use by a training that still runs" in output
     first.kill()
-    again = ("fit", *AUTO, "--trainer.max_epochs=999")
-    third = Training(tmp_path, *again)
-    wait_for(lambda: third.log.exists() and "Restored all states" in third.log.read_text())
-    third.kill()
+    assert "Restored all states" in train(tmp_path, "fit", *AUTO, "--trainer.max_epochs=3")
 
 
 def test_a_worker_that_outlives_its_process_does_not_hold_the_folder(tmp_path):
     held = lock(tmp_path)
     if (child := os.fork()) == 0:
-        time.sleep(60)
+        time.sleep(6000)
         os._exit(0)
     try:
         assert lock(tmp_path) is None
         held.close()
-        wait_for(lambda: lock(tmp_path) is not None, seconds=20)
+        wait_for(lambda: lock(tmp_path) is not None)
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)

@@ -2,12 +2,11 @@
 
 import csv
 import re
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from launch import NEW_INTERPRETER, Training, train
+from launch import NEW_INTERPRETER, RANKS, Training, train
 from wandb_reader import read
 
 from anneal.testing import logged, wait_for
@@ -31,7 +30,7 @@ def test_two_processes_are_one_run_with_exact_metrics_and_the_same_rates(tmp_pat
     # 400 validation samples in batches of 2 x 150: the last one is short.
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=150")
     at_exit = "--trainer.callbacks=ranks.Connected"
-    env = OFFLINE | NEW_INTERPRETER | {"PYTHONPATH": str(Path(__file__).parent)}
+    env = OFFLINE | NEW_INTERPRETER | RANKS
     train(tmp_path, *fit, *whole, *two, at_exit, **env)
     # A thread of gloo's that holds a tensor while the interpreter ends would abort the process.
     assert (tmp_path / "connected-1").read_text() == "False"
@@ -57,17 +56,18 @@ def test_a_killed_run_goes_on_bit_for_bit_and_w_and_b_counts_nothing_twice(tmp_p
     fit = (
         "fit",
         "--config=small.yaml",
-        "--trainer.max_epochs=40",
+        "--trainer.max_epochs=8",
         "--trainer.limit_train_batches=8",
     )
     train(tmp_path, *fit, "--run_name=whole", **OFFLINE)
-    killed = Training(tmp_path, *fit, "--run_name=killed", **OFFLINE)
+    killed = Training.held_at(35, tmp_path, *fit, "--run_name=killed", **OFFLINE)
     folder = tmp_path / "runs" / "killed"
-    wait_for((folder / "checkpoints" / "last.ckpt").exists)
-    time.sleep(1)  # for W&B to write what run it is
+    (recording,) = folder.glob("wandb/*run-*/run-*.wandb")
+    # W&B writes what run it is some time later.
+    wait_for(lambda: recording.stem.removeprefix("run-").encode() in recording.read_bytes())
     killed.kill()
     done = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert 0 < done < 320
+    assert done == 32
     train(tmp_path, "fit", "--ckpt_path=last", "--run=killed", **OFFLINE)
     whole = tmp_path / "runs" / "whole"
     states = [

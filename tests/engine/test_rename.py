@@ -8,17 +8,21 @@ from clones import ROOT, commit, git, lint, make_clone, python
 from helpers import SMALL
 from yours import PACKAGE
 
+from anneal.testing import QUIET, main
+
 RENAME = "src/anneal/clone/rename.py"
 # Command lines in one process, as the imports take most of the time; without this checkout's own
 # packages, among which is one of the old name.
 ALONE = """
-import os, shlex, sys
+import os, shlex, sys, pytest
 here = os.path.join(os.getcwd(), "src")
 sys.path = [path for path in sys.path if not path.endswith(os.sep + "src") or path == here]
 import anneal, train
 for line in sys.argv[1:]:
     anneal.main(train.fit, train.PACKAGES, shlex.split(line))
-"""
+quiet = ["-q", "-Wignore::pytest.PytestAssertRewriteWarning"]
+sys.exit(pytest.main([*quiet, *"TESTS".split(), "-knot overfits"]))
+""".replace("TESTS", "tests/project/test_digits_nets.py tests/engine/test_optim.py")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def test_a_name_that_does_not_do_is_refused_in_a_line(clone, name, reason):
     assert not git(clone, "status", "--porcelain")
 
 
-def test_it_trains_and_passes_its_tests_under_two_names_in_turn(clone):
+def test_it_trains_and_passes_its_tests_under_two_names_in_turn(clone, monkeypatch):
     """A name of 25 letters, which is wider than any line expects, and one of 3.
 
     A run from before is resumed and tested.
@@ -75,8 +79,8 @@ def test_it_trains_and_passes_its_tests_under_two_names_in_turn(clone):
     (clone / "small.yaml").write_text(SMALL)
     assert "some changes are not committed" in python(clone, RENAME, "net").stderr
     commit(clone, "A recipe")
-    done = python(clone, "train.py", "--config=small.yaml", "--run_name=before")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(clone)
+    main(["fit", "--config=small.yaml", "--run_name=before", *QUIET])  # the same in this checkout
     old = PACKAGE
     for name in ("a_name_of_25_letters_which", "net"):
         name = name[:25]
@@ -97,8 +101,5 @@ def test_it_trains_and_passes_its_tests_under_two_names_in_turn(clone):
         "test --run=before --ckpt_path=best",
     ]
     done = python(clone, "-c", ALONE, *lines)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in (clone / "runs").iterdir()) == ["after", "before"]
-    tests = ["tests/project/test_digits_nets.py", "tests/engine/test_optim.py"]
-    done = python(clone, "-m", "pytest", "-q", *tests)
-    assert done.returncode == 0, done.stdout

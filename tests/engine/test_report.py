@@ -609,7 +609,7 @@ class Opened:
 
     def __init__(self, browser, path: Path, width: int = 1300) -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 1000})
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(300_000)
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
@@ -821,7 +821,7 @@ def test_100_long_runs_cost_the_browser_little_more_than_two(hundred, page_of_tw
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         session = page.context.new_cdp_session(page)
         session.send("Performance.enable", {"timeDomain": "threadTicks"})
-        page.goto(path.resolve().as_uri(), timeout=120_000)
+        page.goto(path.resolve().as_uri(), timeout=300_000)
         page.evaluate("() => new Promise(r => requestAnimationFrame(() => setTimeout(r)))")
         metrics = session.send("Performance.getMetrics")["metrics"]
         page.close()

@@ -2,18 +2,20 @@
 
 import csv
 import os
+import random
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import SMALL
-from launch import QUIET, train
+from launch import QUIET, RANKS, Training, script, train
 from pages import ROOT, commands
 from torch import nn
 
@@ -39,7 +41,7 @@ def start(folder: Path, *command: str, **env: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     return output
 
@@ -59,9 +61,13 @@ def printed(output: str) -> dict[str, str]:
 
 
 def free_port() -> str:
+    """A port that no program has, nor is given by the system before it is used."""
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
+        for port in random.SystemRandom().sample(range(10_000, 30_000), 100):
+            with suppress(OSError):
+                s.bind(("127.0.0.1", port))
+                return str(port)
+    raise OSError("no port is free")
 
 
 def refused(run, capsys, *args: str) -> str:
@@ -114,7 +120,7 @@ def test_two_machines_with_torchrun_take_the_steps_of_larger_batches(run, tmp_pa
     here = {
         "--master_addr=HOST": ["--master_addr=127.0.0.1", f"--master_port={free_port()}"],
         "--nproc_per_node=4": ["--nproc_per_node=1"],
-        "train.py": [str(ROOT / "train.py"), *FIT, "--data.batch_size=32", *QUIET],
+        "train.py": ["train.py", *FIT, "--data.batch_size=32"],
         "--trainer.devices=4": ["--trainer.devices=1"],
         "--run_name=NAME": [],
     }
@@ -122,9 +128,10 @@ def test_two_machines_with_torchrun_take_the_steps_of_larger_batches(run, tmp_pa
     machines = []
     for rank in (0, 1):
         here["--node_rank=0"] = [f"--node_rank={rank}"]
-        command = [new for word in written for new in here.get(word, [word])]
-        machines.append(start(tmp_path, *command))
-    outputs = [finish(machine) for machine in machines]
+        words = [new for word in written[1:] for new in here.get(word, [word])]
+        where = words.index("train.py")
+        machines.append(Training(tmp_path, *words[where + 1 :], torchrun=words[:where]))
+    outputs = [machine.finish() for machine in machines]
     assert ["best val/acc" in output for output in outputs] == [True, False]
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["r"]
     assert_steps_of_64_samples(run, tmp_path / "runs" / "r")
@@ -285,14 +292,16 @@ def submit(folder: Path, job: str, *args: str) -> subprocess.Popen:
         "SLURM_NODELIST": "127.0.0.1",
         "MASTER_PORT": free_port(),
     }
+    (folder / "hold").touch()
+    hold = ("--trainer.callbacks=ranks.Hold", "--trainer.callbacks.step=15")
     (written,) = (words for words in WRITTEN if words[0] == "sbatch")
-    script, config = written[1:]
+    path, config = written[1:]
     assert config.startswith("--config=configs/")
-    words = ("--config=small.yaml", *LONG, *QUIET, *args)
-    return start(folder, "bash", str(ROOT / script), *words, **slurm)
+    words = ("--config=small.yaml", *LONG, *QUIET, *hold, *args)
+    return start(folder, "bash", str(ROOT / path), *words, **slurm, **RANKS)
 
 
-LONG = ("--trainer.max_epochs=6", "--trainer.limit_train_batches=30")
+LONG = ("--trainer.max_epochs=4", "--trainer.limit_train_batches=10")
 
 
 def test_a_slurm_job_saves_itself_once_and_goes_on_bit_for_bit(cluster):
@@ -300,12 +309,13 @@ def test_a_slurm_job_saves_itself_once_and_goes_on_bit_for_bit(cluster):
     train(cluster, "fit", "--config=small.yaml", *LONG, *two, "--run_name=whole")
     job = submit(cluster, "2")
     last = cluster / "runs" / "small-2" / "checkpoints" / "last.ckpt"
-    wait_for(last.exists)
+    wait_for(lambda: (cluster / "held").exists() or job.poll() is not None)
     for pid in (cluster / "pids").read_text().split():
         os.kill(int(pid), signal.SIGUSR1)
+    (cluster / "hold").unlink()
     assert "SLURM starts job 2 again" in finish(job)
     assert (cluster / "scontrol.log").read_text() == "requeue 2\n"
-    assert 0 < torch.load(last, weights_only=True)["global_step"] < 180
+    assert 0 < torch.load(last, weights_only=True)["global_step"] < 40
     finish(submit(cluster, "2"))
     assert (cluster / "scontrol.log").read_text() == "requeue 2\n"  # not at its end
     undisturbed, run = (cluster / "runs" / name for name in ("whole", "small-2"))
@@ -335,7 +345,6 @@ def test_a_job_that_slurm_does_not_start_again_trains_on(run, tmp_path, monkeypa
         (tmp_path / "bin" / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}/bin")
     monkeypatch.setenv("SLURM_JOB_ID", "4")
-    before = signal.getsignal(signal.SIGUSR1)
 
     class Signal(graceful_shutdown.Callback):
         def on_train_batch_start(self, trainer, *args) -> None:
@@ -346,7 +355,6 @@ def test_a_job_that_slurm_does_not_start_again_trains_on(run, tmp_path, monkeypa
     with pytest.warns(UserWarning, match="SLURM refuses to start job 4 again"):
         cli = run("fit", "--config=small.yaml")
     assert cli.trainer.global_step == 8
-    signal.signal(signal.SIGUSR1, before)
 
 
 def test_the_job_of_an_array_is_named_as_scontrol_takes_it(monkeypatch):
@@ -368,7 +376,6 @@ def test_no_setting_of_the_slurm_script_stands_after_its_first_command():
 
 
 def test_the_plain_loop_of_the_gpu_benchmark_runs_on_a_cpu(tmp_path):
-    script = str(ROOT / "benchmarks" / "gpu_loop.py")
     small = ("--arch=resnet18", "--size=64", "--batch_size=4", "--steps=2")
-    output = finish(start(tmp_path, sys.executable, script, *small))
+    output = script(tmp_path, ROOT / "benchmarks" / "gpu_loop.py", *small)
     assert re.search(r"resnet18, 64x64, batch 4.*: [\d.]+ images/s", output)

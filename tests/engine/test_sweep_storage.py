@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import is_alive
 from optuna.trial import TrialState
-from test_sweep import calls, folder, is_alive, start, table, write
+from test_sweep import calls, folder, start, table, write
 
 from anneal.sweep import study as study_module
 from anneal.sweep.file import read
@@ -46,14 +47,14 @@ def postgres():
         yield f"postgresql+psycopg://anneal@/postgres?host={data}"
     finally:
         server.send_signal(signal.SIGINT)  # fast shutdown
-        server.wait(30)
+        server.wait(600)
         shutil.rmtree(data)
 
 
 def test_two_workers_share_a_sweep_and_run_nothing_twice(folder, postgres):
-    file = write(folder, {"x": {"min": 0, "max": 9}, "sleep": {"value": 1.0}}, name="shared")
+    file = write(folder, {"x": {"min": 0, "max": 9}, "steps": {"value": 3}}, name="shared")
     workers = [start(folder, str(file), "--storage", postgres) for _ in range(2)]
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=600)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     assert sorted(int(c["x"]) for c in calls(folder)) == list(range(10))
     # The one that ends last shows all of them.
@@ -61,13 +62,14 @@ def test_two_workers_share_a_sweep_and_run_nothing_twice(folder, postgres):
 
 
 def test_the_trial_of_a_dead_worker_is_run_by_another(folder, postgres, monkeypatch):
-    parameters = {"x": {"values": [1, 2]}, "sleep": {"values": [2.0]}}
-    file = write(folder, parameters, name="taken")
+    file = write(folder, {"x": {"values": [1, 2]}}, name="taken")
+    (folder / "hold-1-0").touch()
     worker = start(folder, str(file), "--storage", postgres)
     wait_for(lambda: (folder / "calls.txt").exists())
     worker.kill()
     worker.wait()
-    wait_for(lambda: not is_alive(calls(folder)[0]["pid"]), 10)
+    wait_for(lambda: not is_alive(calls(folder)[0]["pid"]))
+    (folder / "hold-1-0").unlink()
     monkeypatch.setattr(study_module, "SIGN_OF_LIFE", 0.2)
     monkeypatch.setattr(study_module, "DEAD_AFTER", 1.0)
     assert main([str(file), "--storage", postgres]) == 0
@@ -76,11 +78,14 @@ def test_the_trial_of_a_dead_worker_is_run_by_another(folder, postgres, monkeypa
     assert [c["x"] for c in calls(folder)] == ["1", "2", "1"]
 
 
-def test_a_slow_worker_is_not_taken_for_dead_and_its_result_counts_once(folder, postgres):
+def test_a_slow_worker_is_not_taken_for_dead_and_its_result_counts_once(
+    folder, postgres, monkeypatch
+):
     sweep = read(write(folder, {"x": {"values": [1]}}, name="slow"))
     slow, other = (Study(sweep, folder, postgres) for _ in range(2))
     trial, _ = slow.ask()
     assert other.is_over()
+    monkeypatch.setattr(study_module, "DEAD_AFTER", 0.05)
     for _ in range(3):
         slow.heartbeat()
         slow._next_look = other._next_look = 0.0

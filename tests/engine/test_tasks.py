@@ -140,7 +140,7 @@ def test_metrics_are_those_of_scikit_learn(task, batch_size):
 
 def test_two_processes_say_the_same_as_one():
     task = "multilabel"  # whose metrics gather all predictions
-    _, trainer = trained(task, Trainer(**QUIET, devices=2, strategy="ddp_spawn"))
+    _, trainer = trained(task, Trainer(**QUIET, devices=2, strategy="ddp_fork"))
     for name, value in by_hand(data_of(task)).items():
         assert trainer.callback_metrics[f"val/{name}"] == pytest.approx(value, rel=2e-5), name
 

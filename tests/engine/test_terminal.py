@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from launch import Training
@@ -46,7 +47,9 @@ class Bar(WholeRun):
 @pytest.fixture
 def etas(monkeypatch):
     """Returns what the bar of a training shows: of 3 epochs, 8 batches and a validation each."""
-    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: Slow.clock)
+    time = SimpleNamespace(monotonic=lambda: Slow.clock)
+    monkeypatch.setattr(progress_bar, "time", time)
+    monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", time)
 
     def etas(**settings):
         fit(Slow(), callbacks=[Clock(), bar := Bar()], enable_progress_bar=True, **settings)

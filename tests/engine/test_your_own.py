@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from helpers import draw_nothing
 from launch import FORKS, QUIET
 from pages import ROOT, commands
 from yours import PACKAGE
@@ -35,7 +36,7 @@ def folder(tmp_path_factory) -> Path:
         (folder / name).write_text(text)
     process = FORKS.Process(target=run_all, args=(folder,))
     process.start()
-    process.join(timeout=120)
+    process.join(timeout=600)
     assert process.exitcode == 0, (folder / "log").read_text()
     return folder
 
@@ -50,6 +51,7 @@ def run_all(folder: Path) -> None:
     for name in (PACKAGE, f"{PACKAGE}.data", f"{PACKAGE}.models"):
         import_module(name).__path__.append(str(folder / "src" / name.replace(".", "/")))
     import_module("anneal.tasks.test_report").TestReport.on_test_end = lambda *args: None
+    draw_nothing(pytest.MonkeyPatch())
     for number, words in enumerate(COMMANDS):
         print(words, flush=True)
         run(number, words)

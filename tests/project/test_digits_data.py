@@ -283,7 +283,7 @@ def test_two_processes_download_once_however_slow_the_mirror_is(raw: Path, tmp_p
     with Site(raw, tmp_path / "site", delay=0.2) as site:
         data = Mirrored(site.url, root=str(tmp_path), batch_size=4, val_size=8)
         options = QUIET | {"enable_checkpointing": False, "max_epochs": 1}
-        trainer = Trainer(**options, devices=2, strategy="ddp_spawn")
+        trainer = Trainer(**options, devices=2, strategy="ddp_fork")
         trainer.fit(SoftmaxRegression(optimizer=partial(torch.optim.SGD, lr=0.1)), data)
         site.check()
     assert "val/acc" in trainer.callback_metrics

@@ -59,10 +59,11 @@ def tiny(tmp_path, monkeypatch):
     """The options that run a recipe for photos on a few small ones, and a small network."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     image_folder(tmp_path / "photos", train=4, val=2)
-    sizes = {"train_size": 64, "val_resize": 72, "val_size": 64, "batch_size": 4, "num_workers": 0}
+    sizes = {"train_size": 32, "val_resize": 40, "val_size": 32, "batch_size": 4, "num_workers": 0}
     return [
         "--trainer.accelerator=cpu",
         "--model.arch=resnet18",
+        "--model.width=8",
         "--data.root=photos",
         "--data.progressive=null",
         *(f"--data.{k}={v}" for k, v in sizes.items()),

@@ -20,6 +20,7 @@ def page(tmp_path_factory):
     with pytest.importorskip("playwright.sync_api").sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 390, "height": 844})
+        page.set_default_timeout(300_000)
         events = []
         page.on("pageerror", lambda error: events.append(error))
         page.on("request", lambda request: events.append(request.url))
