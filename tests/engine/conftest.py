@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from helpers import SMALL, draw_nothing
 
+from anneal.report import curves
 from anneal.testing import QUIET, main
 
 
@@ -22,7 +23,9 @@ def trained_runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "small.yaml").write_text(SMALL.replace("logger: false", "logger: null"))
     with pytest.MonkeyPatch.context() as patch:
+        still = curves.still
         draw_nothing(patch)
+        patch.setattr(curves, "still", still)
         patch.chdir(folder)
         main(["fit", "--config=small.yaml", "--run_name=digits", *QUIET])
     return folder / "runs"

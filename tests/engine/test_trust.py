@@ -7,6 +7,7 @@ import subprocess
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -17,6 +18,7 @@ from test_schedule import PLATEAU
 from tiny import Tiny, loader
 
 from anneal.callbacks.checkpoint import Checkpoint
+from anneal.callbacks.graceful_shutdown import GracefulShutdown
 from anneal.callbacks.seed_every_epoch import SeedEveryEpoch
 from anneal.data.in_memory import InMemoryBatches
 from anneal.errors import UserError
@@ -113,6 +115,17 @@ def test_two_processes_stop_at_the_same_step_when_one_is_told_to(undisturbed):
     assert code == 143
     assert output.count("stopped by SIGTERM: saved") == 1
     assert not _processes_in_group(run.process.pid)
+
+
+def test_one_that_is_left_alone_once_all_is_saved_says_so(capsys):
+    """The other process may be gone before this one has heard that both have saved."""
+    callback = GracefulShutdown(Path("run"))
+    callback._told, callback._saved = signal.SIGTERM, True
+    lost = torch.distributed.DistNetworkError("Connection closed by peer")
+    with pytest.raises(SystemExit) as end:
+        callback.on_exception(SimpleNamespace(is_global_zero=True), None, lost)
+    assert end.value.code == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM: saved run/last.ckpt\n"
 
 
 def test_processes_whose_steps_are_long_ask_each_other_by_time(undisturbed):

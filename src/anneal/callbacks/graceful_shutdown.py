@@ -74,9 +74,11 @@ class GracefulShutdown(Callback):
             self._leave(trainer, "the training had just ended, and all of it is saved")
 
     def on_exception(self, trainer: Trainer, _: Any, exception: BaseException) -> None:
-        """End at once if told to stop because another process has failed."""
+        """End at once if told to stop because another process has failed, or left after saving."""
         self._trainer = None
         if self._told and is_lost(exception):
+            if self._saved and self._told != signal.SIGUSR1:
+                self._leave(trainer, f"saved {self.folder / LAST}")
             sys.exit(128 + self._told)
 
     def _listen(self) -> None:
