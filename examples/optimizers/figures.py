@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "docs" / name for name in ("optimizers.md", "sharpness.md")]
 # What --show can be, of runs of a Curve and of a Surface.
 STILL: dict[str | None, Any] = {None: curve.draw, "weights": curve.draw_weights}
-WALKS: dict[str | None, Any] = {None: trajectories.draw, **views.VIEWS}
+WALKS: dict[Any, Any] = {None: trajectories.draw, **views.VIEWS}
 SHOWN = [*views.VIEWS, "weights", "curves", "sharpness"]
 OFF = ("logger", "enable_progress_bar", "enable_model_summary")
 QUIET = [f"--trainer.{key}=false" for key in OFF]
