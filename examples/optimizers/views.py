@@ -49,7 +49,7 @@ def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
     for row, trajectory in zip(grid, trajectories, strict=True):
         steps = trajectory.path[:, 0].diff(dim=0)
         shown = (trajectory.gradients, trajectory.rates, steps)
-        titles = (f"{trajectory.label}: gradient size", "effective learning rate", "step size")
+        titles = (f"{trajectory.label}: gradient", "effective learning rate", "step taken")
         for axes, name, values in zip(row, titles, shown, strict=True):
             for i, parameter in enumerate(NAMES[: values.shape[1]]):
                 style = {"color": COLOURS[i], "ls": "-" if i == 0 else "--"}
