@@ -26,7 +26,7 @@ lint: .venv/installed-dev
 # ---- The template's own, from here to the end: `make slim` removes it.
 
 .PHONY: bench docs figures slim
-# Draw the figures of docs/optimizers.md anew, by the commands that stand there.
+# Draw the figures of docs/optimizers.md and docs/sharpness.md anew, by the commands there.
 figures: .venv/installed
 	$(BIN)/python train.py figures
 

@@ -5,10 +5,8 @@ number, or one for each choice, of which the lowest is right.
 """
 
 import argparse
-import logging
 import math
 import re
-import warnings
 from functools import partial
 from pathlib import Path
 from textwrap import fill
@@ -16,15 +14,15 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch import Tensor
 from torch.optim import lr_scheduler
 
 from anneal import Schedule, UserError, command
 from anneal.errors import read_text
 from anneal.optim.torch_schedulers import WSD
-from examples.optimizers import COMMANDS, points
-from examples.optimizers.curve import Curve
+from examples.optimizers import COMMANDS, curve
+from examples.optimizers.figure import Steps, train_bare
 from examples.optimizers.sharpness import DigitNet, Sharpness
 from examples.optimizers.surface import Surface
 
@@ -38,8 +36,7 @@ HEAD = """\
 """
 LINE = re.compile(r"(\d+)\s*:\s*([^#]*?)\s*(#.*)?")
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
-NETWORKS: dict[str, Any] = {cls.__name__: cls for cls in (Surface, Curve, DigitNet)}
-QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+NETWORKS: dict[str, Any] = {cls.__name__: cls for cls in (Surface, curve.Curve, DigitNet)}
 
 
 def flat(x: Tensor) -> Tensor:
@@ -57,20 +54,16 @@ def trained(
     model: Any = (),
     **given: Any,
 ) -> dict[str, Any]:
-    """Train without logs, checkpoints and figures, and return what a measurement may name."""
+    """Train, and return what a measurement may name."""
     make = partial(getattr(lr_scheduler, scheduler, WSD), **dict(schedule)) if scheduler else None
     rates = Schedule(make, "step" if scheduler and epochs == 1 else None, warmup_steps=warmup)
-    data = points.CurvePoints if network == "Curve" else points.Steps
+    data = curve.CurvePoints if network == "Curve" else Steps
     seed_everything(0, verbose=False)
     given = {"optimizer": partial(getattr(torch.optim, optimizer), **given), "schedule": rates}
     net = NETWORKS[network](**given, **dict(model))
-    net.configure_callbacks = list
     watch = Sharpness(max_share=math.inf)
-    # Barebones is the fastest; of several epochs a plateau needs what is logged.
-    quiet: Any = {**dict.fromkeys(QUIET, False), "barebones": epochs == 1, "accelerator": "cpu"}
-    callbacks: list[Callback] = [watch] if network == "DigitNet" else []
-    Trainer(max_epochs=epochs, callbacks=callbacks, **quiet).fit(net, data(steps))
-    names = {**vars(math), **vars(points), "torch": torch, "net": net, "watch": watch}
+    train_bare(net, data(steps), *[watch] * (network == "DigitNet"), epochs=epochs)
+    names = {**vars(math), **vars(curve), "torch": torch, "net": net, "watch": watch}
     if network == "Surface":
         done = net.trajectory()
         names |= {"path": done.path[:, 0], "losses": done.losses, "lrs": done.lrs}
@@ -85,9 +78,8 @@ def experiment(number: int) -> dict[str, float]:
 
     def values(**settings: Any) -> dict[str, float]:
         names = trained(**{**spec["train"], **settings})
-        found = {
-            k: float(torch.as_tensor(eval(text, names)).detach()) for k, text in measures.items()
-        }
+        with torch.no_grad():
+            found = {k: float(eval(text, names)) for k, text in measures.items()}
         return {name: v if math.isfinite(v) else math.inf for name, v in found.items()}
 
     if "between" in spec:  # the learning rate from which on a value is above a limit
@@ -105,10 +97,8 @@ def experiment(number: int) -> dict[str, float]:
 def questions() -> dict[int, str]:
     """Return the questions of the page by their numbers."""
     parts = re.split(r"^\*\*(\d+)\.\*\* ", PAGE.read_text("utf-8"), flags=re.MULTILINE)[1:]
-    return {
-        int(n): s.partition("\n## ")[0].strip()
-        for n, s in zip(parts[::2], parts[1::2], strict=True)
-    }
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return {int(number): text.partition("\n## ")[0].strip() for number, text in pairs}
 
 
 def read_answer(line: str, asked: dict[int, str]) -> tuple[int, str, bool]:
@@ -149,7 +139,6 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python train.py course", description=COMMANDS["course"][1])
     parser.add_argument("question", nargs="?", type=int, help="by default all that have no mark")
     only = parser.parse_args(args).question
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     asked = questions()
     if only not in (None, *asked):
         raise UserError(f"there is no question {only}: they are 1 to {len(asked)}")
@@ -163,8 +152,7 @@ def main(args: list[str] | None = None) -> int:
         raise UserError(f"question {only} has no answer: write one into {ANSWERS}, behind {only}:")
     for i, (number, answer, marked) in enumerate(answers):
         if answer and (number == only or (only is None and not marked)):
-            with warnings.catch_warnings(action="ignore"):  # Lightning's, of trainings so short
-                lines[i] = f"{number}: {answer}  # {mark(number, asked[number], answer)}"
+            lines[i] = f"{number}: {answer}  # {mark(number, asked[number], answer)}"
             ANSWERS.write_text("\n".join([*lines, ""]), "utf-8")
     right, wrong = (sum(line.endswith(f"  # {w}") for line in lines) for w in ("right", "wrong"))
     print(f"\n{right} right and {wrong} wrong of {len(asked)} questions")

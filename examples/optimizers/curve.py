@@ -1,18 +1,103 @@
-"""A polynomial that overfits, and what weight decay does about it."""
+"""A polynomial that overfits, and what weight decay does about it: network, data and figures."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from anneal import UserError
-from examples.optimizers.figure import LabModule
-from examples.optimizers.fits import CurveFit, draw
-from examples.optimizers.points import LIMIT
+from anneal import InMemoryBatches, UserError
+from examples.optimizers.figure import COLOURS, GREY, LabModule, Steps, styled, titled
 
-Batch = tuple[Tensor, Tensor]
+LIMIT = 2.0
+SPACING = 0.1
+
+
+def runge(x: Tensor) -> Tensor:
+    """Return y = 1 / (1 + 25 x²)."""
+    return 1 / (1 + 25 * x**2)
+
+
+def train_points() -> tuple[Tensor, Tensor]:
+    """Return x and y of the training points, (1, 41) each, float64."""
+    n = round(LIMIT / SPACING)
+    x = SPACING * torch.arange(-n, n + 1, dtype=torch.float64)[None]
+    return x, runge(x)
+
+
+def test_points() -> tuple[Tensor, Tensor]:
+    """Return x and y of the points halfway between, (1, 40) each, float64."""
+    x = train_points()[0][:, :-1] + SPACING / 2
+    return x, runge(x)
+
+
+class CurvePoints(Steps):
+    """Points of Runge's curve y = 1 / (1 + 25 x²), without noise (Runge 1901).
+
+    The training points are x = 0, ±0.1, ±0.2, ... ±2; those for validation and test lie halfway
+    between, at ±0.05, ±0.15, ... ±1.95. A batch is all of them, x and y (1, points) each. There are
+    41 training points, so that a polynomial of degree 38 can nearly pass through all of them and
+    take almost any value in between.
+    """
+
+    def batch(self, train: bool) -> tuple[Tensor, Tensor]:
+        return train_points() if train else test_points()
+
+    def test_dataloader(self) -> InMemoryBatches:
+        return self.val_dataloader()
+
+
+@dataclass
+class CurveFit:
+    """A polynomial after its training."""
+
+    label: str  # degree, optimizer, settings, schedule
+    x: Tensor  # rising, (points,)
+    y: Tensor  # its values there
+    weights: Tensor  # of the polynomials that it is a sum of, by degree
+
+    def error(self, points: tuple[Tensor, Tensor]) -> float:
+        """Return the mean squared error at points x, y, all of which are among those evaluated."""
+        x, y = (t.flatten() for t in points)
+        nearest = (self.x - x[:, None]).abs().argmin(1)
+        return float((self.y[nearest] - y).square().mean())
+
+
+@styled
+def draw(fits: list[CurveFit], title: str = "") -> Figure:
+    """Draw each fit in a panel of its own."""
+    title = title or "A polynomial, the points that it is fitted to, and points between"
+    figure = titled(title, 2.7 * len(fits) + 1)
+    panels = figure.subplots(len(fits), 1, squeeze=False, sharex=True, sharey=True).flat
+    for axes, fit in zip(panels, fits, strict=True):
+        axes.plot(fit.x, runge(fit.x), color="0.75", lw=5, label="the curve, 1 / (1 + 25 x²)")
+        axes.plot(fit.x, fit.y, color=COLOURS[1], lw=1.4, label="the fit")
+        shown = {"train": (train_points(), "ko"), "test": (test_points(), "C0x")}
+        for name, (points, mark) in shown.items():
+            label = f"{name} points: mean squared error {fit.error(points):.1e}"
+            axes.plot(*(t.flatten() for t in points), mark, ms=4, label=label)
+        axes.set(xlim=(-LIMIT, LIMIT), ylabel="y", title=fit.label)
+        axes.legend(loc="lower center")
+    figure.axes[-1].set_xlabel("x")
+    return figure
+
+
+@styled
+def draw_weights(fits: list[CurveFit], title: str) -> Figure:
+    """Draw the weights of fits of one degree side by side, by degree."""
+    figure = titled(title, 4)
+    axes = figure.subplots()
+    for i, fit in enumerate(fits):
+        degrees = np.arange(len(fit.weights))
+        at, colour = degrees + 0.4 * (i - 0.5), COLOURS[(1 - i) % 6]
+        axes.bar(at, fit.weights.numpy(), 0.4, color=colour, label=fit.label)
+    axes.axhline(0, color=GREY, lw=0.8)
+    axes.set(xlabel="degree of the Legendre polynomial", ylabel="its weight in the sum")
+    axes.legend()
+    return figure
 
 
 class Curve(LabModule):
@@ -44,20 +129,9 @@ class Curve(LabModule):
         y: Tensor = features @ self.weights
         return y
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._error(batch, "train")
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._error(batch, "val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._error(batch, "test")
-
-    def _error(self, batch: Batch, stage: str) -> Tensor:
+    def error(self, batch: Any) -> Tensor:
         x, y = batch
-        error = F.mse_loss(self(x), y.to(self.weights.dtype))
-        self.log(f"{stage}/loss", error, batch_size=len(x), prog_bar=True)
-        return error
+        return F.mse_loss(self(x), y.to(self.weights.dtype))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["fit"] = vars(self.fit())

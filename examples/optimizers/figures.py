@@ -1,6 +1,6 @@
 """Figures of finished runs: `python train.py figures RUN ...`.
 
-Without a run, all figures of docs/optimizers.md, by the commands on that page.
+Without a run, all figures of docs/optimizers.md and docs/sharpness.md, by the commands there.
 """
 
 import argparse
@@ -10,30 +10,33 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from anneal import UserError, checkpoints_of, command, find_run, next_free_path, read_checkpoint
-from examples.optimizers import COMMANDS, fits, gallery, trajectories, views
+from examples.optimizers import COMMANDS, curve, gallery, trajectories, views
+from examples.optimizers.curve import CurveFit
 from examples.optimizers.figure import save
+from examples.optimizers.trajectories import CHECKPOINT_KEY, Trajectory
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "optimizers.md"
-SHOWN = [*views.VIEWS, "weights", *views.CURVES]
-QUIET = [
-    f"--trainer.{key}=false" for key in ("logger", "enable_progress_bar", "enable_model_summary")
-]
+PAGES = [ROOT / "docs" / name for name in ("optimizers.md", "sharpness.md")]
+# What --show can be, of runs of a Curve and of a Surface.
+STILL: dict[str | None, Any] = {None: curve.draw, "weights": curve.draw_weights}
+WALKS: dict[Any, Any] = {None: trajectories.draw, **views.VIEWS}
+SHOWN = [*views.VIEWS, *views.CURVES, "weights", "sharpness"]
+OFF = ("logger", "enable_progress_bar", "enable_model_summary")
+QUIET = [f"--trainer.{key}=false" for key in OFF]
 
 
 @command
 def main(args: list[str] | None = None) -> int:
     """Run the command `figures` and return its exit status."""
-    about = f"{COMMANDS['figures'][1]}; without a run, all figures of docs/optimizers.md."
+    about = f"{COMMANDS['figures'][1]}; without a run, all figures of docs."
     parser = argparse.ArgumentParser("python train.py figures", description=about)
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="folder or name of a run of a Surface or a Curve"
-    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folder or name of a run of the lab")
     parser.add_argument("-o", "--output", type=Path, help="by default the first run's figure.png")
     parser.add_argument("--animate", action="store_true", help="write an animation, a GIF")
     parser.add_argument("--title", default="", help="what the figure shows, written above it")
@@ -42,7 +45,8 @@ def main(args: list[str] | None = None) -> int:
     if options.runs:
         print(draw(**vars(options)))
     else:
-        render(PAGE)
+        for page in PAGES:
+            render(page)
     return 0
 
 
@@ -60,29 +64,31 @@ def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: 
             raise UserError(f"there is no {file}, which holds what is drawn")
     saved = [read_checkpoint(file) for file in files]
     path.parent.mkdir(parents=True, exist_ok=True)
-    if all("fit" in one for one in saved) and not animate and show in (None, "weights"):
-        made = [fits.CurveFit(**one["fit"]) for one in saved]
-        save((fits.draw_weights if show else fits.draw)(made, title), path)
-        return path
-    key = trajectories.CHECKPOINT_KEY
-    if not all(key in one for one in saved) or show == "weights":
-        one = "a Surface can be animated" if animate else "one kind, Surface or Curve, can be drawn"
-        raise UserError(f"{', '.join(runs)} can't be drawn: only runs of {one}")
-    done = [trajectories.Trajectory(**one[key]) for one in saved]
-    starts = {trajectory.path.shape[1] for trajectory in done}
-    if len({trajectory.function for trajectory in done}) > 1 or len(starts) > 1:
-        raise UserError(f"{', '.join(runs)}: not over one function from one start or one grid")
-    if (animate or show) and starts != {1}:
-        raise UserError("an animation or a view has one start: train without model.grid")
-    if animate:
-        trajectories.animate(done, title, path)
+
+    def all_of(read: Callable[[Any], Any]) -> list[Any]:
+        with suppress(KeyError):
+            return [read(one) for one in saved]
+        return []
+
+    measured = all_of(lambda one: one["callbacks"]["Sharpness"]["measured"])
+    if show == "sharpness" and measured and all(measured):
+        save(views.draw_sharpness([folder.name for folder in folders], measured, title), path)
+    elif show in STILL and not animate and (done := all_of(lambda one: CurveFit(**one["fit"]))):
+        save(STILL[show](done, title), path)
+    elif show in WALKS and (done := all_of(lambda one: Trajectory(**one[CHECKPOINT_KEY]))):
+        views.check(done, "animation" if animate else show)
+        if animate:
+            trajectories.animate(done, title, path)
+        else:
+            save(WALKS[show](done, title), path)
     else:
-        save(views.draw(show, done, title) if show else trajectories.draw(done, title), path)
+        kinds = "of a Surface; of a Curve (without --animate); with a Sharpness (--show=sharpness)"
+        raise UserError(f"{', '.join(runs)} can't be drawn so: only runs {kinds}")
     return path
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the commands of train.py in a Markdown file, as words after that name, in order."""
+    """Return the commands of train.py in a page's blocks of `sh`, as words after that name."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     found = [shlex.split(line, comments=True) for line in lines]

@@ -22,26 +22,16 @@ Loss = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Function:
-    """A loss, and what a figure of it shows.
+    """A loss, and what a figure of it shows."""
 
-    Args:
-        loss: Takes x, or x and y, tensors of one shape, and returns the losses in that shape.
-        view: Lowest and highest value shown, of x (and of y). Empty: what a trajectory covers.
-        minima: All minima, the lowest first. Empty: not known.
-    """
-
-    loss: Loss
-    view: tuple[tuple[float, float], ...] = ()
-    minima: tuple[tuple[float, ...], ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.loss.__name__
+    loss: Loss  # takes x, or x and y, tensors of one shape, and returns the losses in that shape
+    view: tuple[tuple[float, float], ...] = ()  # lowest and highest x (and y) shown, if not all
+    minima: tuple[tuple[float, ...], ...] = ()  # the lowest first; empty: not known
 
     @property
     def formula(self) -> str:
         """The first line of the loss's docstring as far as its colon, or its name."""
-        return (self.loss.__doc__ or self.name).splitlines()[0].partition(": ")[0]
+        return (self.loss.__doc__ or self.loss.__name__).splitlines()[0].partition(": ")[0]
 
     @property
     def dims(self) -> int:
@@ -56,9 +46,7 @@ class Function:
 BUILT_IN: dict[str, Function] = {}
 
 
-def surface(
-    *view: tuple[float, float], minima: tuple[tuple[float, ...], ...] = ()
-) -> Callable[[Loss], Function]:
+def surface(*view: tuple[float, float], minima: Any = ()) -> Callable[[Loss], Function]:
     """Decorate a loss of your own with the view and the minima of its `Function`."""
     return lambda loss: Function(loss, view, minima)
 
@@ -76,9 +64,8 @@ def find(name: str) -> Function:
     except (ImportError, AttributeError, ValueError) as e:
         raise UserError(f"model.function={name}: {e}") from e
     if not callable(found):
-        raise UserError(
-            f"model.function={name}: neither an import path nor one of {', '.join(BUILT_IN)}"
-        )
+        known = ", ".join(BUILT_IN)
+        raise UserError(f"model.function={name}: neither an import path nor one of {known}")
     function = found if isinstance(found, Function) else Function(found)
     if function.dims not in (1, 2):
         raise UserError(f"model.function={name}: takes {function.dims} arguments, not x or x and y")

@@ -1,22 +1,17 @@
 """Twelve optimizers on six surfaces: `python train.py gallery`."""
 
 import argparse
-import logging
-import warnings
 from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
-from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
 
 from anneal import command
 from examples.optimizers import COMMANDS
-from examples.optimizers.figure import save, styled, titled
+from examples.optimizers.figure import Steps, legend, save, styled, titled, train_bare
 from examples.optimizers.functions import find
-from examples.optimizers.marks import legend
-from examples.optimizers.points import Steps
 from examples.optimizers.surface import Surface
 from examples.optimizers.trajectories import Trajectory, draw_panel
 
@@ -24,15 +19,12 @@ STARTS, RATES, SGD = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_tex
 
 
 def train(function: str, optimizer: str, lr: float, steps: int = 100) -> Trajectory:
-    """Train a surface, without logs and checkpoints, and return its trajectory."""
+    """Train a surface and return its trajectory."""
     cls = torch.optim.SGD if optimizer in SGD else getattr(torch.optim, optimizer)
     make = partial(cls, lr=lr, **SGD.get(optimizer, {}))
     module = Surface(function, STARTS[function], optimizer=make)
-    trainer = Trainer(accelerator="cpu", max_epochs=1, barebones=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*self.log")  # which does nothing here
-        trainer.fit(module, Steps(steps))
-    return module.trajectory()
+    done: Trajectory = train_bare(module, Steps(steps)).trajectory()
+    return done
 
 
 @styled
@@ -43,12 +35,12 @@ def draw_gallery(function: str, steps: int = 100) -> Figure:
     done = {name: train(function, name, rates[place], steps) for name, rates in RATES.items()}
     above = [max(0.0, float(one.losses[-1, 0] - lowest)) for one in done.values()]
     many = f"{sum(loss < 0.01 for loss in above)} of {len(RATES)} optimizers"
-    title = f"{function.capitalize()}, {steps} steps: {many} come within 0.01 of the lowest loss"
+    title = f"{function.capitalize()}, {steps} steps: {many} came within 0.01 of the lowest loss"
     figure = titled(title, 7.8)
     grid = figure.subplots(3, 4, sharex=True, sharey=True)
     for axes, name, far in zip(grid.flat, done, above, strict=True):
         draw_panel(axes, done[name])
-        axes.set_title(f"{name} {RATES[name][place]:g}: {far:.2g} above", fontsize=9)
+        axes.set_title(f"{name}, lr {RATES[name][place]:g}: {far:.2g} above", fontsize=9)
         axes.set(xlabel="x", ylabel="y")
         axes.label_outer()
     legend(figure, surface, "start", "end", "global minimum")
@@ -64,7 +56,6 @@ def main(args: list[str] | None = None) -> int:
     options = parser.parse_args(args)
     if unknown := set(options.surfaces) - set(STARTS):
         parser.error(f"there is no gallery of {', '.join(unknown)}")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for function in options.surfaces or STARTS:
         path = options.output / f"gallery-{function}.png"
         save(draw_gallery(function), path)

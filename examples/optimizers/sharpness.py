@@ -6,12 +6,13 @@ from collections.abc import Callable
 from copy import deepcopy
 from importlib.resources import files
 from itertools import islice
-from math import nan
+from math import inf, nan
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector as flat
@@ -27,7 +28,11 @@ class Sharpness(Callback):
     Above `sharpness/edge`, 2/lr, gradient descent diverges on a quadratic. Trained on full batches,
     a network comes up to it and stays (Cohen et al. 2021, arXiv 2103.00065). For Adam and AdamW the
     Hessian is divided by what they divide gradients by, and the edge is 38/lr at beta1 = 0.9 (Cohen
-    et al. 2022, arXiv 2207.14484). The loss is that of the run's first batch, in evaluation mode.
+    et al. 2022, arXiv 2207.14484). Of several learning rates lr is the highest one, and the Hessian
+    is scaled where they are lower; momentum and betas are those of the first parameter group.
+
+    The loss is that of the run's first batch, in evaluation mode. A checkpoint carries this batch,
+    so that a resumed run measures what it would have measured.
 
     Args:
         every_n_steps: Optimizer steps from one measurement to the next, at least.
@@ -42,9 +47,21 @@ class Sharpness(Callback):
         self.every_n_steps, self.max_share = every_n_steps, max_share
         self.measured: list[tuple[int, float, float]] = []  # step, sharpness, edge
         self.vector: Tensor | None = None
+        self.batch: Any = None
+        self.began, self.spent, self.last = time.perf_counter(), 0.0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = {name: getattr(self, name) for name in ("measured", "vector", "spent", "last")}
+        took = time.perf_counter() - self.began
+        return kept | {"batch": move_data_to_device(self.batch, torch.device("cpu")), "took": took}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
+        self.began = time.perf_counter() - state_dict["took"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.began, self.spent, self.last, self.batch = time.perf_counter(), 0.0, 0.0, None
+        self.began = time.perf_counter() if self.batch is None else self.began
+        self.batch = move_data_to_device(self.batch, pl_module.device)
         # Of the same weights; its training steps leave no trace in what the module counts and logs.
         self.twin: Any = deepcopy(pl_module).eval()
         for name in ("log", "log_dict"):
@@ -77,27 +94,28 @@ class Sharpness(Callback):
         """Return sharpness and edge, which is NaN of others than SGD, Adam and AdamW."""
         loss = self.twin.training_step(self.batch, 0)
         loss = loss["loss"] if isinstance(loss, dict) else loss
-        weights = [own for own, _ in self.weights]
+        group, *_ = groups = optimizer.param_groups
+        lrs = {p: one["lr"] for one in groups for p in one["params"]}
+        weights, trained = zip(*(pair for pair in self.weights if pair[1] in lrs), strict=True)
         slope = flat(torch.autograd.grad(loss, weights, create_graph=True))
-        group = optimizer.param_groups[0]
-        lr, edge, root = group["lr"] or nan, nan, torch.ones_like(slope)
+        lr, edge = max(lrs.values()) or nan, nan
+        root = flat(torch.full_like(p, lr / lrs[p] if lrs[p] else inf) for p in trained).sqrt()
         if isinstance(optimizer, SGD):
             edge = (2 + 2 * group["momentum"]) / lr
         elif isinstance(optimizer, Adam | AdamW):
             b1, b2 = group["betas"]
             edge = (2 + 2 * b1) / (1 - b1) / lr
-            states = [optimizer.state[trained] for _, trained in self.weights]
+            states = [optimizer.state[p] for p in trained]
             second = flat(state["exp_avg_sq"] for state in states)
             t = float(states[0]["step"])
-            root = (((second / (1 - b2**t)).sqrt() + group["eps"]) * (1 - b1**t)).sqrt()
+            root = root * (((second / (1 - b2**t)).sqrt() + group["eps"]) * (1 - b1**t)).sqrt()
 
         def product(v: Tensor) -> Tensor:
             return flat(torch.autograd.grad(slope, weights, v / root, retain_graph=True)) / root
 
-        if self.vector is None:
-            chance = torch.Generator().manual_seed(0)  # leaves the training's own as it is
-            self.vector = torch.randn(slope.shape, generator=chance).to(slope)
-        value, self.vector = largest_eigenvalue(product, self.vector)
+        if self.vector is None:  # by a generator that leaves the training's own as it is
+            self.vector = torch.randn(slope.shape, generator=torch.Generator().manual_seed(0))
+        value, self.vector = largest_eigenvalue(product, self.vector.to(slope))
         return value, edge
 
 
@@ -143,15 +161,7 @@ class DigitNet(LabModule):
             few = np.loadtxt(list(islice(lines, 0, None, 25)), np.float32, delimiter=",")
         self.register_buffer("digits", torch.from_numpy(few), persistent=False)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self._error("train")
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._error("val")
-
-    def _error(self, stage: str) -> Tensor:
+    def error(self, batch: Any) -> Tensor:
         pixels, labels = self.digits.split([784, 1], 1)
         outputs = self.net((pixels / 255 - 0.1307) / 0.3081)
-        loss = F.mse_loss(outputs, F.one_hot(labels[:, 0].long(), 10).to(outputs))
-        self.log(f"{stage}/loss", loss, batch_size=1, prog_bar=True)
-        return loss
+        return F.mse_loss(outputs, F.one_hot(labels[:, 0].long(), 10).to(outputs))

@@ -63,10 +63,9 @@ class Surface(LabModule):
         dims, view = self.loss.dims, self.loss.view
         if grid is not None:
             if start is not None or grid < 2 or not view or not self.loss.minima:
-                raise UserError(
-                    f"model.grid={grid}: must be at least 2, goes without model.start, and with a "
-                    "function whose view and minima are known (@surface in functions.py)"
-                )
+                known = "a function whose view and minima are known (@surface in functions.py)"
+                needs = f"must be at least 2, goes without model.start, and with {known}"
+                raise UserError(f"model.grid={grid}: {needs}")
             # In the middle of equal cells.
             sides = [low + (high - low) * (torch.arange(grid) + 0.5) / grid for low, high in view]
             return torch.cartesian_prod(*sides).view(-1, dims)
@@ -85,12 +84,12 @@ class Surface(LabModule):
             self.path.append(self.points.detach().clone())
             self.lrs.append(self.trainer.optimizers[0].param_groups[0]["lr"])
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if len(self.rates) < self.trainer.global_step and self.points.grad is not None:
-            self.gradients.append(self.points.grad[0].detach().clone())
-            self.rates.append(
-                effective_rates(self.trainer.optimizers[0], self.points, self.lrs[-1])[0]
-            )
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Keep what a step was made of, before a checkpoint is written after it."""
+        super().optimizer_step(*args, **kwargs)
+        gradient: Any = self.points.grad
+        self.gradients.append(gradient[0].detach().clone())
+        self.rates.append(effective_rates(self.trainer.optimizers[0], self.points, self.lrs[-1])[0])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         losses = self.loss(self.points)
@@ -99,9 +98,8 @@ class Surface(LabModule):
         if self.noise:
             # The gradient of noise * points is noise. A function of step and batch, so that it is
             # the same after a resume, and in each of the evaluations of one step of LBFGS.
-            rng = make_generator(
-                global_seed(), self.trainer.global_step, batch_idx, self.global_rank
-            )
+            step = self.trainer.global_step
+            rng = make_generator(global_seed(), step, batch_idx, self.global_rank)
             noise = torch.randn(self.points.shape, generator=rng).to(self.points)
             total = total + self.noise * (noise * self.points).sum()
         return total

@@ -17,9 +17,20 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from examples.optimizers.figure import COLOURS, GREY, styled, titled
+from examples.optimizers.figure import (
+    COLOURS,
+    GREY,
+    LINES,
+    MARKS,
+    YELLOW,
+    contours,
+    kinds,
+    legend,
+    mark_minima,
+    styled,
+    titled,
+)
 from examples.optimizers.functions import Function, find
-from examples.optimizers.marks import MARKS, contours, kinds, legend, mark_minima
 
 CHECKPOINT_KEY = "walk"  # under which checkpoints have held a trajectory from the start
 BY_STEP = LinearSegmentedColormap.from_list("steps", colormaps["plasma"](np.linspace(0, 0.85, 64)))
@@ -31,22 +42,14 @@ NEAR = 0.02  # of the view: an end so close to a minimum has reached it
 
 @dataclass
 class Trajectory:
-    """The points that one optimizer has gone through.
+    """The points that one optimizer has gone through, from one start or from many."""
 
-    Args:
-        function: Name or import path of the function.
-        label: Optimizer, settings, schedule.
-        path: Position of each start before the first step and after every one,
-            (steps + 1, starts, dims).
-        lrs: Learning rate of every step.
-        gradients: Those of the first start, with their noise, (steps, dims).
-        rates: What the optimizer multiplied these, or their mean, by, (steps, dims).
-    """
-
-    function: str
-    label: str
-    path: Tensor
-    lrs: list[float] = field(default_factory=list)
+    function: str  # its name or import path
+    label: str  # optimizer, settings, schedule
+    path: Tensor  # before the first step and after every one, (steps + 1, starts, dims)
+    lrs: list[float] = field(default_factory=list)  # of every step
+    # Of the first start, (steps, dims): gradients with their noise, and what the optimizer
+    # multiplied these, or their mean, by.
     gradients: Tensor = field(default_factory=lambda: torch.empty(0))
     rates: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -55,11 +58,8 @@ class Trajectory:
         """Loss at each position, (steps + 1, starts)."""
         return find(self.function)(self.path)
 
-    @property
-    def has_schedule(self) -> bool:
-        return len(set(self.lrs)) > 1
 
-
+Paths = list[Trajectory]
 Show = Callable[[int], None]  # shows a trajectory as far as a step
 
 
@@ -113,7 +113,7 @@ def draw_basins(trajectories: list[Trajectory], title: str = "") -> Figure:
     function = find(trajectories[0].function)
     columns = min(2, len(trajectories))
     rows = -(-len(trajectories) // columns)
-    title = title or f"{function.name}: each start in the colour of where it ends"
+    title = title or f"{trajectories[0].function}: each start in the colour of where it ends"
     figure = titled(title, 3.9 * rows + 1, 5 * columns)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes, trajectory in zip(grid.flat, trajectories, strict=False):
@@ -121,7 +121,7 @@ def draw_basins(trajectories: list[Trajectory], title: str = "") -> Figure:
         side = round(len(which) ** 0.5)
         image = colours.reshape(side, side, 3).transpose(1, 0, 2)
         axes.imshow(image, origin="lower", extent=sum(function.view, ()), aspect="auto")
-        contours(axes, function, function.view, filled=False)
+        contours(axes, function, function.view, "lines")
         mark_minima(axes, function)
         lost = int((which == -1).sum())
         note = f"\n(dark: {lost} of {len(which)} have not arrived)" if lost else ""
@@ -129,7 +129,7 @@ def draw_basins(trajectories: list[Trajectory], title: str = "") -> Figure:
         axes.label_outer()
     for axes in grid.flat[len(trajectories) :]:
         axes.remove()
-    legend(figure, function, "minimum of the starts in that colour")
+    legend(figure, function, "global minimum of the starts in that colour", "local minimum")
     return figure
 
 
@@ -152,22 +152,20 @@ def draw_paths(trajectories: list[Trajectory], title: str = "") -> tuple[Figure,
     """Draw trajectories of one start each, or over one number of many; and what reveals them."""
     function = find(trajectories[0].function)
     rows = len(trajectories) if function.dims == 1 else 1
-    title = title or f"{function.name}: {trajectories[0].label}"
+    title = title or f"{trajectories[0].function}: {trajectories[0].label}"
     figure = titled(title, 1.2 + (2.5 * rows if rows > 1 else 3.7))
     view = _view(function, trajectories)
     draw_all = _draw_map if function.dims == 2 else _draw_rows
     shows = draw_all(figure, function, trajectories, view)
     many = trajectories[0].path.shape[1] > 1
-    ends = ("start", "end, below (dark: in no minimum)") if many else ("start", "end")
+    ends = ("start, coloured by its end", "end (dark: in none)") if many else ("start", "end")
     legend(figure, function, *ends, "global minimum", "local minimum")
     return figure, shows
 
 
-def _draw_rows(
-    figure: Figure, function: Function, trajectories: list[Trajectory], view: Any
-) -> list[Show]:
+def _draw_rows(figure: Figure, function: Function, trajectories: Paths, view: Any) -> list[Show]:
     """Draw a row for each: the function and the points on it, x and learning rate by step."""
-    has_lr = any(trajectory.has_schedule for trajectory in trajectories)
+    has_lr = any(len({*one.lrs}) > 1 for one in trajectories)
     widths = [1.2, 1, 0.7][: 2 + has_lr]
     style: Any = {"squeeze": False, "sharex": "col", "sharey": "col", "width_ratios": widths}
     grid = figure.subplots(len(trajectories), len(widths), **style)
@@ -177,11 +175,11 @@ def _draw_rows(
         x = torch.linspace(view[0][0], view[0][1], 500, dtype=torch.float64)[:, None]
         left.plot(x[:, 0], function(x), color=GREY, lw=1.5)
         limits = (view[0], left.get_ylim())
-        left.set(xlim=view[0], ylim=limits[1], title=fill(trajectory.label, 90), ylabel="loss")
+        name = f"{trajectory.label}; {len(trajectory.path) - 1} steps"
+        left.set(xlim=view[0], ylim=limits[1], title=fill(name, 90), ylabel="loss")
         middle.set(ylim=view[0], ylabel="x")
         for at, name in zip(function.minima, kinds(function), strict=True):
-            style = "-" if name == "global minimum" else ":"
-            middle.axhline(at[0], color="#b8a100", ls=style, lw=1, zorder=0)
+            middle.axhline(at[0], color=YELLOW, ls=LINES[name], lw=1.5, zorder=0)
         xs, losses = trajectory.path[..., 0].numpy(), trajectory.losses.numpy()
         steps = np.arange(len(xs))
         if xs.shape[1] > 1:
@@ -206,11 +204,9 @@ def _draw_rows(
     return shows
 
 
-def _draw_map(
-    figure: Figure, function: Function, trajectories: list[Trajectory], view: Any
-) -> list[Show]:
+def _draw_map(figure: Figure, function: Function, trajectories: Paths, view: Any) -> list[Show]:
     """Draw paths over lines of equal loss (left), loss and learning rate over the steps (right)."""
-    has_lr = any(trajectory.has_schedule for trajectory in trajectories)
+    has_lr = any(len({*one.lrs}) > 1 for one in trajectories)
     panels = figure.subplot_mosaic("ab;ac" if has_lr else "ab", width_ratios=[1.25, 1])
     left, right = panels["a"], panels["b"]
     contours(left, function, view)
@@ -238,7 +234,7 @@ def draw_panel(axes: Axes, trajectory: Trajectory) -> None:
     """Draw a trajectory from one start over contours, its steps by colour."""
     function = find(trajectory.function)
     view = _view(function, [trajectory])
-    contours(axes, function, view, lines=False)
+    contours(axes, function, view, "areas")
     _trace(axes, _clip(trajectory.path[:, 0].numpy(), view))
     mark_minima(axes, function)
     axes.set(xlim=view[0], ylim=view[1])
@@ -273,8 +269,8 @@ def _trace(axes: Axes, points: np.ndarray, colour: str = "") -> Show:
     size = 14 if steps <= MOST_STEPS_MARKED else 3
     dots = axes.scatter(points[:, 0], points[:, 1], s=size, c=colours, zorder=3)
     axes.plot(*points[0], zorder=5, **MARKS["start"] | ({"mec": colour} if colour else {}))
-    end = MARKS["end"] | {"mfc": colour or "black", "zorder": 6}
-    (last,) = axes.plot(*points[-1], **end)
+    own: Any = {"mfc": colour, "mec": "black", "ms": 10} if colour else {}
+    (last,) = axes.plot(*points[-1], **MARKS["end"] | own | {"zorder": 6})
 
     def show(step: int) -> None:
         lines.set_segments(list(pieces[:step]))

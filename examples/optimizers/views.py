@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from anneal import UserError
-from examples.optimizers.figure import COLOURS, GREY, styled, titled
+from examples.optimizers.figure import COLOURS, GREY, HEIGHT, MARKS, legend, mesh, styled, titled
 from examples.optimizers.functions import find
-from examples.optimizers.marks import HEIGHT, MARKS, legend, mesh
 from examples.optimizers.trajectories import Trajectory
 
 if TYPE_CHECKING:
@@ -34,7 +33,8 @@ def draw_3d(trajectories: list[Trajectory], title: str) -> Figure:
         z = trajectory.losses[:, 0].numpy()
         axes.plot(x, y, z, color=colour, lw=1.3, label=trajectory.label)
         for name, i in (("start", 0), ("end", -1)):
-            axes.plot(x[i], y[i], z[i], ls="", **MARKS[name] | {"mfc": colour if i else "white"})
+            style = MARKS[name] | {"mfc": colour if i else "white", "zorder": 5}
+            axes.plot(x[i], y[i], z[i], ls="", **style)
     for at in function.minima:
         axes.plot(*at, float(function(torch.tensor(at))), ls="", **MARKS["global minimum"])
     axes.set(xlabel="x", ylabel="y", zlabel="loss")
@@ -62,7 +62,7 @@ def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
         row[0].legend(ncols=2)
     for axes in grid[0]:  # what is next to nothing would take most of the axis
         bottom, top = axes.get_ylim()
-        axes.set_ylim(bottom=max(1e-8 * top, bottom))
+        axes.set_ylim(bottom=max(1e-9 * top, bottom))
     return figure
 
 
@@ -115,7 +115,7 @@ def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
     left.legend(loc="upper center")
     for one, colour in zip(trajectories, COLOURS, strict=False):
         right.plot(one.path[:, 0, 0], color=colour, marker=".", label=one.label)
-    right.axhline(function.minima[0][0], color="black", lw=1)
+    right.axhline(function.minima[0][0], color="black", lw=1, label="minimum of all data")
     right.set(xlabel="step", ylabel="x")
     right.legend(loc="lower right")
     right.locator_params("x", integer=True)
@@ -139,14 +139,10 @@ def draw_curves(runs: "list[Run]", title: str) -> Figure:
         for axes, metric in zip(panels, ("val/loss", "val/acc"), strict=True):
             if metric in run.metrics:
                 curve = run.curve(metric)
-                axes.plot(curve.x["step"] + 1, curve.y, label=run.name, lw=1.3)
+                axes.plot(curve.x["step"], curve.y, label=run.name, lw=1.3)
             axes.set(xlabel="optimizer steps", ylabel=metric, xscale="log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:.0f}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-    panels[0].set_yscale("log")
-    panels[0].yaxis.set_major_formatter("{x:.1f}")
-    panels[0].yaxis.set_minor_formatter("{x:.1f}")
+            axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:.0f}")
+            axes.xaxis.set_minor_locator(NullLocator())
     panels[0].legend()
     return figure
 
@@ -193,22 +189,39 @@ def draw_ladder(runs: "list[Run]", title: str) -> Figure:
     return figure
 
 
+@styled
+def draw_sharpness(names: list[str], measured: list[Any], title: str) -> Figure:
+    """Draw the sharpness of runs in a panel each, and what their optimizer can bear."""
+    figure = titled(title, 4)
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, name, rows in zip(panels, names, measured, strict=True):
+        steps, sharpness, edge = zip(*rows, strict=True)
+        top = 1.5 * float(np.nanmax([*edge, sharpness[-1]]))
+        axes.plot(steps, sharpness, marker=".", label="sharpness")
+        axes.plot(steps, edge, color="black", ls="--", label=f"edge: {edge[-1]:g}")
+        if sharpness[0] > top:
+            axes.text(0.1, 0.94, f"begins at {sharpness[0]:,.0f}", transform=axes.transAxes)
+        axes.set(title=name, xlabel="step", ylabel="largest curvature", ylim=(0, top))
+        axes.legend(loc="lower right")
+    return figure
+
+
 CURVES = {"curves": draw_curves, "ladder": draw_ladder}  # of any runs
 VIEWS = {"3d": draw_3d, "rates": draw_rates, "velocity": draw_velocity, "batches": draw_batches}
 ON = {"3d": "runs on x and y", "velocity": "one run", "batches": "runs on x"}
 
 
-def draw(view: str, done: list[Trajectory], title: str) -> Figure:
-    """Draw a view of trajectories from one start each.
-
-    Raises:
-        UserError: It is none of these.
-    """
-    function = find(done[0].function)
-    dims = {"3d": 2, "batches": 1}.get(view, function.dims)
-    if dims != function.dims or (view == "velocity" and len(done) > 1):
-        raise UserError(f"--show={view}: draws {ON[view]}")
-    if not (function.view and function.minima) or any(len(t.rates) < len(t.lrs) for t in done):
+def check(done: list[Trajectory], show: str | None) -> None:
+    """Raise a UserError if one of these views, or an animation, can't show these trajectories."""
+    function, starts = find(done[0].function), {one.path.shape[1] for one in done}
+    if len({one.function for one in done}) > 1 or len(starts) > 1:
+        raise UserError("these runs are not over one function from one start or one grid")
+    if show and starts != {1}:
+        raise UserError("an animation or a view has one start: train without model.grid")
+    fit = {"3d": function.dims == 2, "velocity": len(done) == 1, "batches": function.dims == 1}
+    if not fit.get(str(show), True):
+        raise UserError(f"--show={show}: draws {ON[str(show)]}")
+    known = function.view and function.minima and all(len(t.rates) == len(t.lrs) for t in done)
+    if show in VIEWS and not known:
         what = "a function with view and minima (@surface), trained by this version"
-        raise UserError(f"--show={view}: draws runs on {what}")
-    return VIEWS[view](done, title)
+        raise UserError(f"--show={show}: draws runs on {what}")

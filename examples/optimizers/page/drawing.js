@@ -10,6 +10,8 @@ const MARKS = [ // in a square from -1 to 1, one for each colour
 const STAR = "M0-1 .29-.4 .95-.31 .48 .15 .59 .81 0 .5-.59 .81-.48 .15-.95-.31-.29-.4Z";
 const MOST_DOTS = 250; // more would hide the line
 
+const LEFT = 46, RIGHT = 18; // of the curves, pixels
+
 // A canvas with axes: at(x, y) is where a point lies on it.
 class Plot {
   constructor(canvas, [xLow, xHigh], [yLow, yHigh], { log = false, xName = "", yName = "" } = {}) {
@@ -20,9 +22,9 @@ class Plot {
     this.context.setTransform(scale, 0, 0, scale, 0, 0);
     this.context.clearRect(0, 0, clientWidth, clientHeight);
     Object.assign(this, { xLow, xHigh, yLow, yHigh, log, xName, yName });
-    this.left = yName ? 50 : 46;
+    this.left = yName ? 50 : LEFT;
     this.top = 8;
-    this.width = clientWidth - this.left - 14;
+    this.width = clientWidth - this.left - RIGHT; // half of a number's width
     this.height = clientHeight - this.top - (xName ? 36 : 22);
   }
 
@@ -226,8 +228,9 @@ function drawCharts() {
   const peaks = results.map(done => Math.max(...done.lrs, 0)).filter(peak => peak > 0), peak = Math.max(...peaks);
   const log = peak > 100 * Math.min(...peaks);
   chart("lr", log ? [Math.min(...peaks) / 10, peak * 1.5] : [0, peak * 1.08], log, done => [done.lrs]);
-  const rates = results.flatMap(done => done.rates.flat()).filter(rate => rate > 0 && rate < 1e12);
-  const most = rates.reduce((a, b) => Math.max(a, b), 1e-9), least = rates.reduce((a, b) => Math.min(a, b), most);
+  const rates = results.flatMap(done => done.rates.flat()).filter(rate => rate > 0).sort((a, b) => a - b);
+  const middle = rates[rates.length >> 1] ?? 1; // where a gradient is next to 0, Adam's rate is nearly infinite
+  const most = Math.min(rates.at(-1) ?? 1, 1e4 * middle), least = Math.min(rates[0] ?? 1, most);
   const ofEach = done => world.start.map((_, i) => done.rates.map(rate => rate[i]));
   chart("rate", [Math.max(least, 1e-6 * most) / 1.6, most * 1.6], true, ofEach);
   $("rate-title").textContent = "Effective learning rate" + (world.start.length > 1 ? ": x solid, y dashed" : " of x");

@@ -7,9 +7,8 @@ let atEnd = true, playing = null, awaited = null, linkTimer = null;
 
 function titleOf(run) {
   const schedule = run.schedule === "constant" ? "" : `, ${SCHEDULES[run.schedule].name}`;
-  return `${run.optimizer} ${run.lr}${schedule}${run.warmup_steps ? ", warmup" : ""}`;
+  return `${run.optimizer}, lr ${run.lr}${schedule}${run.warmup_steps ? ", warmup" : ""}`;
 }
-
 
 function structureChanged() { // other controls than before
   showSettings();
@@ -195,7 +194,7 @@ function begin() {
   };
   for (const id of ["loss", "lr", "rate"]) drag($(id), event => {
     const { left, width } = $(id).getBoundingClientRect();
-    showStep(world.steps * (event.clientX - left - 46) / (width - 60));
+    showStep(world.steps * (event.clientX - left - LEFT) / (width - LEFT - RIGHT));
   });
   $("step").oninput = () => showStep(Number($("step").value));
   $("play").onclick = play;

@@ -74,6 +74,15 @@ const OPTIMIZERS = {
       return x - o.lr * (g + o.momentum * s.speed);
     },
   },
+  ASGD: {
+    about: "SGD whose learning rate fades by itself, with a slight decay of its own",
+    settings: ["lr", "lambd", "weight_decay"],
+    step(x, g, o, s, t) {
+      s.rate = s.next ?? o.lr; // made at the step before: a schedule counts one step later
+      s.next = o.lr / (1 + o.lambd * o.lr * t) ** 0.75;
+      return x * (1 - o.lambd * s.rate) - s.rate * g;
+    },
+  },
   Adagrad: {
     about: "divides by the root of the sum of all squared gradients, which only grows",
     settings: ["lr", "weight_decay"],

@@ -10,6 +10,7 @@ const SETTINGS = {
   alpha: { name: "alpha (squares)", low: 0, high: 0.9999, scale: "memory", first: 0.99 },
   rho: { name: "rho (squares)", low: 0, high: 0.9999, scale: "memory", first: 0.9 },
   weight_decay: { name: "weight decay", low: 1e-4, high: 1, scale: "zero", first: 0 },
+  lambd: { name: "lambda (decay)", low: 1e-4, high: 1, scale: "zero", first: 1e-4 },
   step_size: { name: "steps between cuts", low: 1, high: 500, scale: "log", whole: true, first: 50 },
   gamma: { name: "gamma", low: 0.05, high: 1, scale: "linear", first: 0.5 },
   factor: { name: "factor", low: 0.05, high: 0.95, scale: "linear", first: 0.5 },

@@ -15,16 +15,17 @@ from matplotlib.text import Text
 from PIL import Image, ImageSequence
 
 from examples.optimizers import COMMANDS, gallery
-from examples.optimizers.figure import COLOURS, looks_like, save
-from examples.optimizers.figures import PAGE, commands, main, render
+from examples.optimizers.figure import COLOURS, HEIGHT, MARKS, looks_like, save
+from examples.optimizers.figures import PAGES, ROOT, commands, main, render
 from examples.optimizers.functions import BUILT_IN
-from examples.optimizers.marks import HEIGHT, MARKS
 from examples.optimizers.trajectories import Trajectory, draw, ends_in
 
-ROOT = PAGE.parents[1]
 AFFINE, BILINEAR = Image.Transform.AFFINE, Image.Resampling.BILINEAR
 CONFIGS = Path(__file__).parents[1] / "configs"
-ON_PAGE = commands(PAGE)
+LINE = torch.linspace(-9, 0, 30)
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text())
+TEXT = "".join(page.read_text() for page in PAGES)
+COMMANDS_THERE = [words for page in PAGES for words in commands(page)]
 
 
 def colours(path):
@@ -52,11 +53,8 @@ def test_finished_runs_are_drawn_alone_together_and_as_animations(runs, capsys):
     runs("b", "surface_valley", "--model.optimizer.momentum=0.9", steps=12)
     runs("falls", "surface_valley", "--model.schedule.scheduler=CosineAnnealingLR")
     runs("line", "surface_lr_small", "--model.grid=12", "--model.start=null")
-    plain = ["runs/a", "falls", "other", "basins", "line", "fit"]
-    plain += ["runs/a runs/b", "a falls", "fit fit"]
-    shown = ["a b --show=3d", "a --show=rates --title=it", "b --show=velocity"]
-    shown += ["other --show=batches", "fit fit --show=weights", "runs --show=curves"]
-    for words in plain + shown:
+    runs("edge", "edge_of_stability", "--trainer.callbacks.every_n_steps=3")
+    for words in CASES["drawn"]:
         main([*words.split(), "-o", "out/it.png"])
         assert capsys.readouterr().out.splitlines()[-1] == "out/it.png"
         assert colours("out/it.png") > 20
@@ -76,21 +74,8 @@ def test_finished_runs_are_drawn_alone_together_and_as_animations(runs, capsys):
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_what_can_not_be_drawn_is_said_in_a_line(runs, capsys):
     Path("runs/other/checkpoints/last.ckpt").unlink()
-    for words, message in (
-        (["nothing"], "no such run"),
-        (["other"], "there is no runs/other/checkpoints/last.ckpt"),
-        (["a", "fit"], "can't be drawn"),
-        (["a", "basins"], "not over one function"),
-        (["fit", "--animate"], "only runs of a Surface"),
-        (["basins", "--animate"], "without model.grid"),
-        (["basins", "--show=rates"], "without model.grid"),
-        (["a", "--show=weights"], "can't be drawn"),
-        (["a", "--show=batches"], "draws runs on x"),
-        (["fit", "--show=3d"], "can't be drawn"),
-        (["a", "a", "--show=velocity"], "draws one run"),
-        (["other-run", "--show=curves"], "other-run"),
-    ):
-        assert main(words) == 2
+    for words, message in CASES["figures"]:
+        assert main(words.split()) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
@@ -108,8 +93,8 @@ def test_a_trajectory_that_diverges_is_drawn_as_well():
         figure_of(far, function=function, dims=dims).savefig("/dev/null", format="png")
 
 
-def figure_of(xs=torch.linspace(-9, 0, 30), label="it", function="valley", dims=2, **settings):  # noqa: B008
-    path = xs[:, None, None].expand(-1, 1, dims)
+def figure_of(xs=LINE, label="it", function="valley", dims=2, starts=1, **settings):
+    path = xs[:, None, None].expand(-1, starts, dims)
     return draw([Trajectory(function, label, path, [0.1] * (len(xs) - 1))], **settings)
 
 
@@ -143,24 +128,22 @@ def test_a_figure_is_written_again_only_if_a_person_sees_a_difference(tmp_path):
 
 def test_no_text_of_a_figure_is_cut_off():
     long = "A learning rate that is said in many words " * 4
-    for figure in (figure_of(label=long, title=long), figure_of(title="W" * 40)):
+    many = figure_of(function="two_wells", dims=1, starts=9)
+    for figure in (figure_of(label=long, title=long), figure_of(title="W" * 40), many):
         figure.draw_without_rendering()
         for text in figure.findobj(Text):
             box = text.get_window_extent()
             assert len(text.get_text()) < 12 or (box.x0 >= 0 and box.x1 <= figure.bbox.x1 + 1), text
 
 
-# ---- the page
-
-
 def test_every_figure_of_the_page_is_made_by_a_command_of_it():
-    shown = set(re.findall(r"!\[.+?\]\((.+?)\)", PAGE.read_text()))
-    files = [words[words.index("-o") + 1] for words in ON_PAGE if "-o" in words]
+    shown = set(re.findall(r"!\[.+?\]\((.+?)\)", TEXT))
+    files = [words[words.index("-o") + 1] for words in COMMANDS_THERE if "-o" in words]
     made = {f"figures/{Path(file).name}" for file in files}
     made |= {f"figures/gallery-{name}.png" for name in gallery.STARTS}
     assert shown == made
-    assert ["gallery"] in ON_PAGE
-    images = [PAGE.parent / name for name in shown]
+    assert ["gallery"] in COMMANDS_THERE
+    images = [ROOT / "docs" / name for name in shown]
     sizes = [path.stat().st_size for path in images]
     assert min(map(colours, images)) > 20
     assert max(sizes) < 400_000
@@ -169,8 +152,7 @@ def test_every_figure_of_the_page_is_made_by_a_command_of_it():
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_recipe_says_what_it_shows_how_to_run_it_and_what_comes_out(config):
-    pages = PAGE.read_text() + (PAGE.parent / "sharpness.md").read_text()
-    assert f"python train.py --config={config.relative_to(ROOT)} " in pages
+    assert f"python train.py --config={config.relative_to(ROOT)} " in TEXT
     text = config.read_text()
     header = text[: text.index("\ntrainer:")]
     assert all(line.startswith("#") for line in header.splitlines())
@@ -202,9 +184,6 @@ def test_a_page_is_rendered_by_its_own_commands_in_silence(tmp_path, monkeypatch
     assert colours("figures/it.png") > 20
     assert colours("figures/gallery-saddle.png") > 20
     assert not Path("runs").exists()
-
-
-# ---- the commands
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -5,19 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+import yaml
+from lightning.pytorch import seed_everything
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, StepLR
 
-from anneal import Schedule, UserError, make_generator
+from anneal import Schedule, UserError, make_generator, read_checkpoint
 from anneal.testing import logged
 from examples.optimizers import gallery
+from examples.optimizers.figure import LabModule, Steps, train_bare
 from examples.optimizers.functions import BUILT_IN, find, surface
-from examples.optimizers.points import Steps
 from examples.optimizers.surface import Surface
 from examples.optimizers.trajectories import ends_in
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text())
 PAGE = (CONFIGS.parents[2] / "docs" / "optimizers.md").read_text()
 
 
@@ -26,32 +28,23 @@ def steep(x):
     return 2 * x**2
 
 
-def mine(x, y):
-    return (x - 1) ** 2 + y**2
-
-
 STEEP = f"{__name__}.steep"
 
 
 @surface((-2, 2), (-1, 1), minima=((1, 0),))
 def shown(x, y):
-    return mine(x, y)
+    return (x - 1) ** 2 + y**2
 
 
 def train(steps=20, seed=0, **kwargs):
     """Train a surface and return it."""
     seed_everything(seed, verbose=False)
-    module = Surface(**kwargs)
-    Trainer(accelerator="cpu", max_epochs=1, barebones=True).fit(module, Steps(steps))
-    return module
+    return train_bare(Surface(**kwargs), Steps(steps))
 
 
 def path(**kwargs):
     """Return where the first start was before the first step and after each, (steps + 1, dims)."""
     return train(**kwargs).trajectory().path[:, 0]
-
-
-# ---- against formulas
 
 
 @pytest.mark.parametrize(("function", "a"), [("well", 1), (STEEP, 4)])
@@ -77,10 +70,9 @@ def test_the_velocity_is_the_weighted_sum_of_all_gradients(momentum):
 
 def test_l2_and_decoupled_decay_are_one_path_under_sgd_and_two_under_adam():
     start, settings = torch.tensor([-4.0, 2.0]), {"lr": 0.1, "weight_decay": 0.1}
-    l2, with_l2, decoupled = (
-        path(function="quadratic", start=start.tolist(), optimizer=partial(cls, **settings))
-        for cls in (SGD, Adam, AdamW)
-    )
+    made = [partial(cls, **settings) for cls in (SGD, Adam, AdamW)]
+    paths = [path(function="quadratic", start=start.tolist(), optimizer=one) for one in made]
+    l2, with_l2, decoupled = paths
     factor = 1 - 0.1 * torch.tensor([1.0, 10.0]) - 0.1 * 0.1
     torch.testing.assert_close(l2, start * factor ** torch.arange(len(l2))[:, None])
     # The first step of Adam is lr in both; AdamW takes the decay on top of it.
@@ -97,15 +89,9 @@ def test_adams_first_step_has_the_size_lr_whatever_the_gradient(lr, start):
     torch.testing.assert_close((second - first).abs(), expected, rtol=5e-3, atol=1e-4 * lr)
 
 
-# ---- many starts, noise, resumes
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [partial(SGD, lr=0.005, momentum=0.9), partial(Adam, lr=0.1), partial(RMSprop, lr=0.02)],
-    ids=["SGD", "Adam", "RMSprop"],
-)
-def test_256_starts_in_one_batch_go_where_each_goes_alone(optimizer):
+@pytest.mark.parametrize("cls", [partial(SGD, momentum=0.9), Adam, RMSprop], ids=str)
+def test_256_starts_in_one_batch_go_where_each_goes_alone(cls):
+    optimizer = partial(cls, lr={Adam: 0.1, RMSprop: 0.02}.get(cls, 0.005))
     schedule = Schedule(partial(StepLR, step_size=10), interval="step")
     settings = {"optimizer": optimizer, "schedule": schedule, "steps": 25}
     together = train(function="himmelblau", grid=16, **settings).trajectory().path
@@ -131,30 +117,43 @@ def test_noise_follows_from_the_seed_and_is_new_at_every_step_for_every_start():
     assert len(set(steps(0).tolist())) == 19 * 4
 
 
-def test_a_trajectory_is_logged_and_a_resumed_one_is_the_undisturbed_one(run, monkeypatch):
-    given = [f"--config={CONFIGS / 'surface_noise.yaml'}", "--data.steps=60"]
-    given.append("--model.schedule.scheduler=CosineAnnealingLR")
-    whole = run("fit", *given, "--run_name=whole").model.trajectory()
+@pytest.mark.parametrize("config", CASES["resumed"])
+def test_a_resumed_training_is_the_undisturbed_one(config, run, monkeypatch):
+    given = [f"--config={CONFIGS / config}.yaml", "--data.steps=60", *CASES["resumed"][config]]
+    run("fit", *given, "--run_name=whole")
     with monkeypatch.context() as crash:
-        crash.setattr(Surface, "on_before_backward", lambda self, _: 1 / (25 - self.global_step))
+        crash.setattr(LabModule, "on_before_backward", lambda self, _: 1 / (25 - self.global_step))
         with pytest.raises(ZeroDivisionError):
             run("fit", *given, "--run_name=part", "--checkpoint.every_n_train_steps=20")
-    resume = ["--ckpt_path=last", "--run=part"]
-    rest = run("fit", *resume).model.trajectory()
-    assert rest.path.equal(whole.path)
-    assert rest.lrs == whole.lrs
-    rows = logged(Path("runs/part"))
+    run("fit", "--ckpt_path=last", "--run=part")
+    keys, seen = ("train/loss", "val/loss", "lr", "x", "val/y", "sharpness", "sharpness/edge"), []
+    for name in ("whole", "part"):
+        rows = logged(Path(f"runs/{name}"))
+        curves = {k: [(row["step"], row[k]) for row in rows if row.get(k)] for k in keys}
+        assert bool(curves["sharpness"]) == ("edge" in config)
+        saved = read_checkpoint(Path(f"runs/{name}/checkpoints/last.ckpt"))
+        kept = saved.get("walk", saved.get("fit", saved["state_dict"])).values()
+        seen.append((curves, [v.tolist() if torch.is_tensor(v) else v for v in kept]))
+    assert seen[0] == seen[1]
+
+
+def test_a_trajectory_is_logged_and_goes_on_in_a_longer_run(run):
+    whole = run("fit", f"--config={CONFIGS}/surface_noise.yaml", "--run_name=it").model.trajectory()
+    rows = logged(Path("runs/it"))
     steps = [row for row in rows if row["train/loss"]]
     (end,) = (row for row in rows if row["val/loss"])
-    assert [row["step"] for row in steps] == [str(step) for step in range(60)]
+    assert [row["step"] for row in steps] == [str(step) for step in range(200)]
     assert [float(row["lr"]) for row in rows if row["lr"]] == pytest.approx(whole.lrs)
     for name, seen in zip(("loss", "x", "y"), (whole.losses, *whole.path.unbind(-1)), strict=True):
         key = "train/loss" if name == "loss" else name
         found = [float(row[key]) for row in steps] + [float(end[f"val/{name}"])]
         torch.testing.assert_close(torch.tensor(found), seen[:, 0])
-    assert Path("runs/part/figure.png").is_file()
-    run("fit", *resume, "--trainer.max_epochs=2")
-    assert Path("runs/part/figure-2.png").is_file()  # that of the first training is kept
+    assert Path("runs/it/figure.png").is_file()
+    resume = ["--ckpt_path=last", "--run=it", "--trainer.max_epochs=2"]
+    longer = run("fit", *resume).model.trajectory()
+    assert longer.path[:201].equal(whole.path)
+    assert len(longer.lrs) == len(longer.rates) == 400
+    assert Path("runs/it/figure-2.png").is_file()  # that of the first training is kept
 
 
 def test_a_training_without_a_folder_leaves_no_figure(tmp_path, monkeypatch):
@@ -171,10 +170,7 @@ def test_every_optimizer_of_the_gallery_comes_down(function, optimizer):
     assert losses[-1] < 0.5 * losses[0]
 
 
-# ---- functions
-
-
-@pytest.mark.parametrize("function", BUILT_IN.values(), ids=lambda f: f.name)
+@pytest.mark.parametrize("function", BUILT_IN.values(), ids=[*BUILT_IN])
 def test_the_minima_of_a_function_are_its_minima(function):
     view = torch.tensor(function.view, dtype=torch.float64)
     minima = torch.tensor(function.minima, dtype=torch.float64)
@@ -206,29 +202,17 @@ def test_a_function_has_the_value_of_its_formula():
 
 
 def test_a_function_of_ones_own_is_taken_by_its_import_path():
-    module = train(function=f"{__name__}.mine", optimizer=partial(SGD, lr=0.4))
+    module = train(function=f"{__name__}.shown.loss", optimizer=partial(SGD, lr=0.4))
     assert module.points[0].tolist() == pytest.approx([1, 0], abs=1e-4)
     assert module.draw().axes
     with pytest.raises(UserError, match="view and minima are known"):
-        Surface(f"{__name__}.mine", grid=3)
+        Surface(f"{__name__}.shown.loss", grid=3)
     many = train(function=f"{__name__}.shown", grid=3, optimizer=partial(SGD, lr=0.4))
     assert ends_in(shown, many.points.detach()).tolist() == [0] * 9
     assert many.draw().axes
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"function": "rosenbrok"}, "neither an import path nor one of well"),
-        ({"function": "no.such.module"}, "No module named"),
-        ({"function": "operator.setitem"}, "takes 3 arguments"),
-        ({"function": "well", "start": [1.0, 2.0]}, "takes 1 number"),
-        ({"grid": 1}, "at least 2"),
-        ({"grid": 4, "start": [1.0]}, "goes without model.start"),
-        ({"function": STEEP, "grid": 4}, "view and minima are known"),
-        ({"noise": -1.0}, "0 or more"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "message"), CASES["surface"])
 def test_what_makes_no_surface_is_refused(settings, message):
     with pytest.raises(UserError, match=message):
         Surface(**settings)
