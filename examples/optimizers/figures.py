@@ -18,7 +18,7 @@ from typing import Any
 from anneal import UserError, checkpoints_of, command, find_run, next_free_path, read_checkpoint
 from examples.optimizers import COMMANDS, curve, gallery, trajectories, views
 from examples.optimizers.curve import CurveFit
-from examples.optimizers.figure import save
+from examples.optimizers.figure import OFF, save, styled
 from examples.optimizers.trajectories import CHECKPOINT_KEY, Trajectory
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,6 @@ PAGES = [ROOT / "docs" / name for name in ("optimizers.md", "sharpness.md")]
 STILL: dict[str | None, Any] = {None: curve.draw, "weights": curve.draw_weights}
 WALKS: dict[Any, Any] = {None: trajectories.draw, **views.VIEWS}
 SHOWN = [*views.VIEWS, *views.CURVES, "weights", "sharpness"]
-OFF = ("logger", "enable_progress_bar", "enable_model_summary")
 QUIET = [f"--trainer.{key}=false" for key in OFF]
 
 
@@ -50,6 +49,7 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
+@styled
 def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: str | None) -> Path:
     """Draw finished runs into one figure by the command's options, and return its file."""
     if show in views.CURVES:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from anneal import UserError
-from examples.optimizers.figure import COLOURS, GREY, HEIGHT, MARKS, legend, mesh, styled, titled
+from examples.optimizers.figure import COLOURS, GREY, HEIGHT, MARKS, legend, mesh, titled
 from examples.optimizers.functions import find
 from examples.optimizers.trajectories import Trajectory
 
@@ -20,7 +20,6 @@ BATCHES = 4  # whose losses are drawn
 AROUND = 3  # validations
 
 
-@styled
 def draw_3d(trajectories: list[Trajectory], title: str) -> Figure:
     """Draw a function of x and y as a landscape, and the paths on it."""
     function = find(trajectories[0].function)
@@ -45,7 +44,6 @@ def draw_3d(trajectories: list[Trajectory], title: str) -> Figure:
     return figure
 
 
-@styled
 def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
     """Draw a row for each: size of the gradient, effective learning rate and step by parameter."""
     figure = titled(title, 1 + 2.5 * len(trajectories))
@@ -66,7 +64,6 @@ def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
     return figure
 
 
-@styled
 def draw_velocity(trajectories: list[Trajectory], title: str) -> Figure:
     """Draw the weights of past gradients in the velocity of one run, and both by parameter."""
     (trajectory,) = trajectories
@@ -89,7 +86,6 @@ def draw_velocity(trajectories: list[Trajectory], title: str) -> Figure:
     return figure
 
 
-@styled
 def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
     """Draw the losses of the first batches of a noisy run beside that of all data."""
     trajectory = trajectories[0]
@@ -130,7 +126,6 @@ def curves_of(runs: list[str]) -> "list[Run]":
     return sorted(labelled(read(runs)), key=lambda run: run.name)
 
 
-@styled
 def draw_curves(runs: "list[Run]", title: str) -> Figure:
     """Draw loss and accuracy of the validations."""
     figure = titled(title, 4.4)
@@ -165,7 +160,6 @@ def jumps(run: "Run") -> list[Jump]:
     return found
 
 
-@styled
 def draw_ladder(runs: "list[Run]", title: str) -> Figure:
     """Draw a column for each: the accuracy of its validations over its learning rate."""
     figure = titled(title, 4.8)
@@ -175,13 +169,11 @@ def draw_ladder(runs: "list[Run]", title: str) -> Figure:
         end = accuracy.x["epoch"][-1]
         top.plot(accuracy.x["epoch"], accuracy.y, marker=".", lw=1.3)
         bottom.step([*lr.x["epoch"], end], [*lr.y, lr.y[-1]], where="post", color=COLOURS[1])
-        for jump in jumps(run):
+        for epoch, before, after in jumps(run):
             for axes in (top, bottom):
-                axes.axvline(jump.epoch, color=GREY, lw=0.8, ls=":")
-            note = f"{100 * (jump.after - jump.before):+.1f} points"
-            top.annotate(
-                note, (jump.epoch, jump.after), (-4, 4), textcoords="offset points", ha="right"
-            )
+                axes.axvline(epoch, color=GREY, lw=0.8, ls=":")
+            note = f"{100 * (after - before):+.1f} points"
+            top.annotate(note, (epoch, after), (-4, 4), textcoords="offset points", ha="right")
         top.set_title(run.name)
         bottom.set(xlabel="epochs", yscale="log")
     figure.axes[0].set_ylabel("accuracy, validation")
@@ -189,7 +181,6 @@ def draw_ladder(runs: "list[Run]", title: str) -> Figure:
     return figure
 
 
-@styled
 def draw_sharpness(names: list[str], measured: list[Any], title: str) -> Figure:
     """Draw the sharpness of runs in a panel each, and what their optimizer can bear."""
     figure = titled(title, 4)

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from PIL import Image, ImageSequence
 
 from examples.optimizers import COMMANDS, gallery
-from examples.optimizers.figure import COLOURS, HEIGHT, MARKS, looks_like, save
+from examples.optimizers.figure import COLOURS, HEIGHT, MARKS, looks_like, save, styled
 from examples.optimizers.figures import PAGES, ROOT, commands, main, render
 from examples.optimizers.functions import BUILT_IN
 from examples.optimizers.trajectories import Trajectory, draw, ends_in
@@ -93,6 +93,7 @@ def test_a_trajectory_that_diverges_is_drawn_as_well():
         figure_of(far, function=function, dims=dims).savefig("/dev/null", format="png")
 
 
+@styled
 def figure_of(xs=LINE, label="it", function="valley", dims=2, starts=1, **settings):
     path = xs[:, None, None].expand(-1, starts, dims)
     return draw([Trajectory(function, label, path, [0.1] * (len(xs) - 1))], **settings)

@@ -9,13 +9,12 @@ import pytest
 import yaml
 
 from anneal import read_checkpoint
-from anneal.report.page import read
-from anneal.runs.run import labelled
 from examples.optimizers import curve
 from examples.optimizers.curve import CurveFit
 from examples.optimizers.figures import PAGES, ROOT, commands, folder_of, run_training
 from examples.optimizers.functions import find
 from examples.optimizers.trajectories import Trajectory, ends_in
+from examples.optimizers.views import curves_of
 
 PAGE = PAGES[0]
 CONFIGS = ROOT / "examples/optimizers/configs"
@@ -38,7 +37,7 @@ def runs():
                 saved = read_checkpoint(Path(f"runs/{name}/checkpoints/last.ckpt"))
                 walk = saved.get("walk")
                 found[name] = Trajectory(**walk) if walk else CurveFit(**saved["fit"])
-        digits = {run.name: run.curve("val/loss").y for run in labelled(read(["runs/sweeps/*"]))}
+        digits = {run.name: run.curve("val/loss").y for run in curves_of(["runs/sweeps/*"])}
     return found | {"digits": digits}
 
 
