@@ -28,12 +28,11 @@ def draw_3d(trajectories: list[Trajectory], title: str) -> Figure:
     surface = map(np.asarray, mesh(function, function.view, 81))
     axes.plot_surface(*surface, cmap=HEIGHT, rstride=1, cstride=1, lw=0, antialiased=False)
     for trajectory, colour in zip(trajectories, COLOURS, strict=False):
-        x, y = trajectory.path[:, 0].numpy().T
-        z = trajectory.losses[:, 0].numpy()
-        axes.plot(x, y, z, color=colour, lw=1.3, label=trajectory.label)
+        walk = np.column_stack([trajectory.path[:, 0], trajectory.losses[:, 0]])
+        axes.plot(*walk.T, color=colour, lw=1.3, label=trajectory.label)
         for name, i in (("start", 0), ("end", -1)):
             style = MARKS[name] | {"mfc": colour if i else "white", "zorder": 5}
-            axes.plot(x[i], y[i], z[i], ls="", **style)
+            axes.plot(*walk[i], ls="", **style)
     for at in function.minima:
         axes.plot(*at, float(function(torch.tensor(at))), ls="", **MARKS["global minimum"])
     axes.set(xlabel="x", ylabel="y", zlabel="loss")
@@ -53,9 +52,8 @@ def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
         shown = (trajectory.gradients, trajectory.rates, steps)
         titles = (f"{trajectory.label}: gradient", "effective learning rate", "step taken")
         for axes, name, values in zip(row, titles, shown, strict=True):
-            for i, parameter in enumerate(NAMES[: values.shape[1]]):
-                style = {"color": COLOURS[i], "ls": "-" if i == 0 else "--"}
-                axes.plot(values[:, i].abs(), label=parameter, **style)
+            for parameter, column, style in zip(NAMES, values.T, ("-", "--"), strict=False):
+                axes.plot(column.abs(), style, label=parameter)
             axes.set(title=name, yscale="log", xlabel="step")
         row[0].legend(ncols=2)
     for axes in grid[0]:  # what is next to nothing would take most of the axis
@@ -92,8 +90,7 @@ def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
     function = find(trajectory.function)
     figure = titled(title, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
-    low, high = function.view[0]
-    x = torch.linspace(low, high, 300)[:, None]
+    x = torch.linspace(*function.view[0], 300)[:, None]
     whole = function(x)
     left.plot(x, whole, color="black", lw=2.5, label="all data")
     at = trajectory.path[:-1, 0].clone().requires_grad_()
