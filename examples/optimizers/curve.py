@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from anneal import InMemoryBatches, UserError
-from examples.optimizers.figure import COLOURS, GREY, LabModule, Steps, styled, titled
+from examples.optimizers.figure import COLOURS, GREY, LabModule, Steps, titled
 
 LIMIT = 2.0
 SPACING = 0.1
@@ -66,7 +66,6 @@ class CurveFit:
         return float((self.y[nearest] - y).square().mean())
 
 
-@styled
 def draw(fits: list[CurveFit], title: str = "") -> Figure:
     """Draw each fit in a panel of its own."""
     title = title or "A polynomial, the points that it is fitted to, and points between"
@@ -85,7 +84,6 @@ def draw(fits: list[CurveFit], title: str = "") -> Figure:
     return figure
 
 
-@styled
 def draw_weights(fits: list[CurveFit], title: str) -> Figure:
     """Draw the weights of fits of one degree side by side, by degree."""
     figure = titled(title, 4)

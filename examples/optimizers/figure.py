@@ -39,10 +39,8 @@ MARKS: dict[str, dict[str, Any]] = {
     "global minimum": {"marker": "*", "ms": 18, "mfc": "#F0E442", "mec": "black"},
     "local minimum": {"marker": "D", "ms": 8, "mfc": "white", "mec": "black"},
 }
-
-
 LINES = {"global minimum": "-", "local minimum": ":"}  # over the steps, where a minimum is
-QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+OFF = ("logger", "enable_progress_bar", "enable_model_summary")
 # What it says of its own use of torch, of barebones, and of trainings so short.
 LIGHTNINGS = ("LeafSpec", "self.log", "number of training batches", "does not have many workers")
 SHIFTED = 24  # of 255: a line that is elsewhere changes a spot by more, its smooth edges by less
@@ -88,9 +86,12 @@ def kinds(function: Function) -> list[str]:
     return [f"{'global' if loss < losses[0] + 1e-6 else 'local'} minimum" for loss in losses]
 
 
-def mark_minima(axes: Axes, function: Function) -> None:
-    """Mark global and local minima."""
+def mark_minima(axes: Axes, function: Function, over_steps: bool = False) -> None:
+    """Mark global and local minima, where x is drawn over the steps by lines."""
     for at, name in zip(function.minima, kinds(function), strict=True):
+        if over_steps:
+            axes.axhline(at[0], color=YELLOW, ls=LINES[name], lw=1.5, zorder=0)
+            continue
         y = at[1] if function.dims == 2 else float(function(torch.tensor(at, dtype=torch.float64)))
         axes.plot(at[0], y, ls="", zorder=4, **MARKS[name])
 
@@ -200,6 +201,7 @@ class LabModule(LightningModule):
                 if not schedule.startswith("constant") or "warmup" in schedule:
                     self.label += f"; {schedule}"
 
+    @styled
     def on_train_end(self) -> None:
         """Write `figure.png` and send it to W&B. That of an earlier training is kept."""
         draw: Callable[[], Figure] | None = getattr(self, "draw", None)
@@ -216,7 +218,8 @@ def train_bare(module: Any, data: Any, *callbacks: Callback, epochs: int = 1) ->
     """Train a module of the lab without logs, checkpoints, figures and words, and return it."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Barebones is the fastest; of several epochs a plateau needs what is logged.
-    quiet: Any = {**dict.fromkeys(QUIET, False), "barebones": epochs == 1, "accelerator": "cpu"}
+    off = dict.fromkeys((*OFF, "enable_checkpointing"), False)
+    quiet: Any = {**off, "barebones": epochs == 1, "accelerator": "cpu"}
     with warnings.catch_warnings():
         for text in LIGHTNINGS:
             warnings.filterwarnings("ignore", f".*{text}")

@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from anneal import UserError, checkpoints_of, command, find_run, next_free_path, read_checkpoint
-from examples.optimizers import COMMANDS, curve, gallery, trajectories, views
+from examples.optimizers import COMMANDS, curve, trajectories, views
 from examples.optimizers.curve import CurveFit
-from examples.optimizers.figure import save
+from examples.optimizers.figure import OFF, save, styled
 from examples.optimizers.trajectories import CHECKPOINT_KEY, Trajectory
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,6 @@ PAGES = [ROOT / "docs" / name for name in ("optimizers.md", "sharpness.md")]
 STILL: dict[str | None, Any] = {None: curve.draw, "weights": curve.draw_weights}
 WALKS: dict[Any, Any] = {None: trajectories.draw, **views.VIEWS}
 SHOWN = [*views.VIEWS, *views.CURVES, "weights", "sharpness"]
-OFF = ("logger", "enable_progress_bar", "enable_model_summary")
 QUIET = [f"--trainer.{key}=false" for key in OFF]
 
 
@@ -50,6 +49,7 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
+@styled
 def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: str | None) -> Path:
     """Draw finished runs into one figure by the command's options, and return its file."""
     if show in views.CURVES:
@@ -59,9 +59,8 @@ def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: 
     folders = [find_run(Path("runs"), name) for name in runs]
     path = output or next_free_path(folders[0] / f"figure{'.gif' if animate else '.png'}")
     files = [checkpoints_of(folder) / "last.ckpt" for folder in folders]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"there is no {file}, which holds what is drawn")
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(f"there is no {missing[0]}, which holds what is drawn")
     saved = [read_checkpoint(file) for file in files]
     path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -103,12 +102,8 @@ def render(page: Path) -> None:
     said = io.StringIO()
     logging.disable(logging.WARNING)
     with folder_of(page), redirect_stdout(said), redirect_stderr(said):
-        tools: dict[str, Callable[[list[str]], int]] = {"gallery": gallery.main, "figures": main}
-        status = 0
-        for words in commands(page):
-            if words != ["figures"]:  # this command itself
-                tool = tools.get(words[0])
-                status = status or (tool(words[1:]) if tool else run_training(words))
+        done = (execute(words) for words in commands(page) if words != ["figures"])  # not itself
+        status = next(filter(None, done), 0)  # ends at the first that fails
     logging.disable(logging.NOTSET)
     if status:
         print(said.getvalue(), file=sys.stderr)
@@ -125,13 +120,13 @@ def folder_of(page: Path) -> Iterator[None]:
         yield
 
 
-def run_training(words: list[str]) -> int:
-    """Train by the words of a command line, in this process, and return its exit status."""
+def execute(words: list[str]) -> int:
+    """Run a command of train.py in this process, and return its exit status."""
     import train
     from anneal import main
 
     try:
-        main(train.fit, train.PACKAGES, words if words[0] == "sweep" else ["fit", *words, *QUIET])
+        main(train.fit, train.PACKAGES, ["fit", *words, *QUIET] if words[0][0] == "-" else words)
     except SystemExit as e:
         return int(e.code or 0)
     return 0

@@ -17,19 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from examples.optimizers.figure import (
-    COLOURS,
-    GREY,
-    LINES,
-    MARKS,
-    YELLOW,
-    contours,
-    kinds,
-    legend,
-    mark_minima,
-    styled,
-    titled,
-)
+from examples.optimizers.figure import COLOURS, GREY, MARKS, contours, legend, mark_minima, titled
 from examples.optimizers.functions import Function, find
 
 CHECKPOINT_KEY = "walk"  # under which checkpoints have held a trajectory from the start
@@ -107,7 +95,6 @@ def _indexed(image: Image.Image, shades: np.ndarray) -> Image.Image:
     return found
 
 
-@styled
 def draw_basins(trajectories: list[Trajectory], title: str = "") -> Figure:
     """Draw every start of a grid in the colour of the minimum that it ends in, a panel each."""
     function = find(trajectories[0].function)
@@ -147,7 +134,6 @@ def ends_in(function: Function, points: Tensor) -> np.ndarray:
     return torch.where(distance < NEAR, nearest, -1).numpy()
 
 
-@styled
 def draw_paths(trajectories: list[Trajectory], title: str = "") -> tuple[Figure, list[Show]]:
     """Draw trajectories of one start each, or over one number of many; and what reveals them."""
     function = find(trajectories[0].function)
@@ -178,8 +164,7 @@ def _draw_rows(figure: Figure, function: Function, trajectories: Paths, view: An
         name = f"{trajectory.label}; {len(trajectory.path) - 1} steps"
         left.set(xlim=view[0], ylim=limits[1], title=fill(name, 90), ylabel="loss")
         middle.set(ylim=view[0], ylabel="x")
-        for at, name in zip(function.minima, kinds(function), strict=True):
-            middle.axhline(at[0], color=YELLOW, ls=LINES[name], lw=1.5, zorder=0)
+        mark_minima(middle, function, over_steps=True)
         xs, losses = trajectory.path[..., 0].numpy(), trajectory.losses.numpy()
         steps = np.arange(len(xs))
         if xs.shape[1] > 1:

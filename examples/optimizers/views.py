@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from anneal import UserError
-from examples.optimizers.figure import COLOURS, GREY, HEIGHT, MARKS, legend, mesh, styled, titled
+from examples.optimizers.figure import COLOURS, GREY, HEIGHT, MARKS, legend, mesh, titled
 from examples.optimizers.functions import find
 from examples.optimizers.trajectories import Trajectory
 
@@ -20,7 +20,6 @@ BATCHES = 4  # whose losses are drawn
 AROUND = 3  # validations
 
 
-@styled
 def draw_3d(trajectories: list[Trajectory], title: str) -> Figure:
     """Draw a function of x and y as a landscape, and the paths on it."""
     function = find(trajectories[0].function)
@@ -29,12 +28,11 @@ def draw_3d(trajectories: list[Trajectory], title: str) -> Figure:
     surface = map(np.asarray, mesh(function, function.view, 81))
     axes.plot_surface(*surface, cmap=HEIGHT, rstride=1, cstride=1, lw=0, antialiased=False)
     for trajectory, colour in zip(trajectories, COLOURS, strict=False):
-        x, y = trajectory.path[:, 0].numpy().T
-        z = trajectory.losses[:, 0].numpy()
-        axes.plot(x, y, z, color=colour, lw=1.3, label=trajectory.label)
+        walk = np.column_stack([trajectory.path[:, 0], trajectory.losses[:, 0]])
+        axes.plot(*walk.T, color=colour, lw=1.3, label=trajectory.label)
         for name, i in (("start", 0), ("end", -1)):
             style = MARKS[name] | {"mfc": colour if i else "white", "zorder": 5}
-            axes.plot(x[i], y[i], z[i], ls="", **style)
+            axes.plot(*walk[i], ls="", **style)
     for at in function.minima:
         axes.plot(*at, float(function(torch.tensor(at))), ls="", **MARKS["global minimum"])
     axes.set(xlabel="x", ylabel="y", zlabel="loss")
@@ -45,7 +43,6 @@ def draw_3d(trajectories: list[Trajectory], title: str) -> Figure:
     return figure
 
 
-@styled
 def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
     """Draw a row for each: size of the gradient, effective learning rate and step by parameter."""
     figure = titled(title, 1 + 2.5 * len(trajectories))
@@ -55,9 +52,8 @@ def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
         shown = (trajectory.gradients, trajectory.rates, steps)
         titles = (f"{trajectory.label}: gradient", "effective learning rate", "step taken")
         for axes, name, values in zip(row, titles, shown, strict=True):
-            for i, parameter in enumerate(NAMES[: values.shape[1]]):
-                style = {"color": COLOURS[i], "ls": "-" if i == 0 else "--"}
-                axes.plot(values[:, i].abs(), label=parameter, **style)
+            for parameter, column, style in zip(NAMES, values.T, ("-", "--"), strict=False):
+                axes.plot(column.abs(), style, label=parameter)
             axes.set(title=name, yscale="log", xlabel="step")
         row[0].legend(ncols=2)
     for axes in grid[0]:  # what is next to nothing would take most of the axis
@@ -66,7 +62,6 @@ def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
     return figure
 
 
-@styled
 def draw_velocity(trajectories: list[Trajectory], title: str) -> Figure:
     """Draw the weights of past gradients in the velocity of one run, and both by parameter."""
     (trajectory,) = trajectories
@@ -89,15 +84,13 @@ def draw_velocity(trajectories: list[Trajectory], title: str) -> Figure:
     return figure
 
 
-@styled
 def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
     """Draw the losses of the first batches of a noisy run beside that of all data."""
     trajectory = trajectories[0]
     function = find(trajectory.function)
     figure = titled(title, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
-    low, high = function.view[0]
-    x = torch.linspace(low, high, 300)[:, None]
+    x = torch.linspace(*function.view[0], 300)[:, None]
     whole = function(x)
     left.plot(x, whole, color="black", lw=2.5, label="all data")
     at = trajectory.path[:-1, 0].clone().requires_grad_()
@@ -130,7 +123,6 @@ def curves_of(runs: list[str]) -> "list[Run]":
     return sorted(labelled(read(runs)), key=lambda run: run.name)
 
 
-@styled
 def draw_curves(runs: "list[Run]", title: str) -> Figure:
     """Draw loss and accuracy of the validations."""
     figure = titled(title, 4.4)
@@ -165,7 +157,6 @@ def jumps(run: "Run") -> list[Jump]:
     return found
 
 
-@styled
 def draw_ladder(runs: "list[Run]", title: str) -> Figure:
     """Draw a column for each: the accuracy of its validations over its learning rate."""
     figure = titled(title, 4.8)
@@ -175,13 +166,11 @@ def draw_ladder(runs: "list[Run]", title: str) -> Figure:
         end = accuracy.x["epoch"][-1]
         top.plot(accuracy.x["epoch"], accuracy.y, marker=".", lw=1.3)
         bottom.step([*lr.x["epoch"], end], [*lr.y, lr.y[-1]], where="post", color=COLOURS[1])
-        for jump in jumps(run):
+        for epoch, before, after in jumps(run):
             for axes in (top, bottom):
-                axes.axvline(jump.epoch, color=GREY, lw=0.8, ls=":")
-            note = f"{100 * (jump.after - jump.before):+.1f} points"
-            top.annotate(
-                note, (jump.epoch, jump.after), (-4, 4), textcoords="offset points", ha="right"
-            )
+                axes.axvline(epoch, color=GREY, lw=0.8, ls=":")
+            note = f"{100 * (after - before):+.1f} points"
+            top.annotate(note, (epoch, after), (-4, 4), textcoords="offset points", ha="right")
         top.set_title(run.name)
         bottom.set(xlabel="epochs", yscale="log")
     figure.axes[0].set_ylabel("accuracy, validation")
@@ -189,7 +178,6 @@ def draw_ladder(runs: "list[Run]", title: str) -> Figure:
     return figure
 
 
-@styled
 def draw_sharpness(names: list[str], measured: list[Any], title: str) -> Figure:
     """Draw the sharpness of runs in a panel each, and what their optimizer can bear."""
     figure = titled(title, 4)

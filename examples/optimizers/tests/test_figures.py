@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from PIL import Image, ImageSequence
 
 from examples.optimizers import COMMANDS, gallery
-from examples.optimizers.figure import COLOURS, HEIGHT, MARKS, looks_like, save
+from examples.optimizers.figure import COLOURS, HEIGHT, MARKS, looks_like, save, styled
 from examples.optimizers.figures import PAGES, ROOT, commands, main, render
 from examples.optimizers.functions import BUILT_IN
 from examples.optimizers.trajectories import Trajectory, draw, ends_in
@@ -60,7 +60,6 @@ def test_finished_runs_are_drawn_alone_together_and_as_animations(runs, capsys):
         assert colours("out/it.png") > 20
         Path("out/it.png").unlink()
     main(["a"])  # by name, beside the figure of the training itself
-    assert Path("runs/a/figure.png").is_file()
     assert Path("runs/a/figure-2.png").is_file()
     main(["a", "b", "--animate"])
     frames = ImageSequence.all_frames(Image.open("runs/a/figure.gif"))
@@ -93,6 +92,7 @@ def test_a_trajectory_that_diverges_is_drawn_as_well():
         figure_of(far, function=function, dims=dims).savefig("/dev/null", format="png")
 
 
+@styled
 def figure_of(xs=LINE, label="it", function="valley", dims=2, starts=1, **settings):
     path = xs[:, None, None].expand(-1, starts, dims)
     return draw([Trajectory(function, label, path, [0.1] * (len(xs) - 1))], **settings)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
-from anneal import UserError, read_checkpoint
+from anneal import read_checkpoint
 from anneal.testing import logged
 from examples.optimizers.curve import Curve, CurvePoints, test_points, train_points
 from examples.optimizers.figure import LabModule, Steps, train_bare
@@ -21,13 +21,10 @@ test_points.__test__ = False
 
 
 def test_points_to_train_on_are_tenths_and_those_to_test_on_lie_between():
-    x, y = (t.flatten() for t in train_points())
-    assert len(x) == 41
-    assert {0.1, 0.2, 0.3} < set(x.numpy().round(9))
+    x, y = train_points()
+    torch.testing.assert_close(x, torch.arange(-20, 21)[None].double() / 10)
     torch.testing.assert_close(y, 1 / (1 + 25 * x**2))
-    between, _ = (t.flatten() for t in test_points())
-    assert {0.05, 0.15, 0.25} < set(between.numpy().round(9))
-    torch.testing.assert_close(between, (x[:-1] + x[1:]) / 2)
+    torch.testing.assert_close(test_points()[0], (x[:, :-1] + x[:, 1:]) / 2)
 
 
 def features(x, degree):
@@ -56,12 +53,6 @@ def test_weight_decay_is_the_l2_penalty_of_the_exact_solution():
     np.testing.assert_allclose(curve.weights.detach(), exact, atol=1e-4)
 
 
-def test_sizes_that_make_no_fit_are_refused():
-    for degree in (-1, 101):
-        with pytest.raises(UserError, match="between 0 and 100"):
-            Curve(degree)
-
-
 def test_the_largest_eigenvalue_is_found_also_from_its_own_vector():
     matrix = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
     matrix = matrix + matrix.T - 30 * torch.eye(300)  # another one is larger in size
@@ -80,8 +71,6 @@ def test_the_curvature_of_a_quadratic_is_measured_as_its_optimizer_sees_it(momen
     expected = 10 / (22 * 0.1) if adam else 10
     assert [step for step, *_ in watch.measured] == [1, 4]
     assert watch.measured[0][1:] == pytest.approx((expected, edge), rel=1e-4)
-    with pytest.raises(UserError, match="max_share=0"):
-        Sharpness(max_share=0)
 
 
 class TwoRates(LabModule):

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.autograd.functional import hessian
 
 from anneal import read_checkpoint
-from anneal.report.page import read
-from anneal.runs.run import labelled
 from examples.optimizers import curve
 from examples.optimizers.curve import CurveFit
-from examples.optimizers.figures import PAGES, ROOT, commands, folder_of, run_training
+from examples.optimizers.figures import PAGES, ROOT, commands, execute, folder_of
 from examples.optimizers.functions import find
 from examples.optimizers.trajectories import Trajectory, ends_in
+from examples.optimizers.views import curves_of
 
 PAGE = PAGES[0]
 CONFIGS = ROOT / "examples/optimizers/configs"
@@ -31,14 +31,14 @@ def runs():
     found = {}
     with folder_of(PAGE):
         for words in commands(PAGE):
-            if words[0] == "sweep" or words[0].startswith("--config="):
-                assert not run_training(words)
+            if words[0] not in ("figures", "gallery"):
+                assert not execute(words)
             if words[0].startswith("--config="):
                 name = words[-1].removeprefix("--run_name=")
                 saved = read_checkpoint(Path(f"runs/{name}/checkpoints/last.ckpt"))
                 walk = saved.get("walk")
                 found[name] = Trajectory(**walk) if walk else CurveFit(**saved["fit"])
-        digits = {run.name: run.curve("val/loss").y for run in labelled(read(["runs/sweeps/*"]))}
+        digits = {run.name: run.curve("val/loss").y for run in curves_of(["runs/sweeps/*"])}
     return found | {"digits": digits}
 
 
@@ -62,7 +62,7 @@ def facts(runs):
         return float(v.abs().max() / run.gradients[:, i].abs().max())
 
     paths = {name: run for name, run in runs.items() if isinstance(run, Trajectory)}
-    names = {**vars(math), **vars(curve), **runs, **locals(), "find": find}
+    names = {**vars(math), **vars(curve), **runs, **locals(), "find": find, "hessian": hessian}
     names["x"] = {name: run.path[:, 0, 0] for name, run in paths.items()}
     names["losses"] = {name: run.losses[-1, 0] for name, run in paths.items()}
     names["ends"] = lambda name: ends_in(find(runs[name].function), runs[name].path[-1])
