@@ -225,6 +225,7 @@ WRONG_VALUE = [
         f"'EarlyStoping' is no Callback; did you mean EarlyStopping?{IMPORT_PATH}",
     ),
     ("model.optimizer", "collections.OrderedDict", "'collections.OrderedDict' is no Optimizer"),
+    ("model.optimizer", "os.path", "'os.path' is no Optimizer"),
     (
         "model.optimizer",
         "torch.optim.SGDD",
@@ -274,6 +275,12 @@ def test_an_unknown_option_is_named_with_the_nearest(error, key, value, of, righ
 def test_an_unknown_key_is_named_with_its_file(error, in_tmp, key, value, of, right):
     wanted = f"configs/my.yaml: {key}: no such key{of}; did you mean {right}?"
     assert error(f"--config={write(key, value)}") == wanted
+
+
+def test_an_option_that_is_gone_is_not_offered_again(error, in_tmp):
+    file = write("verbose", "true")
+    assert error(f"--config={file}") == f"{file}: verbose: no such key"
+    assert "did you mean" not in error("test", f"--config={file}", "--verbose=true")
 
 
 @pytest.mark.parametrize(("key", "value", "wanted"), WRONG_VALUE)
@@ -354,6 +361,12 @@ def test_the_flag_is_to_blame_and_not_the_file_with_the_right_key(error, in_tmp)
         ("abc\n", "has no settings, such as 'seed_everything: 0'"),
         ("a: [2\nb: }\n", "is no YAML: line 2, column 2, "),
         ("\tmodel: TinyNet\n", "is no YAML: line 1, column 1, found character"),
+        ("a: 2026-99-99\n", "is no YAML: month must be in 1..12"),
+        ("a: !!int x\n", "is no YAML: invalid literal for int() with base 10: 'x'"),
+        ("a: !!bool x\n", "is no YAML: 'x'"),
+        ("a: !!timestamp x\n", "is no YAML: "),
+        ('a: !!float ""\n', "is no YAML: string index out of range"),
+        ('a: "\\uDC80"\nb: ' + 3000 * "[" + 3000 * "]", "is no YAML: maximum recursion depth"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(error, in_tmp, content, wanted):

@@ -152,9 +152,9 @@ class Config:
             inner, value = next(iter(value.items()))
             name = f"{name}.{inner}"
         key = typed_key(prefix + name)
-        names = set(option_names(scope.schema))
+        names, others = set(option_names(scope.schema)), self._keys - {key}
         near = nearest(key.removeprefix(scope.prefix), names)
-        near = scope.prefix + near if near else nearest(key, () if scope.owner else self._keys)
+        near = scope.prefix + near if near else nearest(key, () if scope.owner else others)
         if scope.owner or self._file:
             few = sorted(names) if not near and 0 < len(names) < 16 else []
             of = f" of {scope.owner}" if scope.owner else ""
@@ -162,7 +162,7 @@ class Config:
             there = f"; there are {', '.join(few)}" if few else ""
             self._error(key, f"no such {'key' if self._file else 'option'}{of}{meant}{there}")
         else:
-            self._error(key, no_option(key, names | self._keys | BESIDE))
+            self._error(key, no_option(key, names | others | BESIDE))
 
     def _put(self, into: Tree, name: str, value: Any, of: Any, scope: Scope, key: str) -> None:
         """Set one name: a group, a class with its arguments, or a value."""

@@ -198,7 +198,7 @@ def resolve(name: Any, hint: Any) -> Any:
         near = did_you_mean(last, names)
         raise UserError(f"can't import {name}: {first_line(e)}{near}") from e
     is_other = isinstance(found, type) and not issubclass(found, tuple(bases))
-    if is_other or not hasattr(found, "__name__"):
+    if is_other or not callable(found) or not hasattr(found, "__name__"):
         raise UserError(f"'{name}' is no {kind}{did_you_mean(last, names)}")
     return found
 

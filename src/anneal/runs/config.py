@@ -27,7 +27,8 @@ def read_yaml(text: str, label: object) -> dict[str, Any]:
         if root and _count(root, {}) > MOST:
             raise UserError(f"{label}: its aliases make more than {MOST:,} values of it")
         tree: Any = yaml.load(text, Loader=loader)
-    except yaml.YAMLError as e:
+    # The others are of values that look like a date or a number, and are none.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}, " if mark else ""
         problem = getattr(e, "problem", None) or " ".join(str(e).split())
