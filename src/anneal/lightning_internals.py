@@ -48,6 +48,18 @@ def validation_is_due(trainer: Trainer) -> bool:
     return due
 
 
+def validates_before_next_step(trainer: Trainer) -> bool:
+    """Return whether a validation comes within the accumulation that begins with the next batch."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    due = False
+    for _ in range(1, trainer.accumulate_grad_batches):
+        progress.increment_ready()
+        due = due or validation_is_due(trainer)
+    for counter in (progress.current, progress.total):
+        counter.ready -= trainer.accumulate_grad_batches - 1
+    return due
+
+
 def unscales(optimizer: Optimizer) -> bool:
     """Return whether an optimizer's step takes the gradients that fp16 has scaled."""
     return _optimizer_handles_unscaling(optimizer)

@@ -45,6 +45,17 @@ def test_a_disturbed_run_becomes_what_it_would_have_been(folder, cell):
     assert disturb(folder, cell) == []
 
 
+def test_a_validation_within_an_accumulation_leaves_each_row_once(folder):
+    """Nor are the weights others: what the resumed run makes again, it makes the same way."""
+    every = "--trainer.val_check_interval=3"
+    shared = [*command(folder, Cell("kill", "inside", "same", "accumulate")), every]
+    leg(folder, *shared, "--run_name=rows")
+    again = (*shared, "--run_name=again", "--resume=auto")  # from step 3, which is batch 4
+    assert leg(folder, *again, alone=True, COURSE_END="kill batch 1 7")[0] == -9
+    leg(folder, *again, COURSE_LEG="2")
+    assert differences(folder / "runs" / "again", folder / "runs" / "rows") == []
+
+
 def test_processes_come_and_go_and_each_sample_comes_once(folder):
     """The batches hold the same samples, so the weights differ by how sums are rounded."""
     shared = [*command(folder, Cell("kill", "inside", "same", "default")), "--data.noise=false"]

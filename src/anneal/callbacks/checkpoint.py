@@ -11,7 +11,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from anneal.errors import UserError
-from anneal.lightning_internals import is_between_steps, steps_after_this_batch, validation_is_due
+from anneal.lightning_internals import (
+    is_between_steps,
+    steps_after_this_batch,
+    validates_before_next_step,
+    validation_is_due,
+)
 from anneal.optim.callback import ScheduleCallback
 from anneal.progress import in_training
 from anneal.runs.folder import AT_STEP, LAST
@@ -88,6 +93,8 @@ class Checkpoint(ModelCheckpoint):
         step = trainer.global_step
         due = bool(self.last_every) and step % self.last_every == 0  # type: ignore[operator]
         due = due or _kept_step(trainer) is not None
+        # Within an accumulation there is nothing to go on from, so what is before it is saved.
+        due = due or (is_between_steps(trainer) and validates_before_next_step(trainer))
         if self.last_interval is not None:
             late = time.monotonic() - self.last_time >= self.last_interval.total_seconds()
             due = due or trainer.strategy.broadcast(late)
@@ -100,8 +107,12 @@ class Checkpoint(ModelCheckpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, so that what was trained is not lost in a long validation."""
-        if in_training(trainer):
+        if not in_training(trainer):
+            return
+        if steps_after_this_batch(trainer):
             self._save_last(trainer)
+        elif trainer.global_step != self.last_step:  # a time said when, which is not foreseen
+            self._due = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A resumed run that ends before it validates has no metric, which is no mistake.
