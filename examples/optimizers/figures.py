@@ -41,11 +41,16 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--title", default="", help="what the figure shows, written above it")
     parser.add_argument("--show", choices=SHOWN, help="another view of them")
     options = parser.parse_args(args)
-    if options.runs:
-        print(draw(**vars(options)))
-    else:
-        for page in PAGES:
-            render(page)
+    if not options.runs and vars(options) != vars(parser.parse_args([])):
+        raise UserError("figures: options are of a figure of runs: name a RUN, or leave them out")
+    try:
+        if options.runs:
+            print(draw(**vars(options)))
+        else:
+            for page in PAGES:
+                render(page)
+    except OSError as e:
+        raise UserError(f"can't write {e.filename or options.output}: {e.strerror or e}") from e
     return 0
 
 

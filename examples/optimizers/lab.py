@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from anneal import command, make_generator
+from anneal import UserError, command, make_generator
 from examples.optimizers import COMMANDS
 from examples.optimizers.functions import BUILT_IN
 
@@ -20,8 +20,11 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, default="lab.html", help="file or folder")
     output = parser.parse_args(args).output
     output = output / "lab.html" if output.is_dir() else output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page(), encoding="utf-8")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(page(), encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"can't write {output}: {e.strerror}") from e
     print(output)
     return 0
 

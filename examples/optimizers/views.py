@@ -158,7 +158,14 @@ def jumps(run: "Run") -> list[Jump]:
 
 
 def draw_ladder(runs: "list[Run]", title: str) -> Figure:
-    """Draw a column for each: the accuracy of its validations over its learning rate."""
+    """Draw a column for each: the accuracy of its validations over its learning rate.
+
+    Raises:
+        UserError: One of them has not logged both.
+    """
+    for run in runs:
+        if "lr" not in run.families or "val/acc" not in run.metrics:
+            raise UserError(f"--show=ladder: {run.name} has no lr or no val/acc in its metrics")
     figure = titled(title, 4.8)
     shared: Any = {"sharex": "col", "sharey": "row", "height_ratios": [3, 1], "squeeze": False}
     for (top, bottom), run in zip(figure.subplots(2, len(runs), **shared).T, runs, strict=True):

@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 
 from anneal.runs.run import Run
+from examples.optimizers import lab
 from examples.optimizers.figure import looks_like
 from examples.optimizers.figures import ROOT, commands, main
 from examples.optimizers.views import curves_of, jumps
@@ -39,6 +40,21 @@ def test_the_figure_of_the_page_is_drawn_by_its_command(tmp_path, monkeypatch):
     path = FIGURE[FIGURE.index("-o") + 1]
     assert looks_like(Image.open(path).convert("RGB"), ROOT / path)
     assert f"]({Path(path).relative_to('docs')})" in PAGE.read_text()
+
+
+def test_what_can_not_be_drawn_is_one_line(tmp_path, capsys):
+    shutil.copytree(STORED / "ladder-000", tmp_path / "it")
+    (tmp_path / "it/metrics.csv").write_text("step,epoch,val/loss\n0,0,1\n1,1,0.5\n")
+    ladder = [str(tmp_path / "it"), "--show=ladder"]
+    blocked = ["-o", str(tmp_path / "it/config.yaml/new.png")]
+    for words in ladder, ["--show=ladder"], [str(STORED), "--show=ladder", *blocked]:
+        assert main(words) == 2
+    assert lab.main(blocked) == 2
+    no_metric, no_run, *no_file = capsys.readouterr().err.splitlines()
+    assert no_metric == "error: --show=ladder: it has no lr or no val/acc in its metrics"
+    assert no_run.startswith("error: figures: options are of a figure of runs")
+    assert all(line.startswith("error: can't write ") for line in no_file)
+    assert len(no_file) == 2
 
 
 def test_a_short_run_jumps_too(run):
