@@ -401,6 +401,14 @@ def test_aliases_that_make_billions_of_a_few_lines_are_refused(error, in_tmp, de
     assert line.startswith("configs/my.yaml: its aliases make more than 100,000")
 
 
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "b:\n  a: 1\n  a: {}", "[{a: 1, a: 1}]"])
+def test_a_key_that_stands_twice_is_named_with_its_line(error, in_tmp, text):
+    Path("configs/my.yaml").write_text(text)
+    line = error("--config=configs/my.yaml")
+    assert line.startswith(f"configs/my.yaml is no YAML: line {text.count(chr(10)) + 1}, column ")
+    assert line.endswith("a second 'a' beside that above it")
+
+
 def test_a_missing_file_is_named_with_the_nearest(error, in_tmp):
     file = write("seed_everything", 0)
     wanted = f"--config: no such file: configs/mi.yaml; did you mean {file}?"

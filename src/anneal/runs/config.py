@@ -40,11 +40,22 @@ def read_yaml(text: str, label: object) -> dict[str, Any]:
 
 
 def _count(node: yaml.Node, counted: dict[int, float]) -> float:
-    """Return the number of values when each alias is replaced by what it stands for."""
+    """Return the number of values when each alias is replaced by what it stands for.
+
+    Raises:
+        yaml.YAMLError: A mapping has a key twice, of which YAML's loader takes the last.
+    """
     if id(node) not in counted:
         counted[id(node)] = math.inf  # if it is met again before its own count is done
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         inner = [n for part in parts for n in (part if isinstance(part, tuple) else [part])]
+        keys = inner[::2] if isinstance(node, yaml.MappingNode) else []
+        known: set[str] = set()
+        for key in (key for key in keys if isinstance(key, yaml.ScalarNode)):
+            if key.value in known:
+                problem = f"a second '{key.value}' beside that above it"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            known.add(key.value)
         counted[id(node)] = 1 + sum(_count(n, counted) for n in inner)
     return counted[id(node)]
 
