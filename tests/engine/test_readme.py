@@ -32,7 +32,7 @@ ELSEWHERE = {
     "docs/optimizers.md": "examples/optimizers/tests/test_figures.py",
     "docs/runs.md": "tests/engine/test_replay.py",
     "docs/your-own.md": "tests/engine/test_your_own.py",
-    "docs/sharpness.md": "examples/optimizers/tests/test_networks.py",
+    "docs/sharpness.md": "examples/optimizers/tests/test_real_networks.py",
     "docs/sweeps.md": "tests/engine/test_sweep.py",
     "docs/race.md": "tests/engine/test_race.py",
     "docs/tasks.md": "tests/engine/test_tasks.py",
