@@ -22,11 +22,12 @@ def read_yaml(text: str, label: object) -> dict[str, Any]:
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     loader = yaml.SafeLoader if "\\uDC" in text else fast
     try:
-        root = yaml.compose(text, Loader=loader)
+        parser = loader(text)
+        root = parser.get_single_node()
         # A few nested aliases can make billions of values of some lines.
         if root and _count(root, {}) > MOST:
             raise UserError(f"{label}: its aliases make more than {MOST:,} values of it")
-        tree: Any = yaml.load(text, Loader=loader)
+        tree: Any = parser.construct_document(root) if root else None
     # The others are of values that look like a date or a number, and are none.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
@@ -40,24 +41,26 @@ def read_yaml(text: str, label: object) -> dict[str, Any]:
 
 
 def _count(node: yaml.Node, counted: dict[int, float]) -> float:
-    """Return the number of values when each alias is replaced by what it stands for.
-
-    Raises:
-        yaml.YAMLError: A mapping has a key twice, of which YAML's loader takes the last.
-    """
+    """Return the number of values when each alias is replaced by what it stands for."""
     if id(node) not in counted:
         counted[id(node)] = math.inf  # if it is met again before its own count is done
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         inner = [n for part in parts for n in (part if isinstance(part, tuple) else [part])]
-        keys = inner[::2] if isinstance(node, yaml.MappingNode) else []
-        known: set[str] = set()
-        for key in (key for key in keys if isinstance(key, yaml.ScalarNode)):
+        if isinstance(node, yaml.MappingNode):
+            _refuse_second(inner[::2])
+        counted[id(node)] = 1 + sum(_count(n, counted) for n in inner)
+    return counted[id(node)]
+
+
+def _refuse_second(keys: list[yaml.Node]) -> None:
+    """Raise YAMLError if a mapping has a key twice, of which YAML's loader takes the last."""
+    known: set[str] = set()
+    for key in keys:
+        if isinstance(key, yaml.ScalarNode):
             if key.value in known:
                 problem = f"a second '{key.value}' beside that above it"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             known.add(key.value)
-        counted[id(node)] = 1 + sum(_count(n, counted) for n in inner)
-    return counted[id(node)]
 
 
 def parse(text: str, where: object) -> dict[str, Any]:
