@@ -4,7 +4,8 @@ import io
 import logging
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,18 @@ def save(figure: Figure, path: Path) -> None:
     image = Image.open(file).convert("RGB")  # no palette, which would shift colours
     if path.is_file() and looks_like(image, path):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, optimize=True)
+    with written(path):
+        image.save(path, optimize=True)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Make the folder of a file; what writes it within fails in one line."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as e:
+        raise anneal.UserError(f"can't write {path}: {e.strerror or e}") from e
 
 
 def looks_like(image: Image.Image, path: Path) -> bool:

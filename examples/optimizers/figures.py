@@ -43,14 +43,11 @@ def main(args: list[str] | None = None) -> int:
     options = parser.parse_args(args)
     if not options.runs and vars(options) != vars(parser.parse_args([])):
         raise UserError("figures: options are of a figure of runs: name a RUN, or leave them out")
-    try:
-        if options.runs:
-            print(draw(**vars(options)))
-        else:
-            for page in PAGES:
-                render(page)
-    except OSError as e:
-        raise UserError(f"can't write {e.filename or options.output}: {e.strerror or e}") from e
+    if options.runs:
+        print(draw(**vars(options)))
+    else:
+        for page in PAGES:
+            render(page)
     return 0
 
 
@@ -67,7 +64,6 @@ def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: 
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"there is no {missing[0]}, which holds what is drawn")
     saved = [read_checkpoint(file) for file in files]
-    path.parent.mkdir(parents=True, exist_ok=True)
 
     def all_of(read: Callable[[Any], Any]) -> list[Any]:
         with suppress(KeyError):

@@ -17,7 +17,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from examples.optimizers.figure import COLOURS, GREY, MARKS, contours, legend, mark_minima, titled
+from examples.optimizers.figure import (
+    COLOURS,
+    GREY,
+    MARKS,
+    contours,
+    legend,
+    mark_minima,
+    titled,
+    written,
+)
 from examples.optimizers.functions import Function, find
 
 CHECKPOINT_KEY = "walk"  # under which checkpoints have held a trajectory from the start
@@ -82,7 +91,8 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
     shades = np.array([*(np.array([to_rgb(one) for one in style]) * 255).round(), *common])
     frames = [_indexed(image, shades.astype(int)) for image in images]
     times = [80] * (len(frames) - 1) + [2000]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+    with written(path):
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
 
 
 def _indexed(image: Image.Image, shades: np.ndarray) -> Image.Image:

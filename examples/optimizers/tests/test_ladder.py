@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from anneal.runs.run import Run
-from examples.optimizers import lab
+from examples.optimizers import gallery, lab
 from examples.optimizers.figure import looks_like
 from examples.optimizers.figures import ROOT, commands, main
 from examples.optimizers.views import curves_of, jumps
@@ -49,12 +49,12 @@ def test_what_can_not_be_drawn_is_one_line(tmp_path, capsys):
     blocked = ["-o", str(tmp_path / "it/config.yaml/new.png")]
     for words in ladder, ["--show=ladder"], [str(STORED), "--show=ladder", *blocked]:
         assert main(words) == 2
-    assert lab.main(blocked) == 2
+    assert lab.main(blocked) == gallery.main(["saddle", *blocked]) == 2
     no_metric, no_run, *no_file = capsys.readouterr().err.splitlines()
     assert no_metric == "error: --show=ladder: it has no lr or no val/acc in its metrics"
     assert no_run.startswith("error: figures: options are of a figure of runs")
     assert all(line.startswith("error: can't write ") for line in no_file)
-    assert len(no_file) == 2
+    assert len(no_file) == 3
 
 
 def test_a_short_run_jumps_too(run):
