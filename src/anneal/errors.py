@@ -105,6 +105,15 @@ def reading(file: Path) -> Iterator[None]:
         raise UserError(f"{file} can't be read: {type(e).__name__}: {first_line(e)}") from e
 
 
+@contextmanager
+def in_a_line(what: object, status: int = 2) -> Iterator[None]:
+    """Say in a line what the system refuses: a path, or what can't be done to it."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{what}: {e.strerror or first_line(e)}", status) from e
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an exception says, or its type's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

@@ -59,9 +59,10 @@ def test_one_process_fails_and_all_end_with_its_reason_as_the_last_line(
     assert sum("Traceback" in line for line in lines) <= (how == "bug")
 
 
-def test_a_picture_that_only_the_second_process_reads_is_the_last_line(tmp_path):
+def test_a_picture_that_only_the_second_process_reads_is_the_last_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = photos.image_folder(tmp_path / "data", train=4, val=2)
-    pictures = ImageFolder.splits(root, tmp_path / "cache")["train"]
+    pictures = ImageFolder.splits(root)["train"]
     # The second place of the first epoch's order is the second process's.
     bad = Path(pictures.path(int(pictures.order(make_generator(0, 0))[1])))
     bad.write_bytes(bad.read_bytes()[:400])

@@ -23,9 +23,8 @@ REASONS = {
     "404": "there is no such file",
     "AccessDenied": "access denied",
     "403": "access denied",
-    "NoCredentialsError": (
-        "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    ),
+    "NoCredentialsError": "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+    "AWS_PROFILE",
 }
 
 
@@ -160,10 +159,9 @@ class Cached:
         with _locked(self.home / "lock"):
             part.unlink(missing_ok=True)
             found = []
-            for path in self.home.rglob("*"):
+            for path in (p for p in self.home.rglob("*") if p.suffix in (".bin", ".part")):
                 with suppress(FileNotFoundError):
-                    if path.suffix in (".bin", ".part"):
-                        found.append((path.stat().st_mtime, path.stat().st_size, path))
+                    found.append((path.stat().st_mtime, path.stat().st_size, path))
             used = sum(s for _, s, _ in found)
             bound = min(self.max_bytes, used + shutil.disk_usage(self.home).free - SPARE)
             excess = used + size - bound
@@ -197,19 +195,16 @@ def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
 def _remove(path: Path) -> bool:
     """Remove a file unless anybody holds it, and return whether it is gone."""
     try:
-        with path.open("rb") as file:
+        with suppress(FileNotFoundError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
     except BlockingIOError:
         return False
-    except FileNotFoundError:
-        pass
     return True
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
     """Whether an open file is still the one of that name."""
-    try:
+    with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+    return False

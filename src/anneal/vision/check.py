@@ -131,9 +131,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         figure = summarize(ImageFolder.splits(root, layout=layout))
     except UserError as e:
-        if any(
-            (layout.labels, layout.label_pattern, root.is_dir() and split_folders(base_of(root)))
-        ):
+        listed = layout.labels or layout.label_pattern
+        if listed or (root.is_dir() and split_folders(base_of(root))):
             raise
         print(f"not to train on as it is: {e}")
     else:

@@ -16,19 +16,13 @@ from anneal.data.sampler import EpochSampler, balanced, derive_seed, global_seed
 from anneal.errors import UserError
 from anneal.progress import resume_position
 from anneal.system import cores
+from anneal.vision import transforms
 from anneal.vision.files import ImageFiles, ImageSource, missing
 from anneal.vision.index import ImageFolder
 from anneal.vision.layouts import Layout
 from anneal.vision.loader import CPU, DecodedDataset, ImageLoader, UnreadableImage
 from anneal.vision.raw import PIXELS, CroppedDataset, RawImages
 from anneal.vision.splits import strata
-from anneal.vision.transforms import (
-    MixUpCutMix,
-    ProgressiveResizing,
-    TrainTransform,
-    Transform,
-    ValTransform,
-)
 
 
 class ImageFolderDataModule(Layout, LightningDataModule):
@@ -67,8 +61,6 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         max_broken: How many may be skipped.
         in_memory: Whether the pixels of `shards --raw` are kept in the device's memory and cropped
             there, without workers; not with `augment`, `erasing` or bicubic interpolation.
-        cache_dir: Where the list of files, and shards from a bucket, are kept for the next run;
-            None: ~/.cache/anneal.
         predict_path: What to predict: a file, a folder or a pattern such as 'photos/*.jpg'.
         **kwargs: Those of `Layout`.
     """
@@ -79,7 +71,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         batch_size: int = 32,
         num_workers: int | None = None,
         train_size: int = 224,
-        progressive: ProgressiveResizing | None = None,
+        progressive: transforms.ProgressiveResizing | None = None,
         val_resize: int = 256,
         val_size: int = 224,
         scale: tuple[float, float] = (0.08, 1.0),
@@ -95,7 +87,6 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         broken: Literal["raise", "skip"] = "raise",
         max_broken: int = 100,
         in_memory: bool = False,
-        cache_dir: Path | None = None,
         predict_path: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -116,21 +107,19 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         self.broken = broken
         self.max_broken = max_broken
         self.in_memory = in_memory
-        self.cache_dir = cache_dir
         self.predict_path = predict_path
-        self._train_transform = TrainTransform(
-            scale, interpolation, antialias, flip, augment, erasing
-        )
+        resized = interpolation, antialias
+        self._train_transform = transforms.TrainTransform(scale, *resized, flip, augment, erasing)
         self.image_shape = (3, val_size, val_size)
         self.input_description = (
             f"RGB, the short side resized to {val_resize} ({interpolation}, "
             f"antialias={str(antialias).lower()}), then the centre of {val_size}x{val_size}"
         )
-        self.val_transform = ValTransform(val_resize, val_size, interpolation, antialias)
+        self.val_transform = transforms.ValTransform(val_resize, val_size, *resized)
         self.class_names: list[str] | None = None
         self.splits: dict[str, Any] = {}
         self.skipped: dict[str, str] = {}
-        self.mix: MixUpCutMix | None = None
+        self.mix: transforms.MixUpCutMix | None = None
 
     def prepare_data(self) -> None:
         """Make the list of files; Lightning calls this in one process of each machine."""
@@ -138,10 +127,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
             return
         splits = self.splits or self.find_splits()
         if self.trainer and self.trainer.state.fn == "test" and "test" not in splits:
-            raise UserError(
-                f"data.root: {self.root} has no folder test: use validate, or train with "
-                "data.test_split"
-            )
+            how = "use validate, or train with data.test_split"
+            raise UserError(f"data.root: {self.root} has no folder test: {how}")
 
     def setup(self, stage: str | None = None) -> None:
         """Find the images, once."""
@@ -154,9 +141,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         if self.task == "regression" and (self.mixup or self.cutmix or self.sampler):
             raise UserError("data: mixup, cutmix and sampler are for classes, not for regression")
         if self.sampler and type(train).order is not ImageSource.order:
-            raise UserError(
-                "data.sampler: shards are read in their order; model.class_weight helps"
-            )
+            raise UserError("data.sampler: shards have an order; model.class_weight helps")
         if self.in_memory and not isinstance(train, RawImages):
             raise UserError(f"data.in_memory: {self.wait_advice}")
         for split, pictures in self.splits.items():
@@ -166,7 +151,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
                 shown = ", ".join(none[:3]) + (", ..." if len(none) > 3 else "")
                 rank_zero_warn(f"{self.root}: {split} has none of {len(none)} classes: {shown}")
         if self.mixup or self.cutmix:
-            self.mix = MixUpCutMix(self.mixup, self.cutmix, len(names))
+            self.mix = transforms.MixUpCutMix(self.mixup, self.cutmix, len(names))
 
     @property
     def has_test(self) -> bool:
@@ -180,7 +165,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
             return "more --data.num_workers, a smaller --short_side or --data.in_memory=true"
         return f"pixels need no decoding: python train.py shards {self.root} OUT --raw"
 
-    def train_transform(self) -> Transform:
+    def train_transform(self) -> transforms.Transform:
         """Return what makes a training image: a function of (3, H, W) uint8 and a size in pixels.
 
         A subclass may return another one. Its random numbers are torch's.
@@ -205,11 +190,9 @@ class ImageFolderDataModule(Layout, LightningDataModule):
 
     def predict_dataloader(self) -> ImageLoader:
         """Return the images of `predict_path`, or the validation images."""
-        if self.predict_path:
-            self.predicted: ImageSource = ImageFiles.find(self.predict_path)
-        else:
-            self.predicted = self.splits["val"]
-        return self._batches(self.predicted, self.val_transform, "predict")
+        own = ImageFiles.find(self.predict_path) if self.predict_path else self.splits["val"]
+        self.predicted: ImageSource = own
+        return self._batches(own, self.val_transform, "predict")
 
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
@@ -232,13 +215,13 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         if self.root.startswith("s3://") or list(Path(self.root).glob("train/index.json")):
             from anneal.vision.streaming import ImageShards
 
-            return ImageShards.splits(self.root, self.cache_dir)
+            return ImageShards.splits(self.root)
         if list(Path(self.root).glob(f"*/{PIXELS}")):
             return RawImages.splits(Path(self.root))
-        return ImageFolder.splits(Path(self.root), self.cache_dir, Layout.of(self))
+        return ImageFolder.splits(Path(self.root), Layout.of(self))
 
     def _batches(
-        self, pictures: ImageSource, transform: Transform, split: str, **share: Any
+        self, pictures: ImageSource, transform: transforms.Transform, split: str, **share: Any
     ) -> ImageLoader:
         share |= share_of(self.trainer, split == "train")
         world = share["world_size"]
@@ -246,7 +229,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         device = self.trainer.strategy.root_device if self.trainer else CPU
         dataset: DecodedDataset = DecodedDataset(pictures, transform, self.size_of, global_seed())
         workers = self.num_workers
-        crops = type(transform) is TrainTransform and transform.only_crops
+        crops = type(transform) is transforms.TrainTransform and transform.only_crops
         if crops and isinstance(pictures, RawImages):
             on_device = self.in_memory and self._train_transform.interpolation == "bilinear"
             where, workers = (device, 0) if on_device else (CPU, workers)
@@ -276,9 +259,8 @@ class ImageFolderDataModule(Layout, LightningDataModule):
             return
         rank_zero_warn(f"left out, {n} so far: {image.path}: {image.reason}")
         if n > self.max_broken:
-            raise UserError(
-                f"{n} pictures can't be read, more than data.max_broken={self.max_broken}", status=1
-            )
+            more = f"more than data.max_broken={self.max_broken}"
+            raise UserError(f"{n} pictures can't be read, {more}", status=1)
 
 
 def at_least(least: int, **values: float) -> None:

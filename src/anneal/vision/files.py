@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
 
-from anneal.errors import UserError
+from anneal.errors import UserError, in_a_line
 from anneal.vision.decode import UnreadableImageError, decode, formats
 
 MAX_BYTES = 1 << 30
@@ -85,7 +85,8 @@ class ImageFiles(ImageSource):
         if path.is_file():
             return cls([path])
         found = walk(path, {}) if path.is_dir() else _matching(where)
-        pictures, others = sort_out(path := path if path.is_dir() else Path(), found)
+        path = path if path.is_dir() else Path()
+        pictures, others = sort_out(path, found)
         if not pictures:
             raise UserError(f"{where}: there is no picture{left_out(others)}")
         if others:
@@ -108,12 +109,9 @@ def _matching(pattern: str) -> Iterator[str]:
 
 def entries(folder: Path) -> list[tuple[str, bool]]:
     """Return name and whether it is a folder of all in a folder that is not hidden, in order."""
-    try:
-        with os.scandir(folder) as found:
-            # os.path.isdir also knows what to say of a link to itself.
-            kinds = [(e.name, os.path.isdir(e) if e.is_symlink() else e.is_dir()) for e in found]
-    except OSError as e:
-        raise UserError(f"{folder}: {e.strerror}") from e
+    with in_a_line(folder), os.scandir(folder) as found:
+        # os.path.isdir also knows what to say of a link to itself.
+        kinds = [(e.name, os.path.isdir(e) if e.is_symlink() else e.is_dir()) for e in found]
     return sorted((name, is_folder) for name, is_folder in kinds if not is_hidden(name))
 
 
@@ -139,12 +137,9 @@ def stamp(path: Path) -> str:
 
     Times say nothing in a bucket that is mounted or an archive that was unpacked.
     """
-    try:
-        is_folder = path.is_dir()
-        names = os.fsencode("\0".join(sorted(os.listdir(path)))) if is_folder else b""
-        return hashlib.sha256(names if is_folder else path.read_bytes()).hexdigest()
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}") from e
+    with in_a_line(path):
+        names = os.fsencode("\0".join(sorted(os.listdir(path)))) if path.is_dir() else None
+        return hashlib.sha256(path.read_bytes() if names is None else names).hexdigest()
 
 
 def pack(paths: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:

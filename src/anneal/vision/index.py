@@ -25,17 +25,14 @@ class ImageFolder(ImageSource):
         self.notes = notes
 
     @classmethod
-    def splits(
-        cls, root: Path, cache_dir: Path | None = None, layout: Layout | None = None
-    ) -> dict[str, "ImageFolder"]:
+    def splits(cls, root: Path, layout: Layout | None = None) -> dict[str, "ImageFolder"]:
         """Return `train`, `val` and, if there is one, `test` of a folder.
 
-        The index is kept for the next run, in ~/.cache/anneal by default. It is made again when a
-        name in any folder below `root`, or the table of labels, has changed.
+        The index is kept for the next run, in `cache_folder`. It is made again when a name in any
+        folder below `root`, or the table of labels, has changed.
         """
         layout = layout or Layout()
-        key = key_of(layouts.base_of(root), layout)
-        cache = (cache_dir or cache_folder()) / f"index-{key}"
+        cache = cache_folder() / f"index-{key_of(layouts.base_of(root), layout)}"
         if (index := _load(cache)) is None:
             index = layouts.scan(root, layout)
             _store(cache, index)

@@ -174,9 +174,8 @@ def crop_one_by_one(t: TrainTransform, pixels: Tensor, boxes: Tensor, size: int)
     # With its first dimension before the channels are moved, torch knows the layout for what it is.
     outs = images[:, None].permute(0, 1, 4, 2, 3)
     for out, (first, row, height, width, flip) in zip(outs, boxes.T.tolist(), strict=True):
-        part = pixels.as_strided(
-            (1, height, width, 3), (3 * row * height, 3 * row, 3, 1), 3 * first
-        )
+        strides = 3 * row * height, 3 * row, 3, 1
+        part = pixels.as_strided((1, height, width, 3), strides, 3 * first)
         part = part.flip(2) if flip else part.contiguous()
         resize_into(out, part.permute(0, 3, 1, 2), t.interpolation, t.antialias)
     return images

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from anneal.data.sampler import make_generator
-from anneal.errors import UserError, command
+from anneal.errors import UserError, command, in_a_line
 from anneal.system import cores
 from anneal.vision.decode import UnreadableImageError, decode
 from anneal.vision.files import pack
@@ -75,9 +75,8 @@ def convert(
     loader = DataLoader(encoded, None, sampler=order, num_workers=num_workers)
     opened: Any = (out / PIXELS).open("wb") if encoded.raw else _shards(out)
     with opened as file:
-        for index, data, reason in tqdm(
-            loader, out.name, len(order), unit=" pictures", disable=None
-        ):
+        bar = tqdm(loader, out.name, len(order), unit=" pictures", disable=None)
+        for index, data, reason in bar:
             if data is None:
                 yield pictures.path(index), reason
                 continue
@@ -91,11 +90,9 @@ def convert(
         if not stored:
             raise UserError(f"{pictures.prefix}, {out.name}: no picture can be read")
     names, ends = pack(pictures.path(i).removeprefix(pictures.prefix) for i in stored)
-    class_names, labels = np.array(pictures.class_names), pictures.labels[stored]
-    task = np.array(pictures.task)
-    arrays: Any = {"class_names": class_names, "labels": labels, "names": names, "ends": ends}
-    arrays |= {"shapes": np.array(shapes), "sums": np.array(sums)} if encoded.raw else {}
-    np.savez_compressed(out / TABLE, task=task, **arrays)
+    arrays: Any = {"names": names, "ends": ends, "labels": pictures.labels[stored]}
+    arrays |= {"shapes": shapes, "sums": sums} if encoded.raw else {}
+    np.savez_compressed(out / TABLE, class_names=pictures.class_names, task=pictures.task, **arrays)
 
 
 @contextmanager
@@ -152,10 +149,8 @@ def run(args: Namespace) -> int:
 @command
 def main(args: list[str] | None = None) -> int:
     """Run the command; the status is 1 if an image was broken, and all others are in OUT then."""
-    parser = ArgumentParser(
-        prog="python train.py shards",
-        description="Make LitData shards, or a file of pixels, of a folder of images.",
-    )
+    about = "Make LitData shards, or a file of pixels, of a folder of images."
+    parser = ArgumentParser(prog="python train.py shards", description=about)
     parser.add_argument("folder", help="with train/CLASS/... and val/CLASS/..., or ImageNet's own")
     parser.add_argument("out", help="a new folder")
     parser.add_argument("--short_side", type=int, help="scale larger pictures down to this")
@@ -164,7 +159,5 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--num_workers", type=int, default=cores())
     parser.add_class_arguments(Layout)
     options = parser.parse_args(args)
-    try:
+    with in_a_line(options.out, status=1):
         return 1 if run(options) else 0
-    except OSError as e:
-        raise UserError(f"{e.filename or options.out}: {e.strerror or e}", status=1) from e

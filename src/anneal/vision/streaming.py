@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anneal.errors import UserError
+from anneal.errors import UserError, in_a_line
 from anneal.system import atomic_write, cache_folder
 from anneal.vision.bucket import Bucket, BucketError, Cached
 from anneal.vision.files import ImageSource
@@ -60,11 +60,10 @@ class ImageShards(ImageSource):
         self._reader: _Reader | None = None
 
     @classmethod
-    def splits(cls, root: str, cache_dir: Path | None = None) -> dict[str, "ImageShards"]:
+    def splits(cls, root: str) -> dict[str, "ImageShards"]:
         """Return `train`, `val` and, if there is one, `test` of what `train.py shards` made.
 
-        That lies in a folder or in s3://bucket/prefix, whose chunks are kept in ~/.cache/anneal if
-        no other folder is given.
+        That lies in a folder or in s3://bucket/prefix, whose chunks are kept in `cache_folder`.
         """
         need_litdata()
         opened = {}
@@ -72,7 +71,7 @@ class ImageShards(ImageSource):
         for split in SPELLED:
             try:
                 if bucket:
-                    opened[split] = cls._remote(bucket, split, cache_dir)
+                    opened[split] = cls._remote(bucket, split)
                 else:
                     folder = Path(root) / split
                     index, table = ((folder / name).read_bytes() for name in (INDEX, TABLE))
@@ -94,19 +93,17 @@ class ImageShards(ImageSource):
         return opened
 
     @classmethod
-    def _remote(cls, bucket: Bucket, split: str, cache_dir: Path | None) -> "ImageShards":
+    def _remote(cls, bucket: Bucket, split: str) -> "ImageShards":
         index, table = (bucket.get(f"{split}/{name}") for name in (INDEX, TABLE))
         url = f"{bucket.url}/{split}"
-        home = (cache_dir or cache_folder()) / "shards"
+        home = cache_folder() / "shards"
         # A folder of its own for each version of the data: no chunk in it can be of another.
         key = hashlib.sha256(b"\n".join((url.encode(), index, table))).hexdigest()
         folder = home / key[:16]
-        try:
+        with in_a_line(f"{folder}: no cache for {url} there"):
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(folder / INDEX, shared=True) as part:
                 part.write_bytes(index)
-        except OSError as e:
-            raise UserError(f"{folder}: no cache for {url} there: {e.strerror}") from e
         cache = Cached(Bucket(url, attempts=10), folder, home, MAX_CACHE)
         return cls(url, folder, index, table, cache)
 

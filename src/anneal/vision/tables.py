@@ -77,9 +77,8 @@ def _read(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path, 
             head, *rows = [row for row in found if any(row)] or [[]]
             for row in rows:
                 if len(row) != len(head):
-                    raise ValueError(
-                        f"{len(row)} cells, not {len(head)}, in the line {mark.join(row)}"
-                    )
+                    line = mark.join(row)
+                    raise ValueError(f"{len(row)} cells, not {len(head)}, in the line {line}")
             table = pd.DataFrame(rows, columns=head, dtype=object)
             table = table.loc[:, ~table.columns.duplicated()]
             if mark == ";":  # then numbers have a decimal comma
