@@ -10,13 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from anneal import lightning_internals as internals
 from anneal.errors import UserError
-from anneal.lightning_internals import (
-    is_between_steps,
-    steps_after_this_batch,
-    validates_before_next_step,
-    validation_is_due,
-)
 from anneal.optim.callback import ScheduleCallback
 from anneal.progress import in_training
 from anneal.runs.folder import AT_STEP, LAST
@@ -94,22 +89,24 @@ class Checkpoint(ModelCheckpoint):
         due = bool(self.last_every) and step % self.last_every == 0  # type: ignore[operator]
         due = due or _kept_step(trainer) is not None
         # Within an accumulation there is nothing to go on from, so what is before it is saved.
-        due = due or (is_between_steps(trainer) and validates_before_next_step(trainer))
+        due = due or (
+            internals.is_between_steps(trainer) and internals.validates_before_next_step(trainer)
+        )
         if self.last_interval is not None:
             late = time.monotonic() - self.last_time >= self.last_interval.total_seconds()
             due = due or trainer.strategy.broadcast(late)
         self._due = self._due or (due and step != self.last_step)
         trainer.should_stop, self._stop = self._stop or trainer.should_stop, False
-        if trainer.should_stop and not steps_after_this_batch(trainer):
+        if trainer.should_stop and not internals.steps_after_this_batch(trainer):
             trainer.should_stop, self._stop = False, True  # after the step that is being made
-        if self._due and is_between_steps(trainer):
+        if self._due and internals.is_between_steps(trainer):
             self._save_last(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, so that what was trained is not lost in a long validation."""
         if not in_training(trainer):
             return
-        if steps_after_this_batch(trainer):
+        if internals.steps_after_this_batch(trainer):
             self._save_last(trainer)
         elif trainer.global_step != self.last_step:  # a time said when, which is not foreseen
             self._due = True
@@ -126,7 +123,7 @@ class Checkpoint(ModelCheckpoint):
 
         A validation that is made only because the run ends is no part of its course.
         """
-        if trainer.global_step != self.last_step or validation_is_due(trainer):
+        if trainer.global_step != self.last_step or internals.validation_is_due(trainer):
             self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

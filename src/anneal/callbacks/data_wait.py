@@ -48,8 +48,7 @@ class DataWait(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         clock = Clock.of(trainer)  # which is brought up to date before
         if clock and clock.seconds > self._epoch[0]:
-            now = clock.seconds, self._waited
-            both = self._start, self._epoch
-            self.share, share = ((now[1] - waited) / (now[0] - then) for then, waited in both)
+            now, waited, both = clock.seconds, self._waited, (self._start, self._epoch)
+            self.share, share = ((waited - before) / (now - then) for then, before in both)
             log(trainer, {"data/wait": share}, logged_step(trainer) - 1)
-            self._epoch = now
+            self._epoch = now, waited

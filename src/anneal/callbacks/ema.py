@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
@@ -31,10 +31,8 @@ class EMA(EMAWeightAveraging):
             warnings.filterwarnings("ignore", ".*overrides the configure_model.*")
             super().setup(*args, **kwargs)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         # Lightning's has no public name, in 2.6.4 to 2.6.6.
         if trainer.current_epoch < self.copy_epochs and self._average_model is not None:
             self._average_model.n_averaged.zero_()  # the next update copies
-        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+        super().on_train_batch_end(trainer, *args, **kwargs)

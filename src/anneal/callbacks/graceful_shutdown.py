@@ -104,10 +104,9 @@ class GracefulShutdown(Callback):
         batch = trainer.fit_loop.total_batch_idx
         if not self._agreed and batch >= self._next:
             now = time.monotonic()
-            mine = torch.tensor(
-                [self._told, now - self._asked], device=trainer.strategy.root_device
-            )
-            told, seconds = trainer.strategy.reduce(mine, reduce_op="max").tolist()
+            strategy = trainer.strategy
+            mine = torch.tensor([self._told, now - self._asked], device=strategy.root_device)
+            told, seconds = strategy.reduce(mine, reduce_op="max").tolist()
             # So many batches were that long; the slowest process counts.
             batches = batch - self._last_batch
             self._next = batch + max(1, min(2 * batches, int(batches * EVERY / max(seconds, 1e-3))))

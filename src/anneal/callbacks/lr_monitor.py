@@ -48,18 +48,13 @@ class LearningRateMonitor(LightningLearningRateMonitor):
         is_due = is_logged(trainer, step)
         if stats == self.logged and not is_due:
             return
-        self.logged = stats
-        send = is_due or self._has_moved()
-        if send:
+        self.logged, sent = stats, self.sent
+        moved = stats.keys() != sent.keys()
+        moved = moved or any(abs(v - sent[k]) > STEP * abs(sent[k]) for k, v in stats.items())
+        if is_due or moved:
             self.sent = stats
-        log(trainer, stats, step, None if send else loggers_with(trainer, "rows_are_cheap"))
-
-    def _has_moved(self) -> bool:
-        before = self.sent
-        return self.logged.keys() != before.keys() or any(
-            abs(value - before[name]) > STEP * abs(before[name])
-            for name, value in self.logged.items()
-        )
+        send_all = is_due or moved
+        log(trainer, stats, step, None if send_all else loggers_with(trainer, "rows_are_cheap"))
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         return {"logged": self.logged, "sent": self.sent}

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from anneal.errors import UserError
+from anneal.errors import UserError, in_a_line
 from anneal.lightning_internals import callbacks_of, metrics_to_log, validation_is_due
 from anneal.optim.callback import ScheduleCallback
 from anneal.progress import in_training, loggers_with
@@ -54,10 +54,8 @@ class RunDirectory(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not any(optimizer.param_groups for optimizer in trainer.optimizers):
-            raise UserError(
-                f"{type(pl_module).__name__}.configure_optimizers returns no optimizer: nothing "
-                "would be trained"
-            )
+            owner = type(pl_module).__name__
+            raise UserError(f"{owner}.configure_optimizers returns no optimizer to train with")
         callback = ScheduleCallback.of(trainer)
         if callback and self.path.is_dir() and trainer.is_global_zero:
             rows = callback.schedule.groups()
@@ -73,11 +71,9 @@ class RunDirectory(Callback):
         if len(self.extra_rows) == 1:
             self.extra_rows += [logger.rows() for logger in loggers_with(trainer, "rows")]
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
-        checkpoint["model_class"] = f"{type(pl_module).__module__}.{type(pl_module).__qualname__}"
+        checkpoint["model_class"] = f"{type(module).__module__}.{type(module).__qualname__}"
         checkpoint["environment"] = self.environment
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["predicts"] = is_overridden("predict_dataloader", data, LightningDataModule)
@@ -103,16 +99,15 @@ class RunDirectory(Callback):
             return
         trainer.should_stop = was_stopped(checkpoint, trainer, self.config)
         step, values = checkpoint.get("step_metrics", [0, {}])
-        if not values or not trainer.is_global_zero:
-            return
-        if any(not logger.has(values, step) for logger in loggers_with(trainer, "has")):
+        tables = loggers_with(trainer, "has") if values and trainer.is_global_zero else []
+        if any(not table.has(values, step) for table in tables):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step)
 
     def _write_config(self) -> Path:
         """Write `config.yaml`; `config-2.yaml` and so on when a resumed run has other settings."""
         file = self.path / "config.yaml"
-        try:
+        with in_a_line(f"can't write {file}"):
             self.path.mkdir(parents=True, exist_ok=True)
             if self.resumed_from is None:  # else it is held already
                 hold(self.path)
@@ -124,8 +119,6 @@ class RunDirectory(Callback):
                 file = next_free_path(file)
             with atomic_write(file) as part:
                 part.write_text(self.config)
-        except OSError as e:
-            raise UserError(f"can't write {file}: {e.strerror}") from e
         return file
 
 

@@ -8,8 +8,7 @@ from traceback import extract_tb, walk_tb
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateMonitor as LightningLearningRateMonitor
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
@@ -29,11 +28,8 @@ SETUP = {"__init__", "configure_callbacks", "configure_model", "configure_optimi
 SETUP |= {"experiment", "on_fit_start", "on_sanity_check_start", "prepare_data", "setup"}
 SETUP |= {"setup_environment"}
 # A callback of one of these kinds takes the place of the run's own.
-REPLACED: dict[str, Any] = {
-    "checkpoint": Checkpoint,
-    "lr_monitor": LightningLearningRateMonitor,
-    "progress_bar": ProgressBar,
-}
+REPLACED: dict[str, Any] = {"checkpoint": Checkpoint, "progress_bar": ProgressBar}
+REPLACED["lr_monitor"] = LearningRateMonitor
 
 
 def complete(tree: Tree) -> None:

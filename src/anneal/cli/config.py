@@ -12,23 +12,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args
 
+from anneal.cli import schema as signatures
 from anneal.cli import values
 from anneal.cli.files import Tree, read_file, typed_key
-from anneal.cli.schema import (
-    REQUIRED,
-    Parameter,
-    Schema,
-    arguments,
-    default_of,
-    fields_of,
-    members,
-    only_class,
-    option_names,
-    path_of,
-    resolve,
-    takes_class,
-    takes_list,
-)
+from anneal.cli.schema import Parameter, Schema, arguments, fields_of, resolve
 from anneal.cli.words import BESIDE, no_option
 from anneal.errors import UserError, nearest
 from anneal.runs.config import FORMAT, check_format, flatten, with_current_names
@@ -152,7 +139,7 @@ class Config:
             inner, value = next(iter(value.items()))
             name = f"{name}.{inner}"
         key = typed_key(prefix + name)
-        names, others = set(option_names(scope.schema)), self._keys - {key}
+        names, others = set(signatures.option_names(scope.schema)), self._keys - {key}
         near = nearest(key.removeprefix(scope.prefix), names)
         near = scope.prefix + near if near else nearest(key, () if scope.owner else others)
         if scope.owner or self._file:
@@ -168,7 +155,7 @@ class Config:
         """Set one name: a group, a class with its arguments, or a value."""
         plain = name.rstrip("+")
         fields = fields_of(of)
-        if isinstance(value, values.Text) and (fields or takes_class(of.hint)):
+        if isinstance(value, values.Text) and (fields or signatures.takes_class(of.hint)):
             value = values.tree_of(value)
         if fields:
             optional = isinstance(of, Parameter) and type(None) in get_args(of.hint)
@@ -181,7 +168,7 @@ class Config:
             else:
                 into[plain] = into.get(plain) or {}
                 self._merge(into[plain], value, scope, fields, f"{key}.")
-        elif takes_class(of.hint) or (isinstance(value, dict) and "class_path" in value):
+        elif signatures.takes_class(of.hint) or (isinstance(value, dict) and "class_path" in value):
             self._put_class(into, name, value, of, key)
         elif isinstance(value, dict) and not values.takes_dict(of.hint):
             if self._file:
@@ -200,23 +187,21 @@ class Config:
         olds = values.standing(old, of)
         if value is None and type(None) in get_args(of.hint):
             into[name] = None
-        elif isinstance(value, bool) and bool in members(of.hint):
+        elif isinstance(value, bool) and bool in signatures.members(of.hint):
             into[name] = value
-        elif isinstance(value, list) and takes_list(of.hint):
+        elif isinstance(value, list) and signatures.takes_list(of.hint):
             into[name] = [*(olds if adds else []), *(self._spec(None, v, of, key) for v in value)]
-        elif takes_list(of.hint) and not (adds or olds or any(map(isclass, members(of.hint)))):
+        elif signatures.takes_list(of.hint) and not (
+            adds or olds or any(map(isclass, signatures.members(of.hint)))
+        ):
             raise UserError(f"expected a list, got {values.shown(value)}")
         elif adds:
             new = self._spec(None, value, of, key)
             match = new.get("init_args", {}).get("match")  # of a rule, typed again in a resume
             olds = [old for old in olds if not match or old["init_args"].get("match") != match]
             into[name] = [*olds, new]
-        elif isinstance(old, list):
-            names_one = isinstance(value, str) or "class_path" in (value or {})
-            if names_one or not old:
-                into[name] = self._spec(None, value, of, key)
-            else:
-                old[-1] = self._spec(old[-1], value, of, key)
+        elif old and isinstance(old, list) and not _names_one(value):
+            old[-1] = self._spec(old[-1], value, of, key)
         else:
             into[name] = self._spec(old if isinstance(old, dict) else None, value, of, key)
 
@@ -224,7 +209,7 @@ class Config:
         """Return a class with its arguments; another class than before starts afresh."""
         given = value if isinstance(value, dict) else {"class_path": value}
         is_default = isinstance(of.default, type) and old is None
-        before = of.default if is_default else only_class(of.hint)
+        before = of.default if is_default else signatures.only_class(of.hint)
         before = resolve(old["class_path"], of.hint) if old else before
         cls = resolve(given["class_path"], of.hint) if "class_path" in given else before
         args = given.get("init_args", {})
@@ -251,7 +236,7 @@ class Config:
         if "class_path" in given:
             self._chosen[key] = self._file
         more = {KWARGS: given[KWARGS]} if KWARGS in given else {}
-        return {"class_path": path_of(cls), "init_args": kept, **more}
+        return {"class_path": signatures.path_of(cls), "init_args": kept, **more}
 
     def _replace(
         self, args: Tree, before: Any, cls: Any, of: Parameter, key: str, given: Tree
@@ -264,7 +249,11 @@ class Config:
         keeps = "." not in key or key == "trainer.logger"
         both = [k for k in args if keeps and k in takes]
         kept = {k: args[k] for k in both if values.fits(args[k], takes[k].hint)}
-        said = {k: v for k, v in args.items() if k not in given and v != default_of(took.get(k))}
+        said = {
+            k: v
+            for k, v in args.items()
+            if k not in given and v != signatures.default_of(took.get(k))
+        }
         change = f"{before.__name__} -> {cls.__name__}"
         dropped = {k: v for k, v in said.items() if k not in kept}
         keeps_too = [k for k in said if k in kept]
@@ -278,7 +267,7 @@ class Config:
             value = tree.get(name)
             if isinstance(of, dict):
                 self._complete(value or {}, Scope(scope.owner, scope.prefix, of), f"{name}.")
-            elif of.default is REQUIRED and name not in tree:
+            elif of.default is signatures.REQUIRED and name not in tree:
                 self._file = self._chosen.get(prefix[:-1], "")
                 by = f"is required by {scope.owner}" if scope.owner else "is required"
                 self._error(prefix + name, by, colon="")
@@ -294,6 +283,10 @@ class Config:
                         own = {k: v for k, v in own.items() if isinstance(v, PLAIN)}
                         spec["init_args"] = {**own, **spec["init_args"]}
                     self._complete(spec["init_args"], inner, f"{prefix}{name}.")
+
+
+def _names_one(value: Any) -> bool:
+    return isinstance(value, str) or "class_path" in (value or {})
 
 
 KWARGS = "dict_kwargs"

@@ -26,7 +26,7 @@ from typing import Any
 
 from anneal.cli.words import HELP, OPTIONS, PROG, Words, no_command, no_option, read_words
 from anneal.errors import SHOWN, show
-from anneal.system import cache_folder, is_first, key_of
+from anneal.system import atomic_write, cache_folder, is_first, key_of
 
 RESULT: dict[str, Any] = {}  # what is known of the command's run
 RUN_COMMANDS = {
@@ -106,7 +106,7 @@ def main(fit: Callable[[Any], None], packages: Sequence[str], args: list[str] | 
     if lines := mistakes(typed, known):
         show("\n".join(f"error: {line}" for line in lines))
         sys.exit(2)
-    return import_main().run_command(fit, packages, typed, DEFAULT_CONFIG, known)
+    return import_main().run_command(fit, typed, packages, DEFAULT_CONFIG, known)
 
 
 def in_one_line(command: str, main: Callable[[], Any]) -> Any:
@@ -241,9 +241,8 @@ def keep(kind: str, name: str, lines: list[str]) -> None:
     left[kind][name] = lines
     with suppress(OSError):
         _file().parent.mkdir(parents=True, exist_ok=True)
-        unfinished = _file().with_suffix(".part")
-        unfinished.write_text(json.dumps({"of": _state(), **left}))
-        unfinished.replace(_file())
+        with atomic_write(_file(), shared=True) as part:
+            part.write_text(json.dumps({"of": _state(), **left}))
 
 
 def _file() -> Path:

@@ -4,11 +4,11 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import seed_everything
 
@@ -36,19 +36,13 @@ ENGINE = ("anneal.callbacks", "anneal.loggers", "anneal.vision")
 
 
 @released()
-def run_command(
-    fit: Callable[[Run], None],
-    packages: Sequence[str],
-    words: Words,
-    default: Path,
-    known: Sequence[str],
-) -> Run:
+def run_command(fit: Callable[[Run], None], words: Words, *about: Any) -> Run:
     """Run a command that is about a run; the arguments are as in `entry.main` and `Project`."""
     quiet()
     # A sentence, without a path and a line of source code.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    import_packages(packages)
-    project = Project({"fit": fit, **COMMANDS}, packages, default, known)
+    project = Project({"fit": fit, **COMMANDS}, *about)
+    import_packages(project.packages)
     try:
         with launch.run_distributed(describe_failure):
             run = prepare(words, project)

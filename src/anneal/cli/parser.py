@@ -14,17 +14,9 @@ from anneal.callbacks.checkpoint import Checkpoint
 from anneal.callbacks.lr_monitor import LearningRateMonitor
 from anneal.callbacks.non_finite_guard import NonFiniteGuard
 from anneal.callbacks.progress_bar import ProgressBar
+from anneal.cli import schema as signatures
 from anneal.cli.files import Tree
-from anneal.cli.schema import (
-    Parameter,
-    Schema,
-    arguments,
-    base_classes,
-    fields_of,
-    parameters,
-    path_of,
-    resolve,
-)
+from anneal.cli.schema import Parameter, Schema, arguments, parameters, resolve
 from anneal.cli.values import AS_IT_IS, reads_back
 from anneal.cli.words import OPTIONS, PROG
 from anneal.errors import UserError
@@ -66,7 +58,7 @@ class CommandParser:
             if key.startswith("limit_"):  # Lightning tries float first, and 1.0 is the whole split
                 groups["trainer"][key] = of._replace(hint=int | float | None)
         # What --trainer.logger+= adds to; `metrics.csv` is always there.
-        wandb = {"class_path": path_of(WandbLogger), "init_args": {}}
+        wandb = {"class_path": signatures.path_of(WandbLogger), "init_args": {}}
         groups["trainer"]["logger"] = groups["trainer"]["logger"]._replace(default=[wandb])
         groups["wandb"].pop("run_dir")
         return {
@@ -146,9 +138,9 @@ def _readable(written: Tree, config: Any, schema: Schema, typed: Any, own: tuple
             continue
         value = config[name]
         given = typed.get(name) if isinstance(typed, dict) else None
-        if isinstance(value, Namespace) and (fields := fields_of(of)):
+        if isinstance(value, Namespace) and (fields := signatures.fields_of(of)):
             kept[name] = _readable(plain, value, fields, given, own)
-        elif is_spec(value) and base_classes(of.hint):
+        elif is_spec(value) and signatures.base_classes(of.hint):
             kept[name] = _readable_class(plain, value, of.hint, given, own)
         elif isinstance(value, list) and value and all(map(is_spec, value)):
             each = given if isinstance(given, list) else [given] * len(value)

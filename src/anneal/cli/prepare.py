@@ -9,18 +9,12 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from anneal.cli import parser as parsing
 from anneal.cli.chosen import complete
 from anneal.cli.config import Config, Help
 from anneal.cli.entry import keep
 from anneal.cli.files import Tree, read_file
-from anneal.cli.parser import (
-    OPTIONS_OF_A_RUN,
-    CommandParser,
-    as_yaml,
-    class_help,
-    converted,
-    dumped,
-)
+from anneal.cli.parser import OPTIONS_OF_A_RUN, CommandParser, as_yaml
 from anneal.cli.run import Run
 from anneal.cli.schema import option_names
 from anneal.cli.trainer import PREVIEW_COMMANDS
@@ -88,17 +82,17 @@ def prepare(words: Words, project: Project) -> Run | str:
             if key != "print_config":
                 config.add_flag(key, text)
     except Help as e:
-        return class_help(*e.args)
+        return parsing.class_help(*e.args)
     try:
         complete(config.tree)
     except UserError as e:
         config.errors.append(str(e))
     tree = config.finish()
     parser = command.build()
-    whole = converted(parser, tree)
+    whole = parsing.converted(parser, tree)
     for note in config.notes_in_words():
         rank_zero_only(print)(note, file=sys.stderr)
-    plain = dumped(parser, whole, project.packages, config.schema, tree)
+    plain = parsing.dumped(parser, whole, project.packages, config.schema, tree)
     if "print_config" in flags:
         return as_yaml(plain)
     _check(whole)
@@ -201,10 +195,8 @@ def _find_folder(run: Run, start: Start) -> None:
         elif command != "predict":
             raise UserError(f"{command} needs a checkpoint; {path} is for predict")
     elif not fits:
-        raise UserError(
-            f"{command} needs trained weights: --ckpt_path=best, last or a file"
-            " (and --run=NAME for another run than the newest)"
-        )
+        which = "--ckpt_path=best, last or a file (and --run=NAME for another run than the newest)"
+        raise UserError(f"{command} needs trained weights: {which}")
     if folder := start.resumed if fits else start.own:
         run.folder, run.resumed_from = folder, start.resumed_from if fits else None
     else:

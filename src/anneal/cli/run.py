@@ -229,13 +229,14 @@ class Run:
         for logger in self.loggers:
             if isinstance(logger, Viewer):
                 logger.finish(status)
-        if self.command == "fit" and self.loggers and "trainer" in vars(self):
-            trainer: Any = self.trainer
-            trained = trainer.global_step and not (self._done or trainer.fast_dev_run)
-            if trained and trainer.is_global_zero:
-                from anneal.report.curves import draw_curves  # imports pandas
+        if self.command != "fit" or not self.loggers or "trainer" not in vars(self):
+            return
+        trainer: Any = self.trainer
+        trained = trainer.global_step and not (self._done or trainer.fast_dev_run)
+        if trained and trainer.is_global_zero:
+            from anneal.report.curves import draw_curves  # imports pandas
 
-                draw_curves(self.folder)
+            draw_curves(self.folder)
 
     def _callbacks(self, settings: dict[str, Any]) -> list[Any]:
         """Return the user's and the default ones that these, or other settings, don't replace."""

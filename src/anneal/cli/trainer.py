@@ -4,14 +4,7 @@ import os
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import (
-    Checkpoint,
-    ModelSummary,
-    ProgressBar,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -25,16 +18,12 @@ from anneal.runs.checkpoint_io import AtomicCheckpointIO
 from anneal.system import keep_freed_memory
 
 PREVIEW_COMMANDS = ("schedule", "lr_find", "show-batch", "replay")
-WHOLE_WEIGHTS = (StochasticWeightAveraging, WeightAveraging)
+WHOLE_WEIGHTS = (callbacks.StochasticWeightAveraging, callbacks.WeightAveraging)
 Settings = dict[str, Any]
 
 # A look ahead leaves nothing behind.
-NO_TRACES: Settings = {
-    "enable_checkpointing": False,
-    "enable_model_summary": False,
-    "enable_progress_bar": False,
-    "logger": False,
-}
+WRITERS = ("enable_checkpointing", "enable_model_summary", "enable_progress_bar", "logger")
+NO_TRACES: Settings = dict.fromkeys(WRITERS, False)
 # As many steps as the search asks for, and no validation among them.
 SEARCH: Settings = {
     "callbacks": None,
@@ -46,12 +35,8 @@ SEARCH: Settings = {
     "val_check_interval": None,
 }
 # A step is repeated without what writes, and with loggers for a module that calls its own.
-REPLAY: Settings = {
-    "detect_anomaly": False,
-    "logger": DummyLogger(),
-    "max_time": None,
-    "profiler": None,
-}
+REPLAY: Settings = {"detect_anomaly": False, "logger": DummyLogger()}
+REPLAY |= {"max_time": None, "profiler": None}
 
 
 def as_list(value: Any) -> list[Any]:
@@ -97,9 +82,9 @@ def preview_trainer(command: str, settings: Settings) -> Trainer:
     """
     settings = settings | NO_TRACES
     if command == "replay":
-        writers = Checkpoint | ProgressBar | ModelSummary
-        callbacks = [c for c in as_list(settings["callbacks"]) if not isinstance(c, writers)]
-        return start(settings | REPLAY | {"callbacks": callbacks})
+        writers = callbacks.Checkpoint | callbacks.ProgressBar | callbacks.ModelSummary
+        others = [c for c in as_list(settings["callbacks"]) if not isinstance(c, writers)]
+        return start(settings | REPLAY | {"callbacks": others})
     if command in ("lr_find", "show-batch"):
         if settings["fast_dev_run"] or settings["barebones"]:
             raise UserError(f"{command}: leave out --trainer.fast_dev_run and --trainer.barebones")

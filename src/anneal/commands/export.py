@@ -4,7 +4,6 @@ import json
 import re
 import time
 import warnings
-from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from anneal.errors import UserError, first_line
+from anneal.errors import UserError, first_line, in_a_line
 from anneal.runs.exported import ENDINGS, Exported, read, seal_onnx
 from anneal.runs.folder import read_checkpoint, run_of
 
@@ -73,24 +72,21 @@ def export(
     network = Computation(model).to(memory_format=torch.contiguous_format).eval()
     about = _about(model, datamodule, checkpoint, stored, example)
     unfinished = path.with_name(f".{path.name}")
-    of = {"probabilities": "a probability", "values": "a standard deviation"}.get(
-        about["output"].partition(":")[0], "the largest output"
-    )
-    try:
+    units = {"probabilities": "a probability", "values": "a standard deviation"}
+    of = units.get(about["output"].partition(":")[0], "the largest output")
+    with in_a_line(f"can't write {path}", status=1):
         path.parent.mkdir(parents=True, exist_ok=True)
-        exported, difference = _write(form, network, example, about, unfinished)
-        if not difference < TOLERANCE:
-            raise UserError(
-                f"what is exported as {form} differs from the model by up to {difference:.2g} of "
-                f"{of}, more than {TOLERANCE:g}: nothing is written",
-                status=1,
-            )
-        unfinished.replace(path)
-    except OSError as e:
-        raise UserError(f"can't write {path}: {e.strerror}", status=1) from e
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
+        try:
+            exported, difference = _write(form, network, example, about, unfinished)
+            if not difference < TOLERANCE:
+                raise UserError(
+                    f"what is exported as {form} differs from the model by up to {difference:.2g} "
+                    f"of {of}, more than {TOLERANCE:g}: nothing is written",
+                    status=1,
+                )
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     batches = ", ".join(map(str, BATCHES))
     return (
         f"{path}\n"
@@ -130,11 +126,7 @@ def _check(form: str, path: Path) -> None:
 
 
 def _about(
-    model: Any,
-    datamodule: LightningDataModule,
-    checkpoint: Path,
-    stored: dict[str, Any],
-    example: Tensor,
+    model: Any, datamodule: Any, checkpoint: Path, stored: dict[str, Any], example: Tensor
 ) -> dict[str, str]:
     """Return the description that the file carries, by `exported.KEYS`."""
     shape = list(example.shape[1:])
@@ -194,15 +186,9 @@ def _no_export(form: str, error: BaseException) -> UserError:
 
 
 def _write_onnx(network: nn.Module, batch: Tensor, about: dict[str, str], path: Path) -> None:
-    program = torch.onnx.export(
-        network,
-        (batch,),
-        dynamo=True,
-        input_names=[about["input"].partition(":")[0]],
-        output_names=[about["output"].partition(":")[0]],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
+    names: Any = {f"{k}_names": [about[k].partition(":")[0]] for k in ("input", "output")}
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.onnx.export(network, (batch,), dynamic_shapes=shapes, verbose=False, **names)
     assert program is not None
     program.model.metadata_props.update(about)
     program.save(path, external_data=False)

@@ -44,13 +44,13 @@ def predict(run: Any) -> None:
         model, path = ExportedModel(read(path), model), None
     seen = Predictions(run.model)
     run.trainer.callbacks.append(seen)
+    done = False
     try:
         run.trainer.predict(model, run.data, None, False, path, weights_only=True)
-    except BaseException:
-        if seen.batches:  # it was interrupted, or a later file ended it
+        done = True
+    finally:
+        if done or seen.batches:  # it was interrupted, or a later file ended it
             save_predictions(run.folder, seen, model, run.trainer, run.data)
-        raise
-    save_predictions(run.folder, seen, model, run.trainer, run.data)
 
 
 class ExportedModel(LightningModule):
@@ -79,9 +79,8 @@ class Predictions(Callback):
         self.mean: Any = getattr(model, "mean", None)  # of the pixels it was trained on
         self.std: Any = getattr(model, "std", None)
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, _: Any, outputs: Any, batch: Any, *args: Any
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        _, outputs, batch, *_rest = args
         self.batches.append(outputs.float().cpu())
         if self.mean is not None and self.std is not None:
             pixels = batch[0].float()
@@ -120,9 +119,8 @@ def save_predictions(
     files = files_of(trainer, datamodule)
     skipped: dict[str, str] = getattr(datamodule, "skipped", {}) if files else {}
     if not samples:
-        raise UserError(
-            f"nothing was predicted: {next(iter(skipped.items()), 'no batch was read')}"
-        )
+        why = next(iter(skipped.items()), "no batch was read")
+        raise UserError(f"nothing was predicted: {why}")
     names: Sequence[str] = model.class_names or list(map(str, range(len(samples[0]))))
     lines = task.table(samples, names, getattr(model, "top_k", TOP_K))
     paths: Sequence[Any] = range(len(samples))

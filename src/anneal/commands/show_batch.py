@@ -48,10 +48,8 @@ def first_batches(trainer: Trainer, model: LightningModule, data: Any, number: i
     def training_step(batch: Any, batch_idx: int) -> Tensor:
         pair: Any = batch if isinstance(batch, list | tuple) and len(batch) == 2 else ((), ())
         if [getattr(part, "ndim", 0) for part in pair] not in ([4, 1], [4, 2]):
-            name = type(data).__name__
-            raise UserError(
-                f"show-batch: batches of {name} are not images (N, C, H, W) and targets"
-            )
+            what = "images (N, C, H, W) and targets"
+            raise UserError(f"show-batch: batches of {type(data).__name__} are not {what}")
         seen.append((pair[0][:SHOWN].cpu(), pair[1][:SHOWN].cpu()))
         if len(seen) == number:
             raise Enough

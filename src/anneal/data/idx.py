@@ -50,9 +50,8 @@ def _read_idx(path: Path) -> tuple[Path, Tensor]:
         raise _damaged(path, str(error)) from None
     start = 4 + 4 * len(shape)
     if len(content) != start + math.prod(shape):
-        raise _damaged(
-            path, f"{len(content)} bytes, its header promises {start + math.prod(shape)}"
-        )
+        promised = start + math.prod(shape)
+        raise _damaged(path, f"{len(content)} bytes, its header promises {promised}")
     # A copy: torch warns about memory that can't be written.
     data = np.frombuffer(content, np.uint8, offset=start).copy()
     return path, torch.from_numpy(data).reshape(shape)

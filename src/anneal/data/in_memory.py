@@ -66,16 +66,13 @@ def share_of(trainer: Trainer | None, shuffle: bool) -> dict[str, Any]:
 def check_split_size(name: str, split: str, size: int, batch_size: int, processes: int) -> None:
     """Raise UserError if a split has no sample for a process, or `train` no full batch for each."""
     if size < processes:
-        raise UserError(
-            f"{name} has {size} {split} images, fewer than the {processes} processes: lower "
-            "trainer.devices"
-        )
-    if split == "train" and size < batch_size * processes:
+        few = f"the {processes} processes: lower trainer.devices"
+    elif split == "train" and size < batch_size * processes:
         each = f" in each of {processes} processes" if processes > 1 else ""
-        raise UserError(
-            f"{name} has {size} {split} images, fewer than a batch of {batch_size}{each}: lower "
-            "data.batch_size"
-        )
+        few = f"a batch of {batch_size}{each}: lower data.batch_size"
+    else:
+        return
+    raise UserError(f"{name} has {size} {split} images, fewer than {few}")
 
 
 def stratified_split(

@@ -88,9 +88,8 @@ class ScheduleCallback(Callback):
 
     def _check_monitor(self, names: list[str]) -> None:
         if (monitor := self.schedule.schedule.monitor) not in names:
-            raise UserError(
-                f"schedule.monitor: there is no metric {monitor!r}; there are: {', '.join(names)}"
-            )
+            there = f"there are: {', '.join(names)}"
+            raise UserError(f"schedule.monitor: there is no metric {monitor!r}; {there}")
 
 
 def run_length(trainer: Trainer, shift: int = 0) -> tuple[int | None, int | None]:

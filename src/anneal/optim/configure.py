@@ -76,10 +76,8 @@ def configure_optimizers(
     run_schedule = RunSchedule(built, schedule)
     ScheduleCallback.attach(module.trainer, run_schedule)
     adapt(module, built)
-    return {
-        "optimizer": built,
-        "lr_scheduler": {"scheduler": run_schedule, "interval": "step", "name": "lr"},
-    }
+    stepped: Any = {"scheduler": run_schedule, "interval": "step", "name": "lr"}
+    return {"optimizer": built, "lr_scheduler": stepped}
 
 
 def batch_factor(trainer: Trainer, optimizer: Optimizer, lr_batch_size: int) -> float:

@@ -63,10 +63,8 @@ class Rule:
     ) -> None:
         for key, value in match.items():
             if key not in TESTS:
-                near = did_you_mean(key, TESTS)
-                raise UserError(
-                    f"rules: match: no such key '{key}'{near}; there are {', '.join(TESTS)}"
-                )
+                near, there = did_you_mean(key, TESTS), ", ".join(TESTS)
+                raise UserError(f"rules: match: no such key '{key}'{near}; there are {there}")
             for v in value if isinstance(value, list) else [value]:
                 if not isinstance(v, str | int) or isinstance(v, bool) != (key == "hidden"):
                     kind = "true or false" if key == "hidden" else "a number or a text"
@@ -188,9 +186,8 @@ def parameter_groups(
             group["optimizer"] = rules[which].optimizer
     for i, rule in enumerate(rules):
         if not any(i in applies for *_, applies in groups):
-            raise UserError(
-                f"rules: {rule.match} matches no parameter that is trained; {_there(module)}"
-            )
+            there = _there(module)
+            raise UserError(f"rules: {rule.match} matches no parameter that is trained; {there}")
     found = [groups[key] for key in sorted(groups)]
     if len(found) == 1 and not found[0]["name"]:
         del found[0]["name"]  # a single one needs none

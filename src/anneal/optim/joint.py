@@ -1,6 +1,6 @@
 """Several optimizers that act as one, each on parameter groups of its own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,11 +71,9 @@ def parts(optimizer: Optimizer) -> list[Optimizer]:
     return optimizer.optimizers if isinstance(optimizer, JointOptimizer) else [optimizer]
 
 
-def with_owners(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Optimizer]]:
-    """Yield each parameter group with the optimizer that steps it."""
-    for part in parts(optimizer):
-        for group in part.param_groups:
-            yield group, part
+def with_owners(optimizer: Optimizer) -> list[tuple[dict[str, Any], Optimizer]]:
+    """Return each parameter group with the optimizer that steps it."""
+    return [(group, part) for part in parts(optimizer) for group in part.param_groups]
 
 
 def joined(optimizers: Sequence[Optimizer]) -> Optimizer:
@@ -86,7 +84,5 @@ def joined(optimizers: Sequence[Optimizer]) -> Optimizer:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UserError("rules: LBFGS computes the loss several times a step: it goes alone")
         if any(isinstance(p, DTensor) for g in optimizer.param_groups for p in g["params"]):
-            raise UserError(
-                "rules: several optimizers need whole weights: set trainer.strategy=ddp"
-            )
+            raise UserError("rules: several optimizers need whole weights: trainer.strategy=ddp")
     return JointOptimizer(optimizers)

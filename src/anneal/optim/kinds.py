@@ -72,12 +72,7 @@ def _backward(backward: Any, module: LightningModule, loss: Tensor, *args: Any) 
 
 
 def _closure(
-    trainer: Any,
-    is_part: bool,
-    first: bool,
-    optimizer: Optimizer,
-    args: Any,
-    kwargs: dict[str, Any],
+    trainer: Any, is_part: bool, first: bool, optimizer: Optimizer, args: Any, kwargs: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Call a step's closure `first` if it needs a gradient; refuse two calls where wrong."""
     closure = kwargs.get("closure") or (args[1:] and args[1])

@@ -39,7 +39,7 @@ class RunSchedule(LRScheduler):
         self.inner: LRScheduler | None = None
         self.inner_ticks = 0
         self.period = 1  # optimizer steps to a tick of the inner scheduler
-        self.first_lrs = [g["lr"] for g in optimizer.param_groups]
+        self.first_lrs = self.get_last_lr()
         self.plateau: dict[str, Any] = {}
         self.as_configured = [_settings(*both) for both in with_owners(optimizer)]
         self.configured_before: list[dict[str, Any]] = []
@@ -61,9 +61,8 @@ class RunSchedule(LRScheduler):
                 f"schedule goes on at epoch {steps / steps_per_epoch:g}, now step {steps}."
             )
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
-        self.warmup = self.schedule.warmup_steps or round(
-            self.schedule.warmup_epochs * steps_per_epoch
-        )
+        epochs = self.schedule.warmup_epochs
+        self.warmup = self.schedule.warmup_steps or round(epochs * steps_per_epoch)
         before = self.get_last_lr()
         # Loading a checkpoint brought the optimizer's old settings back: what is typed wins.
         self._take_new_groups()
@@ -89,7 +88,7 @@ class RunSchedule(LRScheduler):
         left = None if self.total_steps is None else max(1, self.total_steps - self.warmup)
         length, before = left and math.ceil(left / self.period), round(self.warmup / self.period)
         self.inner = self.schedule.build(self.optimizer, length, before)
-        self.first_lrs = [g["lr"] for g in self.optimizer.param_groups]
+        self.first_lrs = self.get_last_lr()
         with warnings.catch_warnings():
             # torch warns of a scheduler's step without an optimizer's, which is what a resume is.
             warnings.filterwarnings("ignore", ".*lr_scheduler.step.*", UserWarning)
@@ -117,24 +116,22 @@ class RunSchedule(LRScheduler):
     def step_metric(self, value: float) -> None:
         """Show a plateau the value of `monitor` after a validation."""
         if self.is_plateau and self.steps >= self.warmup:
-            before = [g["lr"] for g in self.optimizer.param_groups]
+            before = self.get_last_lr()
             self.inner.step(value)  # type: ignore[union-attr, arg-type]
-            after = [g["lr"] for g in self.optimizer.param_groups]
-            if after != before:
-                rank_zero_info(
-                    f"{self.schedule.monitor} has stopped getting better: "
-                    f"lr {before[0]:g} -> {after[0]:g}"
-                )
+            if (after := self.get_last_lr()) != before:
+                change = f"lr {before[0]:g} -> {after[0]:g}"
+                rank_zero_info(f"{self.schedule.monitor} has stopped getting better: {change}")
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
         return [float(g["lr"]) for g in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in plain values."""
-        state: dict[str, Any] = {"steps": self.steps, "steps_per_epoch": self.steps_per_epoch}
-        plain = [{k: v for k, v in g.items() if is_plain(v)} for g in self.as_configured]
-        state |= {"configured": plain, "constant": self.was_constant}
-        state["total_steps"] = self.total_steps
+        state: dict[str, Any] = {
+            "configured": [{k: v for k, v in g.items() if is_plain(v)} for g in self.as_configured],
+            "constant": self.was_constant,
+            **{name: getattr(self, name) for name in ("steps", "steps_per_epoch", "total_steps")},
+        }
         if self.is_plateau:
             inner: Any = self.inner
             state["plateau"] = {
@@ -146,7 +143,7 @@ class RunSchedule(LRScheduler):
                 "last_epoch": inner.last_epoch,
                 "scale": self._scale(),
                 "lrs": self.get_last_lr(),
-                "first_lrs": [float(lr) for lr in self.first_lrs],
+                "first_lrs": self.first_lrs,
             }
         return state
 
@@ -198,7 +195,7 @@ class RunSchedule(LRScheduler):
 
     def _take_new_groups(self) -> bool:
         """Take in the groups that others, such as `BaseFinetuning`, have added since."""
-        new = list(with_owners(self.optimizer))[len(self.as_configured) :]
+        new = with_owners(self.optimizer)[len(self.as_configured) :]
         self.as_configured += [_settings(group, owner) for group, owner in new]
         return bool(new)
 
@@ -246,12 +243,8 @@ class RunSchedule(LRScheduler):
 
     def _scale(self) -> list[float]:
         """Return the factors by which a plateau has cut each group's first learning rate."""
-        if self.steps < self.warmup:
-            return [1.0] * len(self.first_lrs)
-        return [
-            g["lr"] / lr if lr else 1.0
-            for g, lr in zip(self.optimizer.param_groups, self.first_lrs, strict=False)
-        ]
+        pairs = zip(self.optimizer.param_groups, self.first_lrs, strict=False)
+        return [g["lr"] / lr if lr and self.steps >= self.warmup else 1.0 for g, lr in pairs]
 
     def _restore_plateau(self) -> None:
         inner: Any = self.inner

@@ -92,9 +92,7 @@ class Schedule:
                 "leave one of them out"
             )
 
-    def build(
-        self, optimizer: Optimizer, length: int | None, warmup: int = 0
-    ) -> LRScheduler | None:
+    def build(self, optimizer: Optimizer, length: int | None, warmup: int = 0) -> Any:
         """Build the torch scheduler at its start; None: the learning rate is constant.
 
         In the scheduler's unit, `length` is from the end of the `warmup` to that of the run (None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anneal.errors import UserError, command
+from anneal.errors import UserError, command, in_a_line
 from anneal.runs.config import parse
 from anneal.runs.folder import find_checkpoint, find_runs, newest, read_checkpoint
 from anneal.runs.metrics import family
@@ -174,11 +174,9 @@ def write(folder: Path) -> Path:
     if path.exists():
         raise UserError(f"{path} is there already: rename or remove it first")
     run = Run.read(folder)
-    try:
+    with in_a_line(f"can't write {path}"):
         draw_curves(folder)
         path.write_text(card(folder, run), "utf-8", "backslashreplace")
-    except OSError as e:
-        raise UserError(f"can't write {e.filename or path}: {e.strerror}") from e
     return path
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anneal.errors import UserError, command
+from anneal.errors import UserError, command, in_a_line
 from anneal.runs.folder import find_runs
 from anneal.runs.metrics import better, family
 
@@ -21,12 +21,8 @@ if TYPE_CHECKING:
     from anneal.report.curves import Line
     from anneal.runs.run import Run
 
-COSTS = {  # columns behind those of metrics
-    "epochs": "{}",
-    "steps": "{:,.0f}",
-    "time [s]": "{:,.1f}",
-    "samples/s": "{:,.0f}",
-}
+# Columns behind those of metrics.
+COSTS = {"epochs": "{}", "steps": "{:,.0f}", "time [s]": "{:,.1f}", "samples/s": "{:,.0f}"}
 BANDS = " Runs that differ by their seed only are drawn as their mean, in a band of all values."
 BEST = "background-color: #c9efd2; font-weight: bold"
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -114,9 +110,7 @@ def _rank(column: str) -> int:
     return {"acc": 0, "loss": 2}.get(name, 1) + 3 * (stage in ("", "train"))
 
 
-def page(
-    runs: "Sequence[Run]", lines: "Sequence[Line]", groups: "Sequence[Sequence[Run]]" = ()
-) -> str:
+def page(runs: "Sequence[Run]", lines: "Sequence[Line]", groups: "Iterable[list[Run]]" = ()) -> str:
     """Return the page, with all that it needs in it; `groups` are the runs that means are of."""
     from plotly.offline import get_plotlyjs
 
@@ -124,7 +118,7 @@ def page(
     from anneal.report.traces import traces_of
     from anneal.runs.run import labelled
 
-    groups = groups or [[run] for run in runs]
+    groups = list(groups) or [[run] for run in runs]
     every = [run for group in groups for run in group]
     by_group = zip(groups, colours(len(runs)), strict=True)
     palette = [colour for group, colour in by_group for _ in group]
@@ -159,14 +153,12 @@ def write(runs: "Sequence[Run]", output: Path, bands: bool = False) -> list[Path
     for panel in panels_of(lines):
         name = re.sub(r"\W+", "-", panel)
         figures[output.with_name(f"{output.stem}-{name}.png")] = [panel]
-    try:
+    with in_a_line(f"can't write {output} and its figures"):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(means, lines, list(groups.values())), encoding="utf-8")
         for path, panels in figures.items():
             drawn = [line for line in lines if line.panel in panels]
             still(labelled(means), drawn).savefig(path, dpi=120)
-    except OSError as e:
-        raise UserError(f"can't write {e.filename or output}: {e.strerror}") from e
     return [output, *figures]
 
 

@@ -19,23 +19,17 @@ def traces_of(runs: Sequence[Run], lines: Sequence[curves.Line]) -> dict[str, An
     panels, first = curves.panels_of(lines), curves.first_panels(lines)
     marked = curves.marked_of(runs, panels)
     by_panel = {panel: [line for line in lines if line.panel == panel] for panel in panels}
-    ends = {
-        axis: max(line.curve.x[axis].max() for line in lines if axis in line.curve.x)
-        for axis in AXES
-        if any(axis in line.curve.x for line in lines)
-    }
+    shown = []
+    for run, colour in zip(runs, curves.colours(len(runs)), strict=True):
+        drops = [{"text": f"lr {d.before:.3g} → {d.after:.3g}", "at": d.at} for d in run.drops]
+        shown.append({"name": run.name, "colour": colour, "drops": drops})
+    axes = {}
+    for axis, name in AXES.items():
+        if ends := [line.curve.x[axis].max() for line in lines if axis in line.curve.x]:
+            axes[axis] = {"name": name, "end": float(max(ends))}
     return {
-        "runs": [
-            {
-                "name": run.name,
-                "colour": colour,
-                "drops": [
-                    {"text": f"lr {d.before:.3g} → {d.after:.3g}", "at": d.at} for d in run.drops
-                ],
-            }
-            for run, colour in zip(runs, curves.colours(len(runs)), strict=True)
-        ],
-        "axes": {axis: {"name": AXES[axis], "end": float(end)} for axis, end in ends.items()},
+        "runs": shown,
+        "axes": axes,
         "smoothing": SMOOTHING,
         "panels": [
             {

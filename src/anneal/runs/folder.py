@@ -15,7 +15,7 @@ from tempfile import TemporaryFile
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
-from anneal.errors import UserError, did_you_mean, first_line
+from anneal.errors import UserError, did_you_mean, first_line, in_a_line
 from anneal.runs import metrics
 from anneal.runs.config import check_format, parse
 
@@ -79,12 +79,10 @@ def find_runs(words: Iterable[str], root: Path = RUNS) -> tuple[list[Path], list
     wrong = []
     for word in words:
         here = Path(word).exists() or glob.glob(word)
-        paths = [Path(p) for p in glob.glob(word if here else str(root / word))] or [Path(word)]
-        runs = [
-            run
-            for path in sorted(paths)
-            for run in ([path] if is_run(path) else reversed(list_runs(path)))
-        ]
+        paths = glob.glob(word if here else str(root / word)) or [word]
+        runs: list[Path] = []
+        for path in sorted(map(Path, paths)):
+            runs += [path] if is_run(path) else reversed(list_runs(path))
         if not runs:
             near = did_you_mean(word, [path.name for path in root.glob("*")])
             there = "no run in it" if here else f"no such run, neither here nor in {root}/{near}"
@@ -147,10 +145,8 @@ def find_checkpoint(root: Path, ckpt_path: str, run: str | None) -> Path:
     path = folder / LAST if ckpt_path == "last" else _best(folder)
     if path is None or not path.is_file():
         others = ", ".join(sorted(p.name for p in folder.glob("*.ckpt"))) or "no checkpoint"
-        raise UserError(
-            f"--ckpt_path={ckpt_path}: not in {folder}, where there is {others}; --run=NAME is for "
-            "another run"
-        )
+        there = f"not in {folder}, where there is {others}"
+        raise UserError(f"--ckpt_path={ckpt_path}: {there}; --run=NAME is for another run")
     return path
 
 
@@ -245,11 +241,9 @@ def new_folder(root: Path, run_name: str | None, recipe: str) -> Path:
 
 def check_writable(folder: Path, what: str = "the run's folder into ") -> None:
     """Make a folder; raise UserError if nothing can be written into it."""
-    try:
+    with in_a_line(f"can't write {what}{folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
-    except OSError as e:
-        raise UserError(f"can't write {what}{folder}: {e.strerror}") from e
 
 
 def next_free_path(path: Path) -> Path:

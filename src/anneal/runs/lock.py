@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from anneal.errors import UserError
+from anneal.errors import UserError, in_a_line
 from anneal.runs.folder import OWNER, check_writable, owner_of
 from anneal.system import is_first, lock
 
@@ -18,10 +18,8 @@ def hold(folder: Path) -> bool:
     place = folder.resolve()
     if not is_first():
         return False
-    try:
+    with in_a_line(f"can't write into {folder}"):
         file = _held.get(place) or lock(place)
-    except OSError as e:
-        raise UserError(f"can't write into {folder}: {e.strerror}") from e
     if file is None:
         raise UserError(f"{folder} is in use by a training that still runs: wait for it or stop it")
     _held[place] = file
