@@ -141,7 +141,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         if self.task == "regression" and (self.mixup or self.cutmix or self.sampler):
             raise UserError("data: mixup, cutmix and sampler are for classes, not for regression")
         if self.sampler and type(train).order is not ImageSource.order:
-            raise UserError("data.sampler: shards have an order; model.class_weight helps")
+            raise UserError("data.sampler: shards are read in their order; see model.class_weight")
         if self.in_memory and not isinstance(train, RawImages):
             raise UserError(f"data.in_memory: {self.wait_advice}")
         for split, pictures in self.splits.items():
