@@ -1,7 +1,7 @@
 """Private names of Lightning that the engine needs, as they were in releases 2.6.4 to 2.6.6."""
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
@@ -18,6 +18,7 @@ from torchmetrics import Metric
 # A hyper-parameter that has `load_from_checkpoint` build the module from plain arguments.
 INSTANTIATOR = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
 _move = _ResultMetric.to
+Kind = TypeVar("Kind")
 
 
 def _move_elsewhere(metric: Any, *to: Any, **more: Any) -> Any:
@@ -32,6 +33,11 @@ _ResultMetric.to = _move_elsewhere  # type: ignore[assignment, method-assign]
 def callbacks_of(trainer: Trainer, kind: Any = Callback) -> list[Any]:
     """Return the callbacks of a trainer that are of a class, or of one of several."""
     return [c for c in trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
+
+
+def callback_of(trainer: Trainer, kind: type[Kind]) -> Kind | None:
+    """Return the first callback of a class among those of a trainer; None: it has none."""
+    return next(iter(callbacks_of(trainer, kind)), None)
 
 
 def steps_after_this_batch(trainer: Trainer) -> bool:
@@ -80,9 +86,8 @@ def is_between_steps(trainer: Trainer) -> bool:
     False in the middle of an accumulation, and where a validation or the end of the epoch is still
     to come: these save on their own.
     """
-    return steps_after_this_batch(trainer) and not (
-        trainer.is_last_batch or validation_is_due(trainer)
-    )
+    ends = trainer.is_last_batch
+    return steps_after_this_batch(trainer) and not (ends or validation_is_due(trainer))
 
 
 def place(
@@ -94,10 +99,9 @@ def place(
     the run would end before a validation that is to come first.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    now = epoch + within
     for kind in ("total", "current"):
-        progress[kind].update(
-            ready=epoch + within, started=epoch + within, processed=epoch, completed=epoch
-        )
+        progress[kind].update(ready=now, started=now, processed=epoch, completed=epoch)
     loop = trainer.fit_loop.epoch_loop
     extra = validate and loop.max_steps == checkpoint["global_step"]
     loop.max_steps += extra

@@ -91,11 +91,6 @@ class Clock(Callback):
         self._after_step = 0, 0  # batches and samples at the last step of the optimizer
         self._since: float | None = None
 
-    @classmethod
-    def of(cls, trainer: Trainer) -> "Clock | None":
-        """Return the one among a trainer's callbacks."""
-        return next(iter(internals.callbacks_of(trainer, cls)), None)
-
     @property
     def samples_per_second(self) -> float:
         """Throughput of this process's training."""
@@ -127,18 +122,16 @@ class Clock(Callback):
                 rank_zero_info(
                     f"The batches are others than in the checkpoint, which is from within epoch "
                     f"{self.epoch}: it goes on after {self.samples} samples, with "
-                    f"{sampler.left(self.samples)} of {len(sampler)} batches left."
+                    f"{len(sampler) - batches} of {len(sampler)} batches left."
                 )
                 self.batches = batches
                 self._start = self._after_step = batches, self.samples
         elif self.batches:
             internals.skip_batches(trainer, self.batches)
-        internals.begin_at(
-            trainer, self.epoch, self.batches, self.stepped, bool(resumed.get("validation_is_due"))
-        )
-        trainer.callback_metrics.update(
-            {name: torch.tensor(v) for name, v in resumed.get("metrics", {}).items()}
-        )
+        validate = bool(resumed.get("validation_is_due"))
+        internals.begin_at(trainer, self.epoch, self.batches, self.stepped, validate)
+        metrics = resumed.get("metrics", {})
+        trainer.callback_metrics.update({name: torch.tensor(v) for name, v in metrics.items()})
         if "frozen" in resumed:  # a callback may have begun to train some of them meanwhile
             for name, parameter in pl_module.named_parameters():
                 parameter.requires_grad_(name not in resumed["frozen"])
@@ -166,8 +159,7 @@ class Clock(Callback):
     ) -> None:
         self.batches += 1
         self.validated = False
-        sampler = _sampler(trainer)
-        if sampler:
+        if sampler := _sampler(trainer):
             self.samples = self.samples_before(self.batches, sampler)
         else:
             with suppress(MisconfigurationException):  # no tensor in the batch: nothing to count
@@ -192,8 +184,7 @@ class Clock(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause()
         if not trainer.is_last_batch:  # the run ends within the epoch
-            save = getattr(trainer.checkpoint_callback, "save_end", None)
-            if save:
+            if save := getattr(trainer.checkpoint_callback, "save_end", None):
                 save(trainer)
             log(trainer, {"samples": self.seen + self.samples}, internals.logged_step(trainer) - 1)
             return
@@ -204,9 +195,7 @@ class Clock(Callback):
         # As Lightning does: what an epoch gave stands at its last step.
         log(trainer, {"samples": self.seen}, internals.logged_step(trainer) - 1)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         self._pause(ends=False)
         checkpoint["position"] = position = {name: getattr(self, name) for name in self.SAVED}
         if self.batches and not internals.steps_after_this_batch(trainer):
@@ -214,12 +203,11 @@ class Clock(Callback):
             position["batches"], position["samples"] = self._after_step
         elif self.batches and not self.validated:
             position["validation_is_due"] = internals.validation_is_due(trainer)
-        position["frozen"] = [n for n, p in pl_module.named_parameters() if not p.requires_grad]
+        position["frozen"] = [n for n, p in module.named_parameters() if not p.requires_grad]
         # Lightning shows an epoch to a plateau after its callbacks have saved.
         position["plateau_is_due"] = internals.plateaus_wait(trainer)
         if position["plateau_is_due"]:
-            values = trainer.callback_metrics.items()
-            position["metrics"] = {name: float(v) for name, v in values}
+            position["metrics"] = {k: float(v) for k, v in trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit" or "loops" not in checkpoint:
@@ -244,8 +232,7 @@ def position_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
     One that `Clock` has not written has Lightning's counters, and at most the samples beside them.
     """
     if "position" in checkpoint:
-        stored: dict[str, Any] = checkpoint["position"]
-        return stored
+        return dict(checkpoint["position"])
     loops = checkpoint["loops"]["fit_loop"]
     seen, samples = checkpoint.get("samples", (0, 0))
     epoch = loops["epoch_progress"]["current"]
@@ -275,7 +262,7 @@ def resume_position(trainer: Trainer | None) -> tuple[int, int, int]:
     """
     if trainer is None:
         return 0, 0, 0
-    if clock := Clock.of(trainer):
+    if clock := internals.callback_of(trainer, Clock):
         return clock.epoch, clock.batches, clock.samples
     loop = trainer.fit_loop
     return (

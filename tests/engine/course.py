@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 
 from anneal import InMemoryBatches
+from anneal.lightning_internals import callback_of
 from anneal.progress import Clock
 
 
@@ -69,7 +70,7 @@ class Course(pl.Callback):
         self.validations = 0
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        clock = Clock.of(trainer)
+        clock = callback_of(trainer, Clock)
         line = {
             "epoch": trainer.current_epoch,
             "batch": batch_idx,

@@ -110,7 +110,7 @@ def test_rates_of_body_and_head_are_told_apart_and_scaled(run, capsys):
     run(
         "schedule",
         f"--config={CONFIGS}/imagenet_resnet18_2015.yaml",
-        "--steps_per_epoch=10",
+        f"--samples={10 * 4 * 32}",
         "--model.width=8",
         "--model.body_lr_factor=0.1",
         "--trainer.accumulate_grad_batches=4",  # 4 x 32 of the 256 samples that lr is for
@@ -147,7 +147,6 @@ def test_what_can_not_be_previewed_is_one_line(run, capsys, args, message):
     ("numbers", "message"),
     [
         ({"samples": 0}, "--samples=0: must be at least 1"),
-        ({"samples": 9, "steps_per_epoch": 9}, "not both"),
         ({"samples": 9}, "Eight has no batch_size"),
     ],
 )
@@ -157,7 +156,7 @@ def test_numbers_that_make_no_sense_are_refused(numbers, message):
 
 
 def test_a_schedule_that_keeps_checkpoints_says_at_which_steps(run, capsys):
-    run("schedule", SMALL, *set_scheduler("WSD", branches=2), "--steps_per_epoch=50")
+    run("schedule", SMALL, *set_scheduler("WSD", branches=2), "--samples=3200")
     shown = capsys.readouterr().out
     total = int(re.search(r"(\d+) steps$", shown, re.MULTILINE)[1])
     assert re.search(rf"decay begins +{total * 8 // 10} ", shown)

@@ -89,9 +89,8 @@ class Checkpoint(ModelCheckpoint):
         due = bool(self.last_every) and step % self.last_every == 0  # type: ignore[operator]
         due = due or _kept_step(trainer) is not None
         # Within an accumulation there is nothing to go on from, so what is before it is saved.
-        due = due or (
-            internals.is_between_steps(trainer) and internals.validates_before_next_step(trainer)
-        )
+        between = internals.is_between_steps(trainer)
+        due = due or (between and internals.validates_before_next_step(trainer))
         if self.last_interval is not None:
             late = time.monotonic() - self.last_time >= self.last_interval.total_seconds()
             due = due or trainer.strategy.broadcast(late)
@@ -99,7 +98,7 @@ class Checkpoint(ModelCheckpoint):
         trainer.should_stop, self._stop = self._stop or trainer.should_stop, False
         if trainer.should_stop and not internals.steps_after_this_batch(trainer):
             trainer.should_stop, self._stop = False, True  # after the step that is being made
-        if self._due and internals.is_between_steps(trainer):
+        if self._due and between:
             self._save_last(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,7 +175,7 @@ class Checkpoint(ModelCheckpoint):
 
 def _kept_step(trainer: Trainer) -> int | None:
     """Return the step of its schedule at which a run is if a checkpoint is to be kept of it."""
-    if (callback := ScheduleCallback.of(trainer)) is None:
+    if (callback := internals.callback_of(trainer, ScheduleCallback)) is None:
         return None
     kept: set[int] = getattr(callback.schedule.inner, "kept_steps", set())
     return callback.schedule.steps if callback.schedule.steps in kept else None

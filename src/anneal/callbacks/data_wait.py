@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from anneal.lightning_internals import logged_step
+from anneal.lightning_internals import callback_of, logged_step
 from anneal.progress import Clock, log
 
 
@@ -42,11 +42,11 @@ class DataWait(Callback):
         profiler.start, profiler.stop = start, stop
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if clock := Clock.of(trainer):
+        if clock := callback_of(trainer, Clock):
             self._start = self._epoch = clock.seconds, self._waited
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        clock = Clock.of(trainer)  # which is brought up to date before
+        clock = callback_of(trainer, Clock)  # which is brought up to date before
         if clock and clock.seconds > self._epoch[0]:
             now, waited, both = clock.seconds, self._waited, (self._start, self._epoch)
             self.share, share = ((waited - before) / (now - then) for then, before in both)

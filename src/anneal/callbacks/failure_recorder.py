@@ -4,6 +4,7 @@ import json
 import os
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from anneal.data.sampler import EpochSampler, global_seed
 from anneal.errors import UserError, first_line
 from anneal.launch import is_lost
+from anneal.lightning_internals import callback_of
 from anneal.progress import Clock
 from anneal.runs.folder import LAST
 from anneal.system import atomic_write
 
 
+@dataclass(eq=False)
 class FailureRecorder(Callback):
     """Write `failure-STEP.json` into the run's folder when a batch or a step of it fails."""
 
-    def __init__(self, folder: Path, checkpoints: Path, config: str) -> None:
-        self.folder = folder
-        self.last = checkpoints / LAST
-        self.config = config
+    folder: Path
+    checkpoints: Path
+    config: str
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, e: BaseException) -> None:
         place = place_of(trainer)
@@ -33,7 +35,8 @@ class FailureRecorder(Callback):
         if not place or not isinstance(e, Exception) or typed or is_lost(e):
             return
         with suppress(Exception):  # such as a full disk: it must not hide the reason
-            start = self.last if self.last.is_file() else trainer.ckpt_path
+            last = self.checkpoints / LAST
+            start = last if last.is_file() else trainer.ckpt_path
             failure = {
                 "error": f"{type(e).__name__}: {first_line(e)}",
                 "seed": global_seed(),
@@ -73,7 +76,7 @@ def loader_of(trainer: Trainer) -> Any:
 
 def keys_of(trainer: Trainer, batch: int) -> list[Any]:
     """Return the samples of a batch as (epoch, place, index); none if the loader can't say it."""
-    loader, clock = loader_of(trainer), Clock.of(trainer)
+    loader, clock = loader_of(trainer), callback_of(trainer, Clock)
     sampler = copy(getattr(loader, "batch_sampler", loader))
     if not isinstance(sampler, EpochSampler):
         return []

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from anneal.callbacks.layer_norms import LayerNorms
 from anneal.callbacks.learning_hints import LearningHints, largest_lr
 from anneal.errors import UserError
+from anneal.lightning_internals import callback_of
 from anneal.progress import Clock, is_logged, log
 
 
@@ -56,7 +57,7 @@ class NonFiniteGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = self._began = trainer.global_step
-        self._clock = Clock.of(trainer)
+        self._clock = callback_of(trainer, Clock)
         self._new_epoch = False
         if self._layers and isinstance(trainer.strategy, FSDPStrategy):
             raise UserError("health.norms=layers: not with trainer.strategy=fsdp; take fsdp2")

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from anneal.errors import UserError, in_a_line
-from anneal.lightning_internals import callbacks_of, metrics_to_log, validation_is_due
+from anneal.lightning_internals import callback_of, callbacks_of, metrics_to_log, validation_is_due
 from anneal.optim.callback import ScheduleCallback
 from anneal.progress import in_training, loggers_with
 from anneal.runs.folder import configs_of, next_free_path
@@ -56,7 +56,7 @@ class RunDirectory(Callback):
         if not any(optimizer.param_groups for optimizer in trainer.optimizers):
             owner = type(pl_module).__name__
             raise UserError(f"{owner}.configure_optimizers returns no optimizer to train with")
-        callback = ScheduleCallback.of(trainer)
+        callback = callback_of(trainer, ScheduleCallback)
         if callback and self.path.is_dir() and trainer.is_global_zero:
             rows = callback.schedule.groups()
             write_csv(self.path / "groups.csv", [rows[0], *(row.values() for row in rows)])

@@ -173,7 +173,6 @@ def export(
 def schedule(
     run: Run,
     compare: str | None = None,
-    steps_per_epoch: int | None = None,
     samples: int | None = None,
     output: Path | None = None,
 ) -> None:
@@ -183,11 +182,10 @@ def schedule(
         compare: Another configuration for the same figure: files and overrides in quotes, such as
             --compare='configs/mnist_step.yaml --model.optimizer.lr=0.2', which override what else
             is typed. Without a file, the overrides alone. Can be repeated.
-        steps_per_epoch: Optimizer steps in an epoch. None: as many as the data makes.
         samples: Training samples, where the data is not at hand: ImageNet has 1281167.
         output: The figure's file. None: schedule.png in the folder of runs.
     """
-    run.preview = preview(run.trainer, run.model, run.data, steps_per_epoch, samples)
+    run.preview = preview(run.trainer, run.model, run.data, samples)
 
 
 OF_THE_NAME = validate, test, predict, export, schedule, lr_find, replay

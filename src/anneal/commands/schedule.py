@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from anneal.data.sampler import EpochSampler
 from anneal.errors import UserError, first_line
-from anneal.lightning_internals import attach_data, batches_of_a_process
+from anneal.lightning_internals import attach_data, batches_of_a_process, callback_of
 from anneal.optim.callback import ScheduleCallback
 from anneal.optim.run_schedule import RunSchedule
 from anneal.runs.drops import drops
@@ -26,10 +26,7 @@ from anneal.system import text_table
 
 ROWS = 16  # of a table; those in its middle are left out
 FEW = 8  # changes, whose learning rates are written into the figure
-HOW_LONG = (
-    "say how long an epoch is: --samples=N of the training data (ImageNet has 1281167), or "
-    "--steps_per_epoch=N"
-)
+HOW_LONG = "say how long an epoch is: --samples=N of the training data (ImageNet has 1281167)"
 
 
 @dataclass
@@ -46,34 +43,28 @@ class Preview:
 
 
 def preview(
-    trainer: Trainer,
-    model: LightningModule,
-    datamodule: LightningDataModule,
-    steps_per_epoch: int | None = None,
-    samples: int | None = None,
+    trainer: Trainer, model: LightningModule, data: LightningDataModule, samples: int | None = None
 ) -> Preview:
     """Step the schedule of a run from its first step to its last.
 
     Everything is the run's own but for the training batches, which are only counted: the data is
-    neither prepared nor read. The other options are those of the command `schedule`.
+    neither prepared nor read.
     """
     trainer.strategy.connect(model)
-    attach_data(trainer, model, datamodule)
-    batches, origin = count_batches(trainer, datamodule, steps_per_epoch, samples)
+    attach_data(trainer, model, data)
+    batches, origin = count_batches(trainer, data, samples)
     # Batches with nothing in them are counted instead of read.
     blank: Iterable[int] = itertools.repeat(0) if batches is None else range(batches)
-    datamodule.train_dataloader = lambda: blank  # type: ignore[method-assign]
-    if steps_per_epoch is not None:
-        trainer.limit_train_batches = 1.0
-    if getattr(datamodule, "class_names", ()) is None:
+    data.train_dataloader = lambda: blank  # type: ignore[method-assign]
+    if getattr(data, "class_names", ()) is None:
         # The number of classes makes no difference to the learning rate, but a network needs one.
         names = list(map(str, range(getattr(model, "num_classes", None) or 2)))
-        datamodule.class_names = names  # type: ignore[attr-defined]
+        data.class_names = names  # type: ignore[attr-defined]
     model.setup("fit")
     model.configure_model()
     trainer.fit_loop.setup_data()
     model.configure_optimizers()
-    if (callback := ScheduleCallback.of(trainer)) is None:
+    if (callback := callback_of(trainer, ScheduleCallback)) is None:
         raise UserError(
             f"{type(model).__name__} does not hand its optimizer and schedule to "
             "anneal.configure_optimizers: there is nothing to preview"
@@ -84,10 +75,8 @@ def preview(
         raise UserError("the run has no end: set trainer.max_epochs or trainer.max_steps")
     notes = []
     if schedule.is_plateau:
-        monitor = schedule.schedule.monitor
-        notes.append(
-            f"ReduceLROnPlateau follows {monitor}, which only a training knows: drawn without a cut"
-        )
+        unknown = f"{schedule.schedule.monitor}, which only a training knows"
+        notes.append(f"ReduceLROnPlateau follows {unknown}: drawn without a cut")
     if kept := sorted(getattr(schedule.inner, "kept_steps", ())):
         notes.append(f"checkpoints are kept of the steps {', '.join(f'{n:,}' for n in kept)}")
     return Preview(
@@ -102,33 +91,22 @@ def preview(
 
 
 def count_batches(
-    trainer: Trainer,
-    datamodule: LightningDataModule,
-    steps_per_epoch: int | None = None,
-    samples: int | None = None,
+    trainer: Trainer, data: LightningDataModule, samples: int | None = None
 ) -> tuple[int | None, str]:
     """Return one process's batches in an epoch (None: endless) and the source of the number."""
-    for name, number in (("steps_per_epoch", steps_per_epoch), ("samples", samples)):
-        if number is not None and number < 1:
-            raise UserError(f"--{name}={number}: must be at least 1")
-    if steps_per_epoch is not None:
-        if samples is not None:
-            raise UserError("give --steps_per_epoch or --samples, not both")
-        return steps_per_epoch * trainer.accumulate_grad_batches, "as typed"
-    batch_size = getattr(datamodule, "batch_size", None)
-    name = type(datamodule).__name__
-    origin = "--samples"
-    if samples is None:
-        samples = getattr(datamodule, "train_samples", None)
-        origin = name
+    if samples is not None and samples < 1:
+        raise UserError(f"--samples={samples}: must be at least 1")
+    name = type(data).__name__
+    origin = name if samples is None else "--samples"
+    samples = samples or getattr(data, "train_samples", None)
     if samples is not None:
-        if batch_size is None:
-            raise UserError(f"{name} has no batch_size: give --steps_per_epoch instead")
+        if (batch_size := getattr(data, "batch_size", None)) is None:
+            raise UserError(f"{name} has no batch_size, so its samples say nothing of the steps")
         batches = len(EpochSampler(samples, batch_size, world_size=trainer.world_size))
         return batches, f"from the {samples:,} training samples of {origin}"
     try:
-        datamodule.setup("fit")
-        loaders = CombinedLoader(datamodule.train_dataloader(), "max_size_cycle").flattened
+        data.setup("fit")
+        loaders = CombinedLoader(data.train_dataloader(), "max_size_cycle").flattened
     except Exception as e:  # whatever it needs that is not here
         hint = f"to preview the schedule without the data, {HOW_LONG}"
         raise UserError(f"{first_line(e)}; {hint}") from e

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 from lightning.pytorch.utilities import rank_zero_info
 
 from anneal.errors import UserError
-from anneal.lightning_internals import callbacks_of, validation_is_due
+from anneal.lightning_internals import callback_of, callbacks_of, validation_is_due
 from anneal.optim.run_schedule import RunSchedule
 from anneal.progress import Clock, in_training
 
@@ -26,11 +26,6 @@ class ScheduleCallback(Callback):
         self._resumed: tuple[StochasticWeightAveraging, list[float]] | None = None
 
     @classmethod
-    def of(cls, trainer: Trainer) -> "ScheduleCallback | None":
-        """Return the one among a trainer's callbacks; a module of other schedules has none."""
-        return next(iter(callbacks_of(trainer, cls)), None)
-
-    @classmethod
     def attach(cls, trainer: Trainer, schedule: RunSchedule) -> None:
         """Put one of these before a trainer's callbacks, in the place of an earlier one."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -44,7 +39,7 @@ class ScheduleCallback(Callback):
         self.validation_metrics = list(trainer.callback_metrics)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        swa = next(iter(callbacks_of(trainer, StochasticWeightAveraging)), None)
+        swa = callback_of(trainer, StochasticWeightAveraging)
         if swa and all(c.scheduler is not self.schedule for c in trainer.lr_scheduler_configs):
             # It had put its own scheduler in the place of this one before the checkpoint.
             self._resumed = swa, [g["lr"] for g in self.schedule.optimizer.param_groups]
@@ -59,7 +54,7 @@ class ScheduleCallback(Callback):
         if self.schedule.steps and steps_per_epoch and steps_per_epoch != before:
             # Of this run's epochs; what is left of `max_steps` stays what it is.
             steps = round(self.schedule.steps / before * steps_per_epoch)
-            if clock := Clock.of(trainer):
+            if clock := callback_of(trainer, Clock):
                 steps = clock.epoch * steps_per_epoch
                 steps += clock.batches // trainer.accumulate_grad_batches
             total_steps = run_length(trainer, steps - trainer.global_step)[1]
@@ -100,7 +95,7 @@ def run_length(trainer: Trainer, shift: int = 0) -> tuple[int | None, int | None
     checkpoint's state has reached them (Lightning issue 20550).
     """
     batches = trainer.num_training_batches
-    clock = Clock.of(trainer)
+    clock = callback_of(trainer, Clock)
     extra = clock.extra_steps if clock else 0
     max_steps = None if trainer.max_steps == -1 else trainer.max_steps - extra + shift
     if math.isinf(batches):
