@@ -129,9 +129,9 @@ def code_version() -> dict[str, Any]:
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(here), *args]
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=10
-        ).stdout.strip()
+        return subprocess.check_output(
+            command, stderr=subprocess.PIPE, text=True, timeout=10
+        ).strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
@@ -141,8 +141,6 @@ def code_version() -> dict[str, Any]:
 
 def is_plain(value: Any) -> bool:
     """Whether a value is one that JSON, and so a configuration, can hold."""
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+    with suppress(TypeError, ValueError):
+        return bool(json.dumps(value))
+    return False

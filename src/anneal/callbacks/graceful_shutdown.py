@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,6 @@ def job_id() -> str:
 
 def requeue() -> bool:
     """Put this job back into SLURM's queue; return whether SLURM has taken it."""
-    try:
+    with suppress(OSError):
         return subprocess.run(["scontrol", "requeue", job_id()]).returncode == 0
-    except OSError:
-        return False
+    return False

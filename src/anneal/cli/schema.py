@@ -117,10 +117,9 @@ def parameters(cls: Any, given: int = 0) -> dict[str, Parameter]:
 
 
 def _hints(function: Any) -> dict[str, Any]:
-    try:
+    with suppress(NameError, TypeError):  # a name that exists for type checkers only
         return typing.get_type_hints(function)
-    except (NameError, TypeError):  # a name that exists for type checkers only
-        return {}
+    return {}
 
 
 def arguments(cls: Any, hint: Any) -> dict[str, Parameter]:

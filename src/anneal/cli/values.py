@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -48,10 +49,9 @@ def untyped(value: Any) -> Any:
     """Return the value of a flag whose type is not known."""
     if not isinstance(value, Text):
         return value
-    try:
+    with suppress(yaml.YAMLError):
         return yaml.safe_load(value)
-    except yaml.YAMLError:
-        return str(value)
+    return str(value)
 
 
 def tree_of(text: Text) -> Any:
@@ -121,22 +121,20 @@ def reads_back(written: Any, value: Any, hint: Any) -> bool:
     texts = [str] if members(hint) == [str] else []
     if type(written) is type(value) and type(value) in (bool, int, float, NoneType, *texts):
         return True
-    try:
+    with suppress(Exception):  # of a dozen types
         again = _parser(hint).parse_object({"x": yaml.safe_load(yaml.safe_dump(written))}).x
-    except Exception:  # of a dozen types
-        return False
-    return type(again) is type(value) and repr(again) == repr(value)
+        return type(again) is type(value) and repr(again) == repr(value)
+    return False
 
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value that another class took fits a type; classes are looked at later."""
     if isinstance(value, dict | list):
         return bool(base_classes(hint)) or group_of(hint) is not None or takes_list(hint)
-    try:
+    with suppress(UserError):
         checked(value, hint)
-    except UserError:
-        return False
-    return True
+        return True
+    return False
 
 
 def wrong_value(value: Any, hint: Any) -> str:

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -94,10 +95,9 @@ def git(*args: str) -> str:
 
 def read(path: Path) -> str:
     """Return a file's text; of one that has none, or is gone, nothing."""
-    try:
+    with suppress(UnicodeDecodeError):
         return path.read_text(encoding="utf-8") if path.is_file() else ""
-    except UnicodeDecodeError:
-        return ""
+    return ""
 
 
 if __name__ == "__main__":

@@ -167,8 +167,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
             raise ValueError("no weights in it")
     except Exception as e:  # a damaged file ends in one of a dozen types
-        good = [p for p in newest(path.parent.glob("*.ckpt")) if p != path and _loads(p)]
-        hint = f"; a good one is {good[0]}" if good else ""
+        others = (p for p in newest(path.parent.glob("*.ckpt")) if p != path)
+        hint = next((f"; a good one is {p}" for p in others if _loads(p)), "")
         reason = first_line(e)[:120]
         raise UserError(f"{path} is damaged, cut or no checkpoint ({reason}){hint}") from e
     check_format(checkpoint.get("format", 1), path)
@@ -220,10 +220,9 @@ def _load(path: Path) -> Any:
 
 
 def _loads(path: Path) -> bool:
-    try:
+    with suppress(Exception):
         return "state_dict" in _load(path)
-    except Exception:
-        return False
+    return False
 
 
 # ---- where a command writes

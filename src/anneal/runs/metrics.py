@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -18,6 +19,7 @@ HIGHER |= {"psnr", "ssim", "bleu", "r"}
 STAGED = re.compile(
     r"(train|val|valid|validation|test)[/_](.+?)(_step|_epoch)?(/dataloader_idx_\d+)?$"
 )
+Mode = Literal["min", "max"]
 BESIDE_LR = re.compile(r"lr\b.*-(momentum|weight_decay)$")
 
 
@@ -84,27 +86,22 @@ def is_learning_rate(column: str) -> bool:
     return column.partition("/")[0] == "lr" and "-" not in column  # lr-momentum, ...
 
 
-def better(metric: str) -> Literal["min", "max"] | None:
+def better(metric: str) -> Mode | None:
     """Return whether lower or higher is better; None: the metric's name doesn't say."""
-    try:
+    with suppress(UserError):
         return direction(metric)
-    except UserError:
-        return None
+    return None
 
 
-def direction(
-    metric: str, mode: str | None = None, owner: str = "monitor"
-) -> Literal["min", "max"]:
+def direction(metric: str, mode: str | None = None, owner: str = "monitor") -> Mode:
     """Return whether lower or higher is better: `mode`, by default as the metric's name says."""
     words = set(re.split(r"[^a-z]+", metric.lower()))
     by_name = "min" if words & LOWER else "max" if words & HIGHER else mode
     if by_name is None:
-        raise UserError(
-            f"{owner}: is a lower or a higher {metric} better? Its name doesn't say: give `mode`"
-        )
+        unsaid = f"is a lower or a higher {metric} better? Its name doesn't say"
+        raise UserError(f"{owner}: {unsaid}: give `mode`")
     if mode not in (None, by_name):
-        raise UserError(
-            f"{owner}: {metric} is better when it is {'lower' if by_name == 'min' else 'higher'}, "
-            f"and mode={mode} watches for the opposite: give mode={by_name}"
-        )
-    return cast(Literal["min", "max"], by_name)
+        said = f"{metric} is better when it is {'lower' if by_name == 'min' else 'higher'}"
+        opposite = f"mode={mode} watches for the opposite"
+        raise UserError(f"{owner}: {said}, and {opposite}: give mode={by_name}")
+    return cast(Mode, by_name)

@@ -50,10 +50,9 @@ def stopped_early(checkpoint: dict[str, Any], trainer: Trainer, config: str) -> 
     done = done and checkpoint["global_step"] >= (trainer.min_steps or 0)
     if not done or not was_stopped(checkpoint, trainer, config):
         return ""
-    return (
-        "stopped early at epoch {epoch} ({why}): nothing is left. To train on, change "
-        "--trainer.callbacks, or start a new run from it with --run_name."
-    ).format(**checkpoint["stopped"])
+    how = "change --trainer.callbacks, or start a new run from it with --run_name"
+    stop = "stopped early at epoch {epoch} ({why})".format(**checkpoint["stopped"])
+    return f"{stop}: nothing is left. To train on, {how}."
 
 
 def is_tested(folder: Path, step: int) -> bool:
@@ -126,9 +125,8 @@ def differences(stored: str | None, now: str) -> Differences:
     """
     if stored is None:
         return []
-    a, b = (
-        dict(flatten({"model": parse(text, "the checkpoint")["model"]})) for text in (stored, now)
-    )
+    models = ({"model": parse(text, "the checkpoint")["model"]} for text in (stored, now))
+    a, b = map(dict, map(flatten, models))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
@@ -143,10 +141,8 @@ def check_optimizer(found: Differences) -> None:
             same = not decides or (stored in ADAMW and now in ADAMW)
             change = f"{stored} in the checkpoint, {now} now"
         if not same:
-            raise UserError(
-                f"{key}: {change}: the optimizer's state doesn't "
-                "fit, so this can't go on; start a new run for it"
-            )
+            so = "the optimizer's state doesn't fit, so this can't go on; start a new run for it"
+            raise UserError(f"{key}: {change}: {so}")
 
 
 def _groups_of(rules: Any) -> list[Any]:
@@ -162,15 +158,17 @@ def state_dict_mismatch(path: str, message: str, found: Differences) -> str:
     pattern = r"size mismatch for (\S+): .*?Size\((.*?)\) from.*?Size\((.*?)\)"
     mismatches = [f"{n} is {a}, not {b}" for n, a, b in re.findall(pattern, message)]
     reason = "; ".join(mismatches[:2]) or message.strip().splitlines()[-1].strip()
-    changed = "; ".join(f"{key}: {stored} there, {now} now" for key, stored, now in found)
-    return f"the weights in {path} don't fit the model: {reason} ({changed})"
+    return f"the weights in {path} don't fit the model: {reason} ({_in_words(found)})"
 
 
 def optimizer_mismatch(path: str, found: Differences) -> str:
     """Return why an optimizer's state doesn't fit other groups of parameters, and what would."""
-    changed = "; ".join(f"{key}: {stored} there, {now} now" for key, stored, now in found)
     return (
         f"the optimizer's state in {path} is of other parameters than are trained now "
-        f"({changed or 'the model is another'}): this can't go on; start a new run, which "
+        f"({_in_words(found) or 'the model is another'}): this can't go on; start a new run, which "
         f"--model.weights={path} lets begin with these weights if the model has that option"
     )
+
+
+def _in_words(found: Differences) -> str:
+    return "; ".join(f"{key}: {stored} there, {now} now" for key, stored, now in found)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -125,19 +126,16 @@ def plot(sweep: Sweep, rows: list[Row]) -> Figure | None:
 
 def _x_axis(names: list[str], rows: list[Row]) -> str | None:
     """Return the first learning rate, or the first parameter whose values are all numbers."""
-    numeric = [n for n in names if all(_number(r.values[n]) is not None for r in rows)]
+    numeric = [n for n in names if not any(math.isnan(_x(r, n)) for r in rows)]
     rates = [n for n in numeric if n.rpartition(".")[2] == "lr"]
     return next(iter(rates + numeric), None)
 
 
-def _number(value: Any) -> float | None:
-    """Return a number, also of text: YAML takes 1e-4 for that."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+def _number(value: Any) -> float:
+    """Return a number, also of text: YAML takes 1e-4 for that; NaN of what is none."""
+    with suppress(TypeError, ValueError):
+        return math.nan if isinstance(value, bool) else float(value)
+    return math.nan
 
 
 def _means(rows: list[Row], names: list[str]) -> dict[str, list[Row]]:
@@ -181,11 +179,11 @@ def _curves(axes: Axes, sweep: Sweep, x: str, others: list[str], rows: list[Row]
     axes.plot([_x(best[0], x)], [_mean(best)], "*", label=text, **star)  # type: ignore[arg-type]
     if failed := [r for r in rows if r not in done and r.seconds is not None]:
         edge = axes.get_xaxis_transform()  # x in values, y in shares of the height
-        places = [_x(r, x) for r in failed if _number(r.values[x]) is not None]
+        places = [_x(r, x) for r in failed]
         axes.plot(places, [0.02] * len(places), "rx", transform=edge, label="failed", clip_on=False)
     axes.set_xlabel(x)
     axes.set_ylabel(metric.name)
-    numbers = [_x(r, x) for r in rows if _number(r.values[x]) is not None]
+    numbers = [number for r in rows if not math.isnan(number := _x(r, x))]
     log = next(p.log for p in sweep.parameters if p.name == x)
     if min(numbers) > 0 and (log or max(numbers) / min(numbers) > 10):
         axes.set_xscale("log")
@@ -198,6 +196,4 @@ def _named(name: str, value: Any) -> str:
 
 
 def _x(row: Row, name: str) -> float:
-    number = _number(row.values[name])
-    assert number is not None
-    return number
+    return _number(row.values[name])

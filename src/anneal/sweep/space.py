@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from optuna import distributions as drawn_from
+from optuna import distributions as dist
 from scipy.special import betaincinv, ndtri
 
 from anneal.errors import UserError, did_you_mean
@@ -35,7 +35,7 @@ TAKES = {
     "q_beta": ("a?", "b?", "q?"),
 }
 DEFAULTS = {"mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0, "q": 1.0}
-SHARE = drawn_from.FloatDistribution(1e-9, 1 - 1e-9)  # of the probability below the value
+SHARE = dist.FloatDistribution(1e-9, 1 - 1e-9)  # of the probability below the value
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Parameter:
 
     name: str  # with dots
     path: tuple[str, ...]  # the keys it stands under; a key may have dots in it
-    distribution: drawn_from.BaseDistribution  # what Optuna draws
+    distribution: dist.BaseDistribution  # what Optuna draws
     value: Callable[[Any], Any]  # from what is drawn to what the training gets
     grid: list[Any] | None = None  # everything that can be drawn; None: endlessly many
     log: bool = False  # whether its values spread over a logarithmic scale
@@ -60,13 +60,11 @@ def parameter(path: tuple[str, ...], spec: dict[str, Any]) -> Parameter:
         # Optuna takes plain values only. The same value twice would be the same run twice.
         drawn = list(dict.fromkeys(_as_choice(v) for v in spec["values"]))
         values = {_as_choice(v): v for v in spec["values"]}
-        return Parameter(
-            name, path, drawn_from.CategoricalDistribution(drawn), values.__getitem__, drawn
-        )
+        return Parameter(name, path, dist.CategoricalDistribution(drawn), values.__getitem__, drawn)
     if kind == "int_uniform":
         low, high = spec["min"], spec["max"]
         grid = list(range(low, high + 1)) if high - low < 10_000 else None
-        return Parameter(name, path, drawn_from.IntDistribution(low, high), int, grid)
+        return Parameter(name, path, dist.IntDistribution(low, high), int, grid)
 
     quantised = kind.startswith("q_")
     round_off = _multiples(given["q"]) if quantised else float
@@ -87,9 +85,7 @@ def parameter(path: tuple[str, ...], spec: dict[str, Any]) -> Parameter:
     grid = None
     if quantised and not log and (high - low) / given["q"] < 10_000:
         grid = np.arange(low, high, given["q"]).tolist()  # as W&B does, without the upper limit
-    return Parameter(
-        name, path, drawn_from.FloatDistribution(low, high, log=log), round_off, grid, log
-    )
+    return Parameter(name, path, dist.FloatDistribution(low, high, log=log), round_off, grid, log)
 
 
 def _implied(name: str, spec: dict[str, Any]) -> str:

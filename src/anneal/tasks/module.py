@@ -1,6 +1,7 @@
 """Base of a model with one of the three tasks: names, exact counts and metrics, checkpoints."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -61,11 +62,8 @@ class TaskModule(QuickModule):
         # the command line all of them are plain; from Python an optimizer is a class or function.
         self.save_hyperparameters(logger=False)
         rich = [name for name, value in self.hparams.items() if not is_plain(value)]
-        self._options = {
-            "class_weight": class_weight,
-            "pos_weight": pos_weight,
-            "label_smoothing": label_smoothing,
-        }
+        self._options: dict[str, Any] = {"class_weight": class_weight, "pos_weight": pos_weight}
+        self._options["label_smoothing"] = label_smoothing
         # A subclass need not take them.
         optional = {**self._options, "task": task, "compile": compile}
         unset = [name for name, value in optional.items() if not value]
@@ -228,10 +226,9 @@ class TaskModule(QuickModule):
     @property
     def _run(self) -> Any:
         """The trainer; None of a module that is loaded from a checkpoint, from Python."""
-        try:
+        with suppress(RuntimeError):
             return self.trainer
-        except RuntimeError:
-            return None
+        return None
 
     def _in_data(self, attribute: str, default: Any = None) -> Any:
         return getattr(getattr(self._run, "datamodule", None), attribute, default)
@@ -276,9 +273,7 @@ class TaskModule(QuickModule):
         # Computed here, exactly over all samples and processes: Lightning's own mean of values from
         # steps rounds the number of samples down to a multiple of the processes.
         if not self.mean_loss.update_called:
-            raise UserError(
-                f"no {stage} sample could be read: there is nothing to measure", status=1
-            )
+            raise UserError(f"no {stage} sample could be read: nothing to measure", status=1)
         seen = self.mean_loss.weight.clone()
         self.counts[stage] = int(self.trainer.strategy.reduce(seen, reduce_op="sum"))
         for name, value in {"loss": self.mean_loss.compute(), **self.evaluated.compute()}.items():
