@@ -47,11 +47,7 @@ class Launcher(_SubprocessScriptLauncher):
     """
 
     def launch(
-        self,
-        function: Callable[..., Any],
-        *args: Any,
-        trainer: Trainer | None = None,
-        **kwargs: Any,
+        self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kw: Any
     ) -> Any:
         global _launcher
         self.cluster_environment.validate_settings(self.num_processes, self.num_nodes)
@@ -63,7 +59,7 @@ class Launcher(_SubprocessScriptLauncher):
         if self.procs:
             threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
         try:
-            return function(*args, **kwargs)
+            return function(*args, **kw)
         except distributed.DistNetworkError as e:
             if "EADDRINUSE" not in str(e):
                 raise

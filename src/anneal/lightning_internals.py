@@ -1,6 +1,7 @@
 """Private names of Lightning that the engine needs, as they were in releases 2.6.4 to 2.6.6."""
 
 import re
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -90,9 +91,7 @@ def is_between_steps(trainer: Trainer) -> bool:
     return steps_after_this_batch(trainer) and not (ends or validation_is_due(trainer))
 
 
-def place(
-    trainer: Trainer, checkpoint: dict[str, Any], epoch: int, within: bool, validate: bool
-) -> int:
+def place(trainer: Trainer, checkpoint: Any, epoch: int, within: bool, validate: bool) -> int:
     """Have Lightning load that so many epochs are done, before it asks whether a run has ended.
 
     `within` some of the next one is done too. Return how much `max_steps` was raised, without which
@@ -164,11 +163,6 @@ def plateaus_wait(trainer: Trainer) -> bool:
         and epochs.processed > epochs.completed
         and any(c.reduce_on_plateau and c.interval == "epoch" for c in trainer.lr_scheduler_configs)
     )
-
-
-def step_plateaus(trainer: Trainer) -> None:
-    """Show the metrics of the last epoch to the plateaus that Lightning steps."""
-    trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
 
 
 def logged_step(trainer: Trainer) -> int:
@@ -266,6 +260,10 @@ class QuickModule(LightningModule):
         super().__setattr__(name, value)
 
 
+def _set_iterator(owner: Any, value: Any) -> None:
+    owner.loader._iterator = value
+
+
 class HasWorkers:
     """Base of a loader around a DataLoader, whose workers Lightning then ends with the run.
 
@@ -274,11 +272,4 @@ class HasWorkers:
     """
 
     loader: DataLoader[Any]
-
-    @property
-    def _iterator(self) -> Any:
-        return self.loader._iterator
-
-    @_iterator.setter
-    def _iterator(self, value: Any) -> None:
-        self.loader._iterator = value
+    _iterator = property(attrgetter("loader._iterator"), _set_iterator)

@@ -136,7 +136,8 @@ class Clock(Callback):
             for name, parameter in pl_module.named_parameters():
                 parameter.requires_grad_(name not in resumed["frozen"])
         if resumed.get("plateau_is_due"):
-            internals.step_plateaus(trainer)
+            loop = trainer.fit_loop.epoch_loop
+            loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = self._after_step = 0, 0

@@ -15,6 +15,7 @@ from anneal.errors import UserError
 from anneal.testing import logged
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+FIFTY_STEPS = "--samples=3200", "--trainer.limit_train_batches=1.0"
 SMALL = "--config=small.yaml"
 IMAGENET = 1_281_167
 
@@ -156,7 +157,7 @@ def test_numbers_that_make_no_sense_are_refused(numbers, message):
 
 
 def test_a_schedule_that_keeps_checkpoints_says_at_which_steps(run, capsys):
-    run("schedule", SMALL, *set_scheduler("WSD", branches=2), "--samples=3200")
+    run("schedule", SMALL, *set_scheduler("WSD", branches=2), *FIFTY_STEPS)
     shown = capsys.readouterr().out
     total = int(re.search(r"(\d+) steps$", shown, re.MULTILINE)[1])
     assert re.search(rf"decay begins +{total * 8 // 10} ", shown)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args
 from anneal.cli import schema as signatures
 from anneal.cli import values
 from anneal.cli.files import Tree, read_file, typed_key
-from anneal.cli.schema import Parameter, Schema, arguments, fields_of, resolve
+from anneal.cli.schema import Parameter, Schema, arguments, default_of, fields_of, resolve
 from anneal.cli.words import BESIDE, no_option
 from anneal.errors import UserError, nearest
 from anneal.runs.config import FORMAT, check_format, flatten, with_current_names
@@ -249,11 +249,7 @@ class Config:
         keeps = "." not in key or key == "trainer.logger"
         both = [k for k in args if keeps and k in takes]
         kept = {k: args[k] for k in both if values.fits(args[k], takes[k].hint)}
-        said = {
-            k: v
-            for k, v in args.items()
-            if k not in given and v != signatures.default_of(took.get(k))
-        }
+        said = {k: v for k, v in args.items() if k not in given and v != default_of(took.get(k))}
         change = f"{before.__name__} -> {cls.__name__}"
         dropped = {k: v for k, v in said.items() if k not in kept}
         keeps_too = [k for k in said if k in kept]

@@ -25,15 +25,8 @@ Settings = dict[str, Any]
 WRITERS = ("enable_checkpointing", "enable_model_summary", "enable_progress_bar", "logger")
 NO_TRACES: Settings = dict.fromkeys(WRITERS, False)
 # As many steps as the search asks for, and no validation among them.
-SEARCH: Settings = {
-    "callbacks": None,
-    "check_val_every_n_epoch": 2**31,
-    "max_epochs": -1,
-    "max_steps": -1,
-    "max_time": None,
-    "num_sanity_val_steps": 0,
-    "val_check_interval": None,
-}
+SEARCH: Settings = {"max_epochs": -1, "max_steps": -1, "max_time": None, "callbacks": None}
+SEARCH |= {"check_val_every_n_epoch": 2**31, "val_check_interval": None, "num_sanity_val_steps": 0}
 # A step is repeated without what writes, and with loggers for a module that calls its own.
 REPLAY: Settings = {"detect_anomaly": False, "logger": DummyLogger()}
 REPLAY |= {"max_time": None, "profiler": None}

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -118,9 +118,7 @@ class Watch(Callback):
         ):
             yield
 
-    def _keep(
-        self, trainer: Trainer, module: LightningModule, make: Callable[..., Any], *args: Any
-    ) -> Any:
+    def _keep(self, trainer: Trainer, module: LightningModule, make: Any, *args: Any) -> Any:
         update, failed = trainer.global_step, self.failure["step"]
         if update > failed:
             raise self.passed

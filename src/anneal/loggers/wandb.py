@@ -212,14 +212,12 @@ def _announce(run: Any, mode: str, why: str, folder: Path, earlier: list[Path]) 
     # `wandb sync` sends each folder as a whole run, so that only the last folder would be left;
     # told to resume, it appends, and moves on W&B's own step, which starts from 0 in each.
     sync = f"{'WANDB_RESUME=allow ' if earlier else ''}{typed('wandb', 'sync', folder)}"
+    offline = [file.parent for file in earlier if file.parent.name.startswith("offline-")]
     if mode == "disabled":
         say(f"disabled ({why})")
     elif mode == "offline":
         say(f"offline ({why}). Look: {typed('wandb', 'leet', folder)} · Send later: {sync}")
-    elif any(
-        file.parent.name.startswith("offline-") and not [*file.parent.glob("*.synced")]
-        for file in earlier
-    ):
+    elif any(not [*left.glob("*.synced")] for left in offline):
         say(f"{run.url} · Its first part was recorded offline, to send it: {sync}")
     else:
         say(str(run.url))

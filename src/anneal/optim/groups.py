@@ -141,10 +141,7 @@ def places(module: nn.Module) -> Iterator[tuple[nn.Parameter, Place]]:
 
 
 def parameter_groups(
-    module: nn.Module,
-    decay_norm: bool = True,
-    decay_bias: bool = True,
-    rules: Sequence[Rule] = (),
+    module: nn.Module, decay_norm: bool = True, decay_bias: bool = True, rules: Sequence[Rule] = ()
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters in one group, or split by what applies to them.
 

@@ -54,10 +54,6 @@ class Line:
         """Whether it is drawn thin and can be smoothed."""
         return self.stage == "train"
 
-    @property
-    def is_learning_rate(self) -> bool:
-        return is_learning_rate(self.metric)
-
 
 def lines_of(runs: Sequence[Run]) -> list[Line]:
     """Return the curves of all runs by panel, tests left out: these are points, for the table."""
@@ -75,7 +71,8 @@ def lines_of(runs: Sequence[Run]) -> list[Line]:
                 line.colour = colour
         for line in lines:
             line.kept = line.curve.extremes(points)
-            if (ends := runs[line.run].band) and not (line.in_training or line.is_learning_rate):
+            held = line.in_training or is_learning_rate(line.metric)
+            if (ends := runs[line.run].band) and not held:
                 low, high = (end.curve(line.metric).y[line.kept] for end in ends)
                 line.band = low, high
     return [line for lines in sorted(found.values(), key=_rank) for line in lines]
@@ -146,7 +143,7 @@ def still(runs: Sequence[Run], lines: Sequence[Line]) -> Figure:
         axes.grid(alpha=0.3)
         own = [line for line in lines if line.panel == panel]
         for line in own:
-            drawn = line.curve.take(line.kept)
+            drawn, is_lr = line.curve.take(line.kept), is_learning_rate(line.metric)
             if line.band:
                 x, colour = drawn.x["step"], palette[line.run]
                 axes.fill_between(x, *line.band, color=colour, alpha=0.2, linewidth=0)
@@ -157,8 +154,8 @@ def still(runs: Sequence[Run], lines: Sequence[Line]) -> Figure:
                 label=line.metric,
                 alpha=0.6 if line.in_training else 1,
                 linewidth=WIDTHS["training" if line.in_training else "validation"],
-                drawstyle="steps-post" if line.is_learning_rate else None,
-                marker="." if len(drawn.y) <= FEW and not line.is_learning_rate else None,
+                drawstyle="steps-post" if is_lr else None,
+                marker="." if len(drawn.y) <= FEW and not is_lr else None,
                 markersize=3 if line.in_training else 6,
             )
         if own[0].colour and len(own) <= MANY:

@@ -9,6 +9,7 @@ import numpy as np
 
 from anneal.report import curves
 from anneal.runs.drops import Array
+from anneal.runs.metrics import is_learning_rate
 from anneal.runs.run import AXES, Run
 
 SMOOTHING = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -80,9 +81,9 @@ def _curves(lines: Sequence[curves.Line]) -> list[dict[str, Any]]:
 
 
 def _look(line: curves.Line) -> dict[str, Any]:
-    few = len(line.kept) <= curves.FEW and not line.is_learning_rate
-    # A learning rate holds until the next one.
-    shape = "hv" if line.is_learning_rate else "linear"
+    is_lr = is_learning_rate(line.metric)
+    few = len(line.kept) <= curves.FEW and not is_lr
+    shape = "hv" if is_lr else "linear"  # a learning rate holds until the next one
     colour = {"color": line.colour} if line.colour else {}
     return {
         "mode": "lines+markers" if few else "lines",

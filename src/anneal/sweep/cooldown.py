@@ -18,17 +18,13 @@ SHOWN = ("val/loss", "val/acc", "test/loss", "test/acc")
 @command
 def main(args: list[str] | None = None) -> int:
     """Run the command line; return 0, 1 if a training failed, 130 if it was interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python train.py cooldown",
-        description="Trains the decays of runs of half the length, a quarter, ..., each from a "
-        "checkpoint of one WSD run. Typed again, it resumes.",
-    )
+    about = "Trains the decays of runs of half the length, a quarter, ..., each from a checkpoint "
+    about += "of one WSD run. Typed again, it resumes."
+    parser = argparse.ArgumentParser(prog="python train.py cooldown", description=about)
     parser.add_argument("--run", required=True, metavar="NAME", help="the WSD run")
     about = "lengths, the run's own among them, each half of the one before (default: 5)"
     parser.add_argument("--budgets", type=int, default=5, metavar="N", help=about)
-    parser.add_argument(
-        "-j", "--jobs", type=int, default=1, metavar="N", help="trainings at a time"
-    )
+    parser.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="so many at a time")
     typed = parser.parse_args(args)
     if typed.budgets < 2:
         raise UserError(f"--budgets={typed.budgets}: at least 2, one is the run's own")

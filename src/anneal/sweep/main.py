@@ -53,10 +53,8 @@ def run(file: Path, jobs: int, storage: str | None) -> int:
 @command
 def main(args: list[str] | None = None) -> int:
     """Run the command line, and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python train.py sweep",
-        description="Runs a W&B sweep file on this machine. Typed again, it resumes.",
-    )
+    about = "Runs a W&B sweep file on this machine. Typed again, it resumes."
+    parser = argparse.ArgumentParser(prog="python train.py sweep", description=about)
     parser.add_argument("file", type=Path, help="as `wandb sweep` takes it")
     parser.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="trials at a time")
     parser.add_argument("--storage", metavar="URL", help="of Optuna, for several workers")

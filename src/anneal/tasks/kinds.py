@@ -152,10 +152,8 @@ class Classification(Task):
         ranks = range(1, min(k, len(names)) + 1)
         tops = [zip(*(x.tolist() for x in s.topk(len(ranks))), strict=True) for s in samples]
         head = [name for r in ranks for name in (f"class_{r}", f"probability_{r}")]
-        return [
-            head,
-            *([x for p, i in top for x in (names[i], f"{p:{self.form}}")] for top in tops),
-        ]
+        lines = ([x for p, i in top for x in (names[i], f"{p:{self.form}}")] for top in tops)
+        return [head, *lines]
 
     def words(self, values: Tensor, names: Sequence[str]) -> list[str]:
         if values.ndim:  # probabilities, which a label has not

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,11 @@ def _read(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path, 
     with reading(file):
         if file.suffix.lower() in (".parquet", ".pq"):
             try:
-                cells = pd.read_parquet(file).astype(object).map(partial(_joined, layout))
+                of = layout.label_separator
+                cells = pd.read_parquet(file).astype(object)
+                cells = cells.map(
+                    lambda c: of.join(map(str, c)) if isinstance(c, np.ndarray) else c
+                )
                 table = cells.where(cells.notna(), "").map(str)
             except ImportError as e:
                 raise UserError(f"{file}: pyarrow reads Parquet: pip install pyarrow") from e
@@ -92,10 +95,6 @@ def _read(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path, 
         raise UserError(f"{file}: set data.path_column to one of {', '.join(table.columns)}")
     base, table[path] = _find(table[path].tolist(), root, file, sources)
     return str(file), base, table
-
-
-def _joined(layout: Any, cell: Any) -> Any:
-    return layout.label_separator.join(map(str, cell)) if isinstance(cell, np.ndarray) else cell
 
 
 def _names(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path, pd.DataFrame]:
