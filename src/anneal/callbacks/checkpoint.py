@@ -79,10 +79,8 @@ class Checkpoint(ModelCheckpoint):
         """Raise UserError if validation doesn't log the monitored metric."""
         names = list(trainer.callback_metrics)
         if self.monitor not in names and not str(self.monitor).startswith("train/"):
-            raise UserError(
-                f"checkpoint.monitor: there is no metric {self.monitor!r}; there are: "
-                f"{', '.join(names) or 'none'} (--checkpoint.monitor=...)"
-            )
+            there = f"there are: {', '.join(names) or 'none'} (--checkpoint.monitor=...)"
+            raise UserError(f"checkpoint.monitor: there is no metric {self.monitor!r}; {there}")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         step = trainer.global_step

@@ -4,17 +4,14 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
-from lightning.pytorch.callbacks import RichProgressBar as LightningRichProgressBar
-from lightning.pytorch.callbacks import Timer, TQDMProgressBar
+from lightning.pytorch import LightningModule, Trainer, callbacks
 from tqdm import tqdm
 
 from anneal.lightning_internals import callbacks_of
 from anneal.progress import resume_position
 
 
-class WholeRun(LightningProgressBar):
+class WholeRun(callbacks.ProgressBar):
     """A bar whose metrics have `eta`: by the epochs, steps and time that the run may take."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -24,7 +21,7 @@ class WholeRun(LightningProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # W&B's id, which says nothing here
-        left = [timer.time_remaining() for timer in callbacks_of(trainer, Timer)]
+        left = [timer.time_remaining() for timer in callbacks_of(trainer, callbacks.Timer)]
         if trainer.training and (done := _done(trainer)) > self._start:
             # With the validations that it has had.
             seconds = time.monotonic() - self._since
@@ -34,7 +31,7 @@ class WholeRun(LightningProgressBar):
         return metrics
 
 
-class ProgressBar(WholeRun, TQDMProgressBar):
+class ProgressBar(WholeRun, callbacks.TQDMProgressBar):
     """Lightning's bar, which leaves a line with the metrics for every epoch.
 
     Args:
@@ -52,7 +49,7 @@ class ProgressBar(WholeRun, TQDMProgressBar):
                 getattr(self, name).close()
 
 
-class RichProgressBar(WholeRun, LightningRichProgressBar):
+class RichProgressBar(WholeRun, callbacks.RichProgressBar):
     """Lightning's coloured bar, which leaves a line with the metrics for every epoch, too."""
 
     def __init__(self, leave: bool = True, **kwargs: Any) -> None:

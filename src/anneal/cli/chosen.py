@@ -17,6 +17,7 @@ from anneal.callbacks.checkpoint import Checkpoint
 from anneal.cli.failures import describe_failure
 from anneal.cli.files import Tree
 from anneal.cli.schema import default_of, parameters, resolve
+from anneal.cli.trainer import as_list
 from anneal.errors import UserError
 from anneal.loggers.wandb import WandbLogger
 from anneal.runs.metrics import direction
@@ -47,8 +48,7 @@ def complete(tree: Tree) -> None:
 
 
 def _specs(value: Any) -> list[Tree]:
-    specs = value if isinstance(value, list) else [value]
-    return [spec for spec in specs if isinstance(spec, dict)]
+    return [spec for spec in as_list(value) if isinstance(spec, dict)]
 
 
 def build_object(

@@ -57,10 +57,8 @@ def start(settings: Settings) -> Trainer:
         )
     if strategy.root_device.type == "cpu":
         if settings["sync_batchnorm"] and trainer.world_size > 1:
-            raise UserError(
-                "--trainer.sync_batchnorm=true: torch has it for GPUs only; leave it out, and each "
-                "process normalises by its own batch"
-            )
+            how = "leave it out, and each process normalises by its own batch"
+            raise UserError(f"--trainer.sync_batchnorm=true: torch has it for GPUs only; {how}")
         keep_freed_memory()
         if not torch.cuda.is_available():  # each step of an optimizer asks again, for 50 µs
             os.environ["CUDA_VISIBLE_DEVICES"] = ""

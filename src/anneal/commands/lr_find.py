@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -102,7 +102,6 @@ def lr_find(
     min_lr: float = 1e-6,
     max_lr: float = 10.0,
     num_training: int = 100,
-    mode: Literal["exponential", "linear"] = "exponential",
     early_stop_threshold: float | None = 4.0,
     output: Path | None = None,
 ) -> None:
@@ -114,7 +113,6 @@ def lr_find(
         min_lr: Learning rate of the first step.
         max_lr: Learning rate of the last.
         num_training: Steps between them.
-        mode: Whether each step multiplies the learning rate or adds to it.
         early_stop_threshold: Ends the search when the loss is so many times its lowest. None: goes
             on to the end.
         output: The figure's file. None: lr_find.png in the folder of runs.
@@ -128,15 +126,17 @@ def lr_find(
         raise UserError("lr_find runs on one machine: --trainer.num_nodes=1")
     if not hasattr(model, "optimizer"):
         raise UserError(f"lr_find: {type(model).__name__} takes no `optimizer`, whose lr to search")
-    space = np.geomspace if mode == "exponential" else np.linspace
-    lrs = space(min_lr, max_lr, num_training)
+    lrs = np.geomspace(min_lr, max_lr, num_training)
     recorder = LossRecorder(num_training, early_stop_threshold)
     with rising(model, lrs, recorder):
         trainer.fit(model, datamodule=run.data)
     losses = np.array(recorder.losses)
     found = Search(lrs[: len(losses)], losses, type(trainer.optimizers[0]).__name__)
     if trainer.is_global_zero:
-        report(found, output or run.folder / "lr_find.png")
+        figure, lr, path = picture(found), lrs[found.best], output or run.folder / "lr_find.png"
+        print(f"{path}: rates from {lrs[0]:.2g} to {found.lrs[-1]:.2g}")
+        print(f"--model.optimizer.lr={lr:.2g}")
+        save_figure(figure, path)
 
 
 @contextmanager
@@ -184,11 +184,3 @@ def picture(found: Search) -> Figure:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return figure
-
-
-def report(found: Search, output: Path) -> None:
-    """Write the figure, and print the suggestion as an option of the command line."""
-    figure, lr = picture(found), found.lrs[found.best]
-    print(f"{output}: rates from {found.lrs[0]:.2g} to {found.lrs[-1]:.2g}")
-    print(f"--model.optimizer.lr={lr:.2g}")
-    save_figure(figure, output)

@@ -121,10 +121,8 @@ class Schedule:
             if built.branches and self.unit == "epoch":
                 raise UserError("schedule: WSD keeps its branches by the step: leave interval out")
             if (kept := len(built.kept_steps)) < built.branches:
-                rank_zero_warn(
-                    f"schedule: the warmup takes {warmup} steps: only {kept} of "
-                    f"branches={built.branches} begin to decay after it"
-                )
+                few = f"only {kept} of branches={built.branches} begin to decay after it"
+                rank_zero_warn(f"schedule: the warmup takes {warmup} steps: {few}")
         if isinstance(built, lr_scheduler.ReduceLROnPlateau):
             self._check_plateau(built)
         elif length is not None:

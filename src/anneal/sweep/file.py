@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from anneal.errors import UserError, did_you_mean, read_text
+from anneal.errors import UserError, did_you_mean, in_a_line, read_text
 from anneal.runs.config import read_yaml
 from anneal.runs.folder import check_name
 from anneal.sweep.process import training_words
@@ -142,10 +142,8 @@ def _in_yaml(value: Any) -> str:
 
 def read(path: Path) -> Sweep:
     """Read a sweep file; raise UserError if it asks for something that is not supported."""
-    try:
+    with in_a_line(path):
         content = read_yaml(read_text(path), path)
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}") from e
     try:
         return _sweep(path, content)
     except UserError as e:
@@ -206,12 +204,11 @@ def _parameters(content: dict[str, Any]) -> tuple[list[Parameter], dict[tuple[st
             raise UserError(f"{'.'.join(('parameters', *path))} must hold keys and values")
         for key, spec in node.items():
             here = (*path, str(key))
+            name = ".".join(("parameters", *here))
             if not isinstance(spec, dict):
-                raise UserError(
-                    f"parameters.{'.'.join(here)}: write {{value: {spec}}} for a constant"
-                )
+                raise UserError(f"{name}: write {{value: {spec}}} for a constant")
             if "parameters" in spec:
-                _check_keys(f"parameters.{'.'.join(here)}.", spec, {"parameters": True})
+                _check_keys(f"{name}.", spec, {"parameters": True})
                 collect(spec["parameters"], here)
             elif "value" in spec and len(spec.keys() - {"distribution"}) == 1:
                 constants[here] = spec["value"]

@@ -53,8 +53,9 @@ class Process:
     """A running trial; if an earlier training has left a checkpoint in its folder, it resumes."""
 
     def __init__(
-        self, command: list[str], folder: Path, group: str, threads: int, env: dict[str, str]
+        self, command: list[str], folder: Path, group: str, jobs: int, env: dict[str, str]
     ) -> None:
+        threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs)
         self.folder = folder
         self.log = self.log_path if folder.is_dir() else folder.parent / f"{folder.name}.log"
         env = {**env, "OMP_NUM_THREADS": str(threads), "WANDB_RUN_GROUP": group}
@@ -91,11 +92,6 @@ class Process:
     def log_path(self) -> Path:
         """File of what the trial printed, once its folder is there."""
         return self.folder / "log.txt"
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.started
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -140,7 +136,6 @@ def train(folder: Path, listed: dict[str, list[str]], jobs: int) -> dict[str, st
     record = folder / "finished.txt"
     done = record.read_text().splitlines() if record.is_file() else []
     left = [name for name in listed if name not in done or not (folder / name).is_dir()]
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs)
     running: dict[str, Process] = {}
     failed: dict[str, str] = {}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -152,7 +147,7 @@ def train(folder: Path, listed: dict[str, list[str]], jobs: int) -> dict[str, st
                 while left and len(running) < jobs:
                     name = left.pop(0)
                     words = [sys.executable, str(TRAIN), "fit", "--resume=auto", *listed[name]]
-                    running[name] = Process(words, folder / name, folder.name, threads, {})
+                    running[name] = Process(words, folder / name, folder.name, jobs, {})
                 time.sleep(0.1)
                 for name, process in [*running.items()]:
                     if (code := process.status()) is None:

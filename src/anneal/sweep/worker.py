@@ -1,7 +1,6 @@
 """The trials of a sweep, run some at a time; the sweep goes on when one fails."""
 
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,6 @@ from anneal.runs.metrics import of_run, recorded
 from anneal.sweep.file import Sweep
 from anneal.sweep.process import Process, can_resume
 from anneal.sweep.study import FAILED, FINISHED, STOPPED, Study
-from anneal.system import cores
 
 POLL_SECONDS = 0.1
 
@@ -27,7 +25,6 @@ class Worker:
         self.study = study
         self.folder = folder
         self.jobs = jobs
-        self.threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs)
         self.running: dict[int, tuple[Trial, Process]] = {}
         self.failed = 0
         self.interrupted = False
@@ -43,9 +40,9 @@ class Worker:
         try:
             while not self.interrupted:
                 others = self.study.heartbeat()
-                while len(self.running) < self.jobs and not (
-                    self.interrupted or self.study.is_over()
-                ):
+                while len(self.running) < self.jobs and not self.interrupted:
+                    if self.study.is_over():
+                        break
                     if asked := self.study.ask():
                         self._start(*asked)
                 self._show(bar)
@@ -64,7 +61,7 @@ class Worker:
             folder = Path(left) if left and can_resume(Path(left)) else folder
         trial.set_user_attr("folder", str(folder))
         words = self.sweep.words(values, self.folder / f"{name}.json")
-        started = Process(words, folder, self.sweep.name, self.threads, self.sweep.env)
+        started = Process(words, folder, self.sweep.name, self.jobs, self.sweep.env)
         self.running[trial.number] = trial, started
 
     def _wait(self) -> None:
@@ -80,7 +77,7 @@ class Worker:
             if (outcome := self._outcome(trial, run)) is None:
                 continue
             status, value, error = outcome
-            seconds = round(run.seconds, 1)
+            seconds = round(time.monotonic() - run.started, 1)
             self.study.finish(trial, status, value, error=error, seconds=seconds)
             self.failed += status == FAILED
             metric = self.sweep.metric

@@ -119,10 +119,8 @@ def load_weights(net: nn.Module, arch: str, weights: str) -> None:
     spare = {id(t) for t in head_of(net).state_dict(keep_vars=True).values()}
     spare |= {id(t) for k, t in own.items() if k.endswith("batches_tracked") and k not in state}
     if misfits := [k for k, t in own.items() if k not in fits and id(t) not in spare]:
-        raise UserError(
-            f"model.weights={weights}: {len(misfits)} of {len(own)} tensors don't fit "
-            f"{arch}, such as {misfits[0]}"
-        )
+        such = f"{len(misfits)} of {len(own)} tensors don't fit {arch}, such as {misfits[0]}"
+        raise UserError(f"model.weights={weights}: {such}")
     with torch.no_grad():
         for name, t in fits.items():
             own[name].copy_(t)

@@ -46,6 +46,7 @@ class ProgressiveResizing:
         return round(size / self.multiple) * self.multiple
 
 
+@dataclass(eq=False)
 class TrainTransform:
     """Random part of an image, resized, flipped and augmented, with torch's random numbers.
 
@@ -53,28 +54,23 @@ class TrainTransform:
     2017, arXiv 1708.04896) has the colour `fill`, 0 to 255 for each channel.
     """
 
-    def __init__(
-        self,
-        scale: tuple[float, float] = (0.08, 1.0),
-        interpolation: str = "bilinear",
-        antialias: bool = True,
-        flip: float = 0.5,
-        augment: torch.nn.Module | None = None,
-        erasing: float = 0.0,
-        fill: tuple[float, ...] = (124.0, 116.0, 104.0),
-    ) -> None:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise UserError(f"data.scale={list(scale)}: must be two parts of the area, up to 1")
-        if not (0 <= flip <= 1 and 0 <= erasing <= 1):
+    scale: tuple[float, float] = (0.08, 1.0)
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    flip: float = 0.5
+    augment: torch.nn.Module | None = None
+    erasing: float = 0.0
+    fill: tuple[float, ...] = (124.0, 116.0, 104.0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            parts = list(self.scale)
+            raise UserError(f"data.scale={parts}: must be two parts of the area, up to 1")
+        if not (0 <= self.flip <= 1 and 0 <= self.erasing <= 1):
             raise UserError("data: flip and erasing are probabilities, 0 to 1")
-        self.scale = scale
-        self.crop = v2.RandomResizedCrop(1, scale)
-        self.interpolation = interpolation
-        self.antialias = antialias
-        self.flip = flip
-        self.augment = augment
-        self.only_crops = not (augment or erasing)
-        self.erase = v2.RandomErasing(erasing, value=fill) if erasing else None
+        self.crop = v2.RandomResizedCrop(1, self.scale)
+        self.only_crops = not (self.augment or self.erasing)
+        self.erase = v2.RandomErasing(self.erasing, value=self.fill) if self.erasing else None
 
     def __call__(self, image: Tensor, size: int) -> Tensor:
         """Return an image (3, size, size) uint8 of one (3, H, W) uint8."""
