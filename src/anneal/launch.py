@@ -130,10 +130,8 @@ def gather(trainer: Trainer, value: Any) -> list[Any]:
 
 def watch(strategy: Strategy) -> None:
     """Have a strategy that starts processes of this machine start them by a `Launcher`."""
-    if type(launcher := strategy.launcher) is _SubprocessScriptLauncher:
-        strategy._launcher = Launcher(
-            launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
-        )
+    if type(old := strategy.launcher) is _SubprocessScriptLauncher:
+        strategy._launcher = Launcher(old.cluster_environment, old.num_processes, old.num_nodes)
 
 
 @contextmanager

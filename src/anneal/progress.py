@@ -1,14 +1,12 @@
 """The position of a run: samples seen and how fast, and logging at the step that goes with it."""
 
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -38,12 +36,12 @@ def loggers_with(trainer: Trainer, name: str) -> list[Any]:
 
 
 def log(
-    trainer: Trainer,
-    values: Mapping[str, Any],
-    step: int | None = None,
-    loggers: Sequence[Logger] | None = None,
+    trainer: Trainer, values: dict[str, Any], step: int | None = None, loggers: Any = None
 ) -> None:
-    """Log values and the epoch at an optimizer step, by default where Lightning would log now."""
+    """Log values and the epoch at an optimizer step, by default where Lightning would log now.
+
+    `loggers` are those to log to, by default all.
+    """
     step = internals.logged_step(trainer) if step is None else step
     for logger in trainer.loggers if loggers is None else loggers:
         logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=step)

@@ -128,10 +128,8 @@ def code_version() -> dict[str, Any]:
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
-        command = ["git", "-C", str(here), *args]
-        return subprocess.check_output(
-            command, stderr=subprocess.PIPE, text=True, timeout=10
-        ).strip()
+        words = ["git", "-C", str(here), *args]
+        return subprocess.check_output(words, stderr=subprocess.PIPE, text=True, timeout=10).strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}

@@ -72,11 +72,8 @@ def main(args: list[str]) -> Any:
 @pytest.fixture(autouse=True)
 def new_process() -> Iterator[None]:
     """Begin as a new process does: its signals, Lightning's log, and no seed for workers."""
-    new: dict[int, Any] = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-        signal.SIGUSR1: signal.SIG_DFL,
-    }
+    new: dict[int, Any] = dict.fromkeys((signal.SIGTERM, signal.SIGUSR1), signal.SIG_DFL)
+    new[signal.SIGINT] = signal.default_int_handler
     before = {number: signal.signal(number, handler) for number, handler in new.items()}
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):

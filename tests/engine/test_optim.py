@@ -10,13 +10,8 @@ from tiny import Tiny, fit
 from torch import nn
 
 from anneal.errors import UserError
-from anneal.optim.configure import (
-    NORMS,
-    batch_factor,
-    build_optimizer,
-    may_fuse,
-    parameter_groups,
-)
+from anneal.optim.configure import batch_factor, build_optimizer, may_fuse
+from anneal.optim.groups import NORMS, parameter_groups
 
 # Gradients of five steps, far from each other in size.
 GRADIENTS = [torch.tensor([g, -10 * g, 0.01]) for g in (1.0, -0.5, 2.0, 0.1, -3.0)]

@@ -66,8 +66,7 @@ def fit(
     run = Run("fit", config, parser, as_yaml({"format": FORMAT, **stored}))
     run.folder, run.resumed_from, run.checkpoint = folder, start.resumed_from, start.stored
     run.built.model, run.built.data = model, data
-    for name, value in trainer.items():
-        run.built.trainer[name] = value
+    vars(run.built.trainer).update(trainer)
     if not run.is_over():
         run.trainer.fit(model, data, ckpt_path=start.checkpoint)
         run.test()

@@ -171,10 +171,7 @@ def export(
 
 
 def schedule(
-    run: Run,
-    compare: str | None = None,
-    samples: int | None = None,
-    output: Path | None = None,
+    run: Run, compare: str | None = None, samples: int | None = None, output: Path | None = None
 ) -> None:
     """Show the learning rate of every step before a run, without its data.
 

@@ -2,12 +2,12 @@
 
 import json
 import re
-import time
 import warnings
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from timeit import repeat
 from typing import Any
 
 import torch
@@ -158,8 +158,7 @@ def _write(
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own, of each torch release others
-            write = _write_onnx if form == "onnx" else _write_torch
-            write(network, example[:2], about, path)
+            _write_file(form, network, example[:2], about, path)
             exported = read(path)
             differences = [_difference(network, exported, example[:n]) for n in BATCHES]
     except (OSError, UserError):
@@ -185,21 +184,19 @@ def _no_export(form: str, error: BaseException) -> UserError:
     return UserError(f"{releases} can't make {form} of this network: {reason}", status=1)
 
 
-def _write_onnx(network: nn.Module, batch: Tensor, about: dict[str, str], path: Path) -> None:
+def _write_file(form: str, network: nn.Module, batch: Tensor, about: Any, path: Path) -> None:
+    shapes: Any = ({0: torch.export.Dim("batch")},)
+    if form == "torch_export":
+        # Not strict: what torch 2.6 writes strictly it can't read, where a layer stands in a list.
+        exported = torch.export.export(network, (batch,), dynamic_shapes=shapes, strict=False)
+        torch.export.save(exported, path, extra_files=dict(about))
+        return
     names: Any = {f"{k}_names": [about[k].partition(":")[0]] for k in ("input", "output")}
-    shapes = ({0: torch.export.Dim("batch")},)
     program = torch.onnx.export(network, (batch,), dynamic_shapes=shapes, verbose=False, **names)
     assert program is not None
     program.model.metadata_props.update(about)
     program.save(path, external_data=False)
     seal_onnx(path)
-
-
-def _write_torch(network: nn.Module, batch: Tensor, about: dict[str, str], path: Path) -> None:
-    # Not strict: what torch 2.6 writes strictly it can't read, where a layer stands in a list.
-    shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(network, (batch,), dynamic_shapes=shapes, strict=False)
-    torch.export.save(program, path, extra_files=dict(about))
 
 
 def _pixels(n: int, shape: tuple[int, ...]) -> Tensor:
@@ -216,9 +213,4 @@ def _difference(network: Computation, exported: Exported, batch: Tensor) -> floa
 
 def _seconds(exported: Exported, example: Tensor) -> float:
     """Return the median time of one sample, after the first few."""
-    seconds = []
-    for _ in range(3 + TIMED):
-        start = time.perf_counter()
-        exported(example[:1])
-        seconds.append(time.perf_counter() - start)
-    return median(seconds[3:])
+    return median(repeat(lambda: exported(example[:1]), repeat=3 + TIMED, number=1)[3:])

@@ -131,9 +131,6 @@ def step(schedule: RunSchedule) -> NDArray[np.float64]:
         return np.fromiter(in_force(), np.dtype((float, len(groups))), total)
 
 
-# ---- what is shown
-
-
 class Change(NamedTuple):
     """A named place in a schedule."""
 

@@ -19,15 +19,12 @@ from torch.optim import AdamW, Optimizer
 
 from anneal.errors import UserError
 from anneal.optim.callback import ScheduleCallback
-from anneal.optim.groups import NORMS as NORMS
-from anneal.optim.groups import OptimizerCallable, Rule
-from anneal.optim.groups import parameter_groups as parameter_groups
+from anneal.optim.groups import OptimizerCallable, Rule, parameter_groups
 from anneal.optim.joint import joined
 from anneal.optim.kinds import adapt
 from anneal.optim.muon import flag_rules, with_muon
 from anneal.optim.run_schedule import RunSchedule, arguments
-from anneal.optim.schedule import Schedule as Schedule  # modules take both from here
-from anneal.optim.schedule import class_of, name_of
+from anneal.optim.schedule import Schedule, class_of, name_of
 
 
 def configure_optimizers(

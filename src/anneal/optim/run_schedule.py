@@ -47,18 +47,16 @@ class RunSchedule(LRScheduler):
         self.resumed: dict[str, Any] = {}  # what the checkpoint has said
         self.groups_at_first = len(self.as_configured)
 
-    def setup(
-        self, steps_per_epoch: int, total_steps: int | None, steps: int | None = None
-    ) -> None:
+    def setup(self, steps_per_epoch: int, total_steps: int | None, at: int | None = None) -> None:
         """Start, or continue after a resume, in a run of so many optimizer steps (None: endless).
 
-        `steps` says where the run is, if its epochs have other steps than before.
+        `at` says at which step the run is, if its epochs have other steps than before.
         """
-        if steps is not None:
-            self.steps = steps
+        if at is not None:
+            self.steps = at
             rank_zero_info(
                 f"An epoch has {steps_per_epoch} steps and had {self.steps_per_epoch}: the "
-                f"schedule goes on at epoch {steps / steps_per_epoch:g}, now step {steps}."
+                f"schedule goes on at epoch {at / steps_per_epoch:g}, now step {at}."
             )
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         epochs = self.schedule.warmup_epochs

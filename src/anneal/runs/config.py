@@ -67,8 +67,7 @@ def parse(text: str, where: object) -> dict[str, Any]:
     """Return a configuration with today's class paths; raise UserError if it can't be read here."""
     tree = read_yaml(text, where)
     check_format(tree.pop("format", FORMAT), where)
-    current: dict[str, Any] = with_current_names(tree)
-    return current
+    return dict(with_current_names(tree))
 
 
 def check_format(found: Any, where: object) -> None:

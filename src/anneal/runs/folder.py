@@ -4,6 +4,7 @@ runs/<recipe>-<date>-<time>-<id>/   config.yaml  metrics.csv  checkpoints/  wand
 """
 
 import glob
+import itertools
 import os
 import re
 import secrets
@@ -247,8 +248,5 @@ def check_writable(folder: Path, what: str = "the run's folder into ") -> None:
 
 def next_free_path(path: Path) -> Path:
     """Return `path`, or with -2, -3, ... before the ending if it exists: nothing is overwritten."""
-    candidate, n = path, 1
-    while candidate.exists():
-        n += 1
-        candidate = path.with_stem(f"{path.stem}-{n}")
-    return candidate
+    others = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain([path], others) if not p.exists())

@@ -74,9 +74,6 @@ def _who_may_stop(trainer: Trainer, config: str) -> list[Any]:
     return [parse(config, "config.yaml")["trainer"].get("callbacks"), others]
 
 
-# ---- whether it can resume
-
-
 def nothing_left(checkpoint: dict[str, Any], trainer: Trainer) -> str:
     """Return that a checkpoint has done all that the trainer is to do, or an empty string."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]

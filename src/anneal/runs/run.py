@@ -217,11 +217,9 @@ def mean_of(name: str, runs: Sequence[Run]) -> Run:
     metrics = pd.concat(_with_held_lr([run.metrics for run in runs]))
     metrics = metrics.replace([np.inf, -np.inf], np.nan)
     steps, config = metrics.groupby("step"), runs[0].config
-    mean, low, high = (
-        Run(f"{name} ({len(runs)} runs)", config, steps.agg(how).reset_index())
-        for how in ("mean", "min", "max")
-    )
-    return replace(mean, band=(low, high))
+    mean, low, high = (steps.agg(how).reset_index() for how in ("mean", "min", "max"))
+    run = Run(f"{name} ({len(runs)} runs)", config, mean)
+    return replace(run, band=(replace(run, metrics=low), replace(run, metrics=high)))
 
 
 def _with_held_lr(found: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:

@@ -62,9 +62,6 @@ def main(args: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-# ---- whose results
-
-
 def trained(
     what: list[str], overrides: list[str], seeds: int, jobs: int
 ) -> tuple[Groups, Path, dict[str, str]]:
@@ -101,11 +98,10 @@ def trained(
             config = [f"--config={folder / label}.yaml", *words, f"--seed_everything={seed}"]
             listed[f"{label}-seed{seed}"] = config
     failed = train(folder, listed, jobs)
-    names = [(k, s, f"{k}-seed{s}") for k in sides for s in range(seeds)]
-    groups: Groups = {label: {} for label in sides}
-    for label, seed, name in names:
-        if name not in failed:
-            groups[label][seed] = folder / name
+    groups = {
+        k: {s: folder / name for s in range(seeds) if (name := f"{k}-seed{s}") not in failed}
+        for k in sides
+    }
     return groups, folder, failed
 
 
@@ -124,9 +120,6 @@ def finished(words: list[str]) -> Groups:
     if len(groups) < 2:
         raise UserError(f"runs of one configuration, {', '.join(groups)}: nothing to compare with")
     return groups
-
-
-# ---- what they say
 
 
 def results(groups: Groups, asked: str | None) -> "tuple[pd.DataFrame, str]":

@@ -101,9 +101,6 @@ def label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-# ---- the figure
-
-
 def plot(sweep: Sweep, rows: list[Row]) -> Figure | None:
     """Plot the metric over the learning rate, or else over the first parameter of numbers.
 

@@ -97,10 +97,8 @@ def _implied(name: str, spec: dict[str, Any]) -> str:
     if "min" in spec and "max" in spec:
         whole = isinstance(spec["min"], int) and isinstance(spec["max"], int)
         return "int_uniform" if whole else "uniform"
-    wanted = (
-        f"give value, values, min and max, or a distribution, not {', '.join(spec) or 'nothing'}"
-    )
-    raise UserError(f"parameters.{name}: {wanted}")
+    wanted = "value, values, min and max, or a distribution"
+    raise UserError(f"parameters.{name}: give {wanted}, not {', '.join(spec) or 'nothing'}")
 
 
 def _check(name: str, kind: str, spec: dict[str, Any]) -> None:

@@ -100,9 +100,6 @@ def _highest(losses: list[Loss]) -> list[Loss]:
     return sorted(losses, key=lambda loss: loss[0], reverse=True)[:TOP]
 
 
-# ---- what is drawn
-
-
 def of_classes(found: Found, task: Task, names: Sequence[str], drawn: Sequence[str]) -> Drawn:
     """Return the confusion matrix, the calibration, and a table of the classes."""
     n = len(names)

@@ -57,8 +57,7 @@ class Bucket:
     def get(self, name: str) -> bytes:
         """Return the content of a small file."""
         with self._client_for(name) as (client, where):
-            body: bytes = client.get_object(**where)["Body"].read()
-            return body
+            return bytes(client.get_object(**where)["Body"].read())
 
     def download(self, name: str, file: BinaryIO) -> None:
         """Write a file of the bucket into an open one."""

@@ -221,7 +221,7 @@ class ImageFolderDataModule(Layout, LightningDataModule):
         return ImageFolder.splits(Path(self.root), Layout.of(self))
 
     def _batches(
-        self, pictures: ImageSource, transform: transforms.Transform, split: str, **share: Any
+        self, pictures: ImageSource, transform: Any, split: str, **share: Any
     ) -> ImageLoader:
         share |= share_of(self.trainer, split == "train")
         world = share["world_size"]

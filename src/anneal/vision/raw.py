@@ -99,9 +99,6 @@ class RawImages(ImageSource):
         return self.pixels(index).permute(2, 0, 1).clone()
 
 
-# ---- crops
-
-
 @dataclass(eq=False)
 class CroppedDataset(DecodedDataset):
     """Training images of a raw copy as batches: cropped, resized and flipped on `device`.

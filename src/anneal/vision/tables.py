@@ -65,11 +65,9 @@ def _read(root: Path, layout: Any, sources: dict[str, str]) -> tuple[str, Path, 
     with reading(file):
         if file.suffix.lower() in (".parquet", ".pq"):
             try:
-                of = layout.label_separator
+                join = layout.label_separator.join
                 cells = pd.read_parquet(file).astype(object)
-                cells = cells.map(
-                    lambda c: of.join(map(str, c)) if isinstance(c, np.ndarray) else c
-                )
+                cells = cells.map(lambda c: join(map(str, c)) if isinstance(c, np.ndarray) else c)
                 table = cells.where(cells.notna(), "").map(str)
             except ImportError as e:
                 raise UserError(f"{file}: pyarrow reads Parquet: pip install pyarrow") from e
