@@ -133,10 +133,7 @@ def lr_find(
     losses = np.array(recorder.losses)
     found = Search(lrs[: len(losses)], losses, type(trainer.optimizers[0]).__name__)
     if trainer.is_global_zero:
-        figure, lr, path = picture(found), lrs[found.best], output or run.folder / "lr_find.png"
-        print(f"{path}: rates from {lrs[0]:.2g} to {found.lrs[-1]:.2g}")
-        print(f"--model.optimizer.lr={lr:.2g}")
-        save_figure(figure, path)
+        report(found, output or run.folder / "lr_find.png")
 
 
 @contextmanager
@@ -184,3 +181,11 @@ def picture(found: Search) -> Figure:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return figure
+
+
+def report(found: Search, output: Path) -> None:
+    """Write the figure, and print the suggestion as an option of the command line."""
+    figure, lr = picture(found), found.lrs[found.best]
+    print(f"{output}: rates from {found.lrs[0]:.2g} to {found.lrs[-1]:.2g}")
+    print(f"--model.optimizer.lr={lr:.2g}")
+    save_figure(figure, output)

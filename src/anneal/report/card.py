@@ -21,8 +21,8 @@ OUTPUTS = {"classification": "classes", "multilabel": "labels", "regression": "t
 TASKS = {"classification": "image-classification", "multilabel": "image-classification"}
 TASKS |= {"regression": "image-regression", "": "other"}
 ON_HUB = {"acc": "accuracy", "f1_macro": "f1", "auroc": "roc_auc", "r2": "r_squared"}  # metrics
-TRAINER = ["max_epochs", "max_steps", "accelerator", "devices", "num_nodes", "strategy", "precision"]
-TRAINER += ["accumulate_grad_batches", "gradient_clip_val"]
+TRAINER = ["max_epochs", "max_steps", "accelerator", "devices", "num_nodes", "strategy"]
+TRAINER += ["precision", "accumulate_grad_batches", "gradient_clip_val"]
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of norms: no parameters
 
 
