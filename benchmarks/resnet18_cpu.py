@@ -27,7 +27,7 @@ from torchvision.models import resnet18
 from training import yours
 from turns import Row, hand_over, in_turns, ratio
 
-from anneal.vision.datamodule import ProgressiveResizing
+from anneal.vision.transforms import ProgressiveResizing
 
 SIZE, CLASSES = 224, 1000
 EPOCHS = RECIPE["trainer"]["max_epochs"]

@@ -41,10 +41,7 @@ def show(text: str) -> None:
 
 
 def command(main: Callable[..., int]) -> Callable[..., int]:
-    """For a module's `main`: prints a UserError after ``error:``, and returns its status.
-
-    After Ctrl-C that is 130.
-    """
+    """For a `main`: prints a UserError after ``error:`` and returns its status, 130 of Ctrl-C."""
 
     @wraps(main)
     def wrapped(*args: list[str] | None) -> int:

@@ -38,10 +38,7 @@ def loggers_with(trainer: Trainer, name: str) -> list[Any]:
 def log(
     trainer: Trainer, values: dict[str, Any], step: int | None = None, loggers: Any = None
 ) -> None:
-    """Log values and the epoch at an optimizer step, by default where Lightning would log now.
-
-    `loggers` are those to log to, by default all.
-    """
+    """Log values and the epoch, by default where Lightning would log now, and to all loggers."""
     step = internals.logged_step(trainer) if step is None else step
     for logger in trainer.loggers if loggers is None else loggers:
         logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=step)
@@ -153,14 +150,13 @@ class Clock(Callback):
                     if p.grad is not None:
                         p.grad *= trainer.accumulate_grad_batches / window
 
-    def on_train_batch_end(
-        self, trainer: Trainer, _: Any, outputs: Any, batch: Any, *args: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         self.batches += 1
         self.validated = False
         if sampler := _sampler(trainer):
             self.samples = self.samples_before(self.batches, sampler)
         else:
+            _, _, batch, *_index = args
             with suppress(MisconfigurationException):  # no tensor in the batch: nothing to count
                 self.samples += extract_batch_size(batch) * trainer.world_size
         if internals.steps_after_this_batch(trainer):

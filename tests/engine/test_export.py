@@ -176,13 +176,13 @@ def test_nothing_is_overwritten_but_what_is_named(digits, run, tmp_path):
 
 
 def test_a_file_that_computes_something_else_is_refused(digits, run, tmp_path, capsys, monkeypatch):
-    write = exporting._write_torch
+    write = exporting._write_file
 
-    def wrongly(network, *args) -> None:
-        write(network, *args)
+    def wrongly(form, network, *args) -> None:
+        write(form, network, *args)
         network.model.mean += 5
 
-    monkeypatch.setattr(exporting, "_write_torch", wrongly)
+    monkeypatch.setattr(exporting, "_write_file", wrongly)
     with pytest.raises(SystemExit) as e:
         run("export", "--ckpt_path=last", "--format=torch_export")
     assert e.value.code == 1

@@ -49,12 +49,11 @@ class LearningRateMonitor(LightningLearningRateMonitor):
         if stats == self.logged and not is_due:
             return
         self.logged, sent = stats, self.sent
-        moved = stats.keys() != sent.keys()
-        moved = moved or any(abs(v - sent[k]) > STEP * abs(sent[k]) for k, v in stats.items())
-        if is_due or moved:
+        send = is_due or stats.keys() != sent.keys()
+        send = send or any(abs(v - sent[k]) > STEP * abs(sent[k]) for k, v in stats.items())
+        if send:
             self.sent = stats
-        send_all = is_due or moved
-        log(trainer, stats, step, None if send_all else loggers_with(trainer, "rows_are_cheap"))
+        log(trainer, stats, step, None if send else loggers_with(trainer, "rows_are_cheap"))
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         return {"logged": self.logged, "sent": self.sent}

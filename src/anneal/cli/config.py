@@ -200,8 +200,10 @@ class Config:
             match = new.get("init_args", {}).get("match")  # of a rule, typed again in a resume
             olds = [old for old in olds if not match or old["init_args"].get("match") != match]
             into[name] = [*olds, new]
-        elif old and isinstance(old, list) and not _names_one(value):
-            old[-1] = self._spec(old[-1], value, of, key)
+        elif isinstance(old, list):
+            one = not old or isinstance(value, str) or "class_path" in (value or {})
+            spec = self._spec(None if one else old[-1], value, of, key)
+            into[name] = spec if one else [*old[:-1], spec]
         else:
             into[name] = self._spec(old if isinstance(old, dict) else None, value, of, key)
 
@@ -279,10 +281,6 @@ class Config:
                         own = {k: v for k, v in own.items() if isinstance(v, PLAIN)}
                         spec["init_args"] = {**own, **spec["init_args"]}
                     self._complete(spec["init_args"], inner, f"{prefix}{name}.")
-
-
-def _names_one(value: Any) -> bool:
-    return isinstance(value, str) or "class_path" in (value or {})
 
 
 KWARGS = "dict_kwargs"

@@ -17,12 +17,7 @@ BATCH_NORMS = set(nn.BatchNorm1d.__mro__) & set(nn.InstanceNorm1d.__mro__) - set
 NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 CONVS = set(nn.Conv1d.__mro__) & set(nn.ConvTranspose1d.__mro__) - set(nn.Module.__mro__)
-KINDS: dict[Any, tuple[Any, ...]] = {
-    "norm": NORMS,
-    "conv": tuple(CONVS),
-    "linear": (nn.Linear,),
-    "embedding": EMBEDDINGS,
-}
+KINDS = {"norm": NORMS, "conv": tuple(CONVS), "linear": (nn.Linear,), "embedding": EMBEDDINGS}
 
 
 class Place(NamedTuple):

@@ -95,11 +95,8 @@ class Sweep:
     @property
     def head(self) -> list[str]:
         """Command without what differs between the trials."""
-        fixed = {
-            "${env}": "/usr/bin/env",
-            "${interpreter}": sys.executable,
-            "${program}": self.program,
-        }
+        fixed = {"${env}": "/usr/bin/env", "${interpreter}": sys.executable}
+        fixed["${program}"] = str(self.program)
         return [str(fixed.get(word, word)) for word in self.command]
 
     def words(self, values: dict[str, Any], json_file: Path) -> list[str]:

@@ -50,9 +50,8 @@ class TestReport(Callback):
         self.parts: list[dict[str, Tensor]] = []
         self.top: list[Loss] = []
 
-    def on_test_batch_end(
-        self, trainer: Trainer, _: Any, outputs: Any, batch: Any, *args: Any
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        _, outputs, batch, *_index = args
         if not isinstance(outputs, dict) or not {"loss", "preds", "target"} <= outputs.keys():
             return
         found = {name: values.detach().cpu() for name, values in outputs.items()}
