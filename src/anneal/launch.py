@@ -53,7 +53,11 @@ class Launcher(_SubprocessScriptLauncher):
         self.cluster_environment.validate_settings(self.num_processes, self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
             _launcher = self
-            self._start()
+            self.folder = TemporaryDirectory()
+            self.file = Path(self.folder.name) / "error"
+            os.environ[ERROR_FILE] = str(self.file)
+            self._call_children_scripts()
+            del os.environ[ERROR_FILE]
         _set_num_threads_if_needed(num_processes=self.num_processes)
         ended = threading.Event()
         if self.procs:
@@ -69,13 +73,6 @@ class Launcher(_SubprocessScriptLauncher):
             ) from e
         finally:
             ended.set()
-
-    def _start(self) -> None:
-        self.folder = TemporaryDirectory()
-        self.file = Path(self.folder.name) / "error"
-        os.environ[ERROR_FILE] = str(self.file)
-        self._call_children_scripts()
-        del os.environ[ERROR_FILE]
 
     def reason(self) -> Failure | None:
         """Return why another process has failed; None: none has."""

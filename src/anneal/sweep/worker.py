@@ -40,9 +40,9 @@ class Worker:
         try:
             while not self.interrupted:
                 others = self.study.heartbeat()
-                while len(self.running) < self.jobs and not self.interrupted:
-                    if self.study.is_over():
-                        break
+                while not (
+                    len(self.running) >= self.jobs or self.interrupted or self.study.is_over()
+                ):
                     if asked := self.study.ask():
                         self._start(*asked)
                 self._show(bar)

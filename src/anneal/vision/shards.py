@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from anneal.data.sampler import make_generator
-from anneal.errors import UserError, command, in_a_line
+from anneal.errors import UserError, command
 from anneal.system import cores
 from anneal.vision.decode import UnreadableImageError, decode
 from anneal.vision.files import pack
@@ -159,5 +159,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--num_workers", type=int, default=cores())
     parser.add_class_arguments(Layout)
     options = parser.parse_args(args)
-    with in_a_line(options.out, status=1):
+    try:
         return 1 if run(options) else 0
+    except OSError as e:
+        raise UserError(f"{e.filename or options.out}: {e.strerror or e}", status=1) from e
