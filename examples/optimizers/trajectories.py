@@ -57,14 +57,23 @@ def draw(trajectories: list[Trajectory], title: str = "") -> Figure:
     Over a function of x each has a row of its own. Over one of x and y those from one start are
     overlaid, and of many starts each shows the minimum in which it ends.
     """
-    if trajectories[0].path.shape[1] > 1 and find(trajectories[0].function).dims == 2:
+    function = find(trajectories[0].function)
+    many = trajectories[0].path.shape[1] > 1
+    if many and function.dims == 2:
         return draw_basins(trajectories, title)
-    return draw_paths(trajectories, title)
+    rows = len(trajectories) if function.dims == 1 else 1
+    title = title or f"{trajectories[0].function}: {trajectories[0].label}"
+    figure = titled(title, 1.2 + (2.5 * rows if rows > 1 else 3.7))
+    (_draw_map if function.dims == 2 else _draw_rows)(figure, function, trajectories)
+    ends = ("start, coloured by its end", "end (dark: in none)") if many else ("start", "end")
+    minima = "global minimum", "local minimum"
+    legend(figure, function, *ends, *minima, shaded=function.dims == 2)
+    return figure
 
 
 def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
     """Write a GIF of trajectories from one start each; the first steps are the slowest."""
-    figure = draw_paths(trajectories, title)
+    figure = draw(trajectories, title)
     lines = {one: one.get_xydata() for one in figure.findobj(Line2D) if one.get_gid() == GROWS}
     dots = {one: one.get_offsets() for one in figure.findobj(PathCollection)}
     pieces = {one: one.get_segments() for one in figure.findobj(LineCollection)}
@@ -139,20 +148,6 @@ def ends_in(function: Function, points: Tensor) -> np.ndarray:
     size = torch.tensor([high - low for low, high in function.view], dtype=points.dtype)
     distance, nearest = ((points[:, None] - minima) / size).norm(dim=-1).min(1)
     return torch.where(distance < NEAR, nearest, -1).numpy()
-
-
-def draw_paths(trajectories: list[Trajectory], title: str = "") -> Figure:
-    """Draw trajectories of one start each, or over one number of many."""
-    function = find(trajectories[0].function)
-    rows = len(trajectories) if function.dims == 1 else 1
-    title = title or f"{trajectories[0].function}: {trajectories[0].label}"
-    figure = titled(title, 1.2 + (2.5 * rows if rows > 1 else 3.7))
-    (_draw_map if function.dims == 2 else _draw_rows)(figure, function, trajectories)
-    many = trajectories[0].path.shape[1] > 1
-    ends = ("start, coloured by its end", "end (dark: in none)") if many else ("start", "end")
-    minima = "global minimum", "local minimum"
-    legend(figure, function, *ends, *minima, shaded=function.dims == 2)
-    return figure
 
 
 def _draw_rows(figure: Figure, function: Function, trajectories: Paths) -> None:

@@ -15,7 +15,6 @@ from examples.optimizers.trajectories import Trajectory
 if TYPE_CHECKING:
     from anneal.runs.run import Run
 
-NAMES = ("x", "y")
 BATCHES = 4  # whose losses are drawn
 AROUND = 3  # validations
 
@@ -52,7 +51,7 @@ def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
         shown = (trajectory.gradients, trajectory.rates, steps)
         names = ("size of the gradient", "effective learning rate", "size of the step")
         for axes, name, values in zip(row, names, shown, strict=True):
-            for parameter, column, style in zip(NAMES, values.T, ("-", "--"), strict=False):
+            for parameter, column, style in zip("xy", values.T, ("-", "--"), strict=False):
                 axes.plot(column.abs(), style, label=parameter)
             axes.set(ylabel=name, yscale="log", xlabel="step")
         row[0].set_title(f"{trajectory.label} on {find(trajectory.function).formula}")
@@ -80,7 +79,7 @@ def draw_velocity(trajectories: list[Trajectory], title: str) -> Figure:
         axes.plot(g[:60, i], color=COLOURS[1], ls="--", label="gradient")
         axes.plot(v[:60, i], color=COLOURS[0], label="velocity")
         most = float(v[:, i].abs().max() / g[:, i].abs().max())
-        axes.set(xlabel="step", ylabel=f"gradient and velocity along {NAMES[i]}")
+        axes.set(xlabel="step", ylabel=f"gradient and velocity along {'xy'[i]}")
         axes.set_title(f"up to {most:.1f} times as large")
         axes.legend()
     legend(figure, find(trajectory.function))

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image, ImageSequence
 
-from examples.optimizers import COMMANDS, gallery
+from examples.optimizers import COMMANDS, course, gallery
 from examples.optimizers.figure import COLOURS, HEIGHT, MARKS, looks_like, save, styled
 from examples.optimizers.figures import PAGES, ROOT, commands, main, render
 from examples.optimizers.functions import BUILT_IN
@@ -194,6 +194,10 @@ def test_a_command_has_its_help(name, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"usage: python train.py {name} ")
     assert about in said
+
+
+def test_what_the_commands_leave_where_they_are_called_is_not_for_git():
+    assert {"/lab.html", f"/{course.ANSWERS}"} <= {*(ROOT / ".gitignore").read_text().split()}
 
 
 def test_classes_of_the_lab_are_known_by_short_name_and_importing_them_is_light():

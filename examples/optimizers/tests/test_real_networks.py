@@ -65,11 +65,14 @@ def test_the_curvature_of_a_quadratic_is_measured_as_its_optimizer_sees_it(momen
     adam = momentum is None
     make = partial(Adam, lr=0.1) if adam else partial(SGD, lr=0.1, momentum=momentum)
     watch = Sharpness(3, max_share=float("inf"))
-    train_bare(Surface("quadratic", [-4.0, 2.2], optimizer=make), Steps(6), watch)
+    module = Surface("quadratic", [-4.0, 2.2], optimizer=make)
+    train_bare(module, Steps(6), watch)
     # After a step Adam divides by the size of the first gradient, (-4, 22), times 1 - beta1.
     expected = 10 / (22 * 0.1) if adam else 10
     assert [step for step, *_ in watch.measured] == [1, 4]
     assert watch.measured[0][1:] == pytest.approx((expected, edge), rel=1e-4)
+    with pytest.raises(RuntimeError, match="more than one stateful callback"):
+        train_bare(module, Steps(6), watch, Sharpness())
 
 
 class TwoRates(LabModule):

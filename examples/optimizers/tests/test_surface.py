@@ -147,12 +147,6 @@ def test_a_trajectory_is_logged_and_goes_on_in_a_longer_run(run):
     assert Path("runs/it/figure-2.png").is_file()  # that of the first training is kept
 
 
-def test_a_training_without_a_folder_leaves_no_figure(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train(steps=2)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("optimizer", gallery.RATES)
 @pytest.mark.parametrize("function", ["quadratic", "saddle"])
 def test_every_optimizer_of_the_gallery_comes_down(function, optimizer):
