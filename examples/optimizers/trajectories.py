@@ -74,9 +74,10 @@ def draw(trajectories: list[Trajectory], title: str = "") -> Figure:
 def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
     """Write a GIF of trajectories from one start each; the first steps are the slowest."""
     figure = draw(trajectories, title)
-    lines = {one: one.get_xydata() for one in figure.findobj(Line2D) if one.get_gid() == GROWS}
-    dots = {one: one.get_offsets() for one in figure.findobj(PathCollection)}
-    pieces = {one: one.get_segments() for one in figure.findobj(LineCollection)}
+    grow = [line for line in figure.findobj(Line2D) if line.get_gid() == GROWS]
+    lines = {line: np.asarray(line.get_xydata()) for line in grow}
+    dots = {dot: np.asarray(dot.get_offsets()) for dot in figure.findobj(PathCollection)}
+    pieces = {piece: piece.get_segments() for piece in figure.findobj(LineCollection)}
     figure.set_dpi(80)
     canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()
@@ -85,7 +86,7 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
     images = []
     for step in np.unique((np.linspace(0, 1, FRAMES) ** 2 * steps).round().astype(int)):
         for line, points in lines.items():
-            line.set_data(*np.asarray(points)[: step + 1].T)
+            line.set_data(*points[: step + 1].T)
         for dot, points in dots.items():
             dot.set_offsets(points[: step + 1])
         for piece, parts in pieces.items():

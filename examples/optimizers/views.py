@@ -161,7 +161,8 @@ def jumps(run: "Run") -> list[tuple[float, float, float]]:
     for drop in run.drops:
         later = accuracy.x["step"] > drop.at["step"]
         before, after = accuracy.y[~later][-AROUND:], accuracy.y[later][:AROUND]
-        found.append((drop.at["epoch"], float(before.mean()), float(after.mean())))
+        if before.size and after.size:
+            found.append((drop.at["epoch"], float(before.mean()), float(after.mean())))
     return found
 
 
