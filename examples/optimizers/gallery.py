@@ -39,7 +39,7 @@ def draw_gallery(function: str, steps: int = 100) -> Figure:
     figure = titled(title, 7.8)
     grid = figure.subplots(3, 4, sharex=True, sharey=True)
     for axes, name, far in zip(grid.flat, done, above, strict=True):
-        draw_panel(axes, surface, [done[name]], "areas")
+        draw_panel(axes, [done[name]], "areas")
         axes.set_title(f"{name}, lr {RATES[name][place]:g}: {far:.2g} above", fontsize=9)
         axes.label_outer()
     legend(figure, surface, "start", "end", "global minimum", shaded=True)

@@ -119,8 +119,7 @@ class Surface(LabModule):
 
     def trajectory(self) -> Trajectory:
         """Return the trajectory so far."""
-        here = self.points.detach().clone()
-        path = torch.stack([*self.path, here]).cpu()
+        path = torch.stack([*self.path, self.points.detach()]).cpu()
         gradients, rates = (
             torch.stack(rows).cpu() if rows else torch.empty(0, self.loss.dims)
             for rows in (self.gradients, self.rates)

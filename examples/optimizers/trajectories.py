@@ -48,9 +48,6 @@ class Trajectory:
         return find(self.function)(self.path)
 
 
-Paths = list[Trajectory]
-
-
 def draw(trajectories: list[Trajectory], title: str = "") -> Figure:
     """Draw trajectories over their function, from one start each, or all of them from a grid.
 
@@ -64,7 +61,7 @@ def draw(trajectories: list[Trajectory], title: str = "") -> Figure:
     rows = len(trajectories) if function.dims == 1 else 1
     title = title or f"{trajectories[0].function}: {trajectories[0].label}"
     figure = titled(title, 1.2 + (2.5 * rows if rows > 1 else 3.7))
-    (_draw_map if function.dims == 2 else _draw_rows)(figure, function, trajectories)
+    (_draw_map if function.dims == 2 else _draw_rows)(figure, trajectories)
     ends = ("start, coloured by its end", "end (dark: in none)") if many else ("start", "end")
     minima = "global minimum", "local minimum"
     legend(figure, function, *ends, *minima, shaded=function.dims == 2)
@@ -151,8 +148,9 @@ def ends_in(function: Function, points: Tensor) -> np.ndarray:
     return torch.where(distance < NEAR, nearest, -1).numpy()
 
 
-def _draw_rows(figure: Figure, function: Function, trajectories: Paths) -> None:
+def _draw_rows(figure: Figure, trajectories: list[Trajectory]) -> None:
     """Draw a row for each: the function and the points on it, x and learning rate by step."""
+    function = find(trajectories[0].function)
     view = _view(function, trajectories)
     has_lr = any(len({*one.lrs}) > 1 for one in trajectories)
     widths = [1.2, 1, 0.7][: 2 + has_lr]
@@ -189,12 +187,12 @@ def _draw_rows(figure: Figure, function: Function, trajectories: Paths) -> None:
         axes.locator_params("x", integer=True)
 
 
-def _draw_map(figure: Figure, function: Function, trajectories: Paths) -> None:
+def _draw_map(figure: Figure, trajectories: list[Trajectory]) -> None:
     """Draw paths over lines of equal loss (left), loss and learning rate over the steps (right)."""
     has_lr = any(len({*one.lrs}) > 1 for one in trajectories)
     panels = figure.subplot_mosaic("ab;ac" if has_lr else "ab", width_ratios=[1.25, 1])
     right = panels["b"]
-    draw_panel(panels["a"], function, trajectories)
+    draw_panel(panels["a"], trajectories)
     for trajectory, colour in zip(trajectories, COLOURS, strict=False):
         losses = trajectory.losses[:, 0].numpy()
         right.plot(losses, color=colour, lw=1.3, label=fill(trajectory.label, 50), gid=GROWS)
@@ -210,10 +208,9 @@ def _draw_map(figure: Figure, function: Function, trajectories: Paths) -> None:
     right.legend(*right.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0, 1))
 
 
-def draw_panel(
-    axes: Axes, function: Function, trajectories: Paths, parts: str = "areas lines"
-) -> None:
+def draw_panel(axes: Axes, trajectories: list[Trajectory], parts: str = "areas lines") -> None:
     """Draw trajectories over contours, of a single one the steps by colour."""
+    function = find(trajectories[0].function)
     view = _view(function, trajectories)
     contours(axes, function, view, parts)
     colours = COLOURS if len(trajectories) > 1 else [""]

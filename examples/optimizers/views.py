@@ -147,7 +147,7 @@ def draw_curves(runs: "list[Run]", title: str) -> Figure:
     for axes, metric in zip(panels, metrics, strict=True):
         for run in runs:
             curve = run.curve(metric)
-            axes.plot(curve.x["epoch"], curve.y, label=run.name, lw=1.3)
+            axes.plot(curve.x["epoch"], curve.y, label=run.name, lw=1.3, marker=".", ms=4)
         axes.set(xlabel="epochs", ylabel=metric, xscale="log")
         axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
