@@ -59,12 +59,9 @@ def _scale(panel: str, lines: Sequence[curves.Line]) -> dict[str, Any]:
 
 
 def _curves(lines: Sequence[curves.Line]) -> list[dict[str, Any]]:
-    """Return the bands of lines, there and back, and the lines at each level of smoothing.
-
-    The thick ones are drawn over the thin ones.
-    """
+    """Return the bands of lines, there and back, and the lines at each level of smoothing."""
     found = []
-    for line in sorted(lines, key=lambda line: not line.in_training):
+    for line in sorted(lines, key=lambda line: not line.in_training):  # thick ones over thin ones
         at = {axis: x[line.kept] for axis, x in line.curve.x.items()}
         about = {"run": line.run, "metric": line.metric}
         if line.band:
