@@ -18,6 +18,7 @@ EDITS = [  # file, pattern, replacement: each is found
     ("train.py", r"(?m)^.*\bexamples\..*\n", ""),
     ("pyproject.toml", r', "examples[^"]*"', ""),
     ("pyproject.toml", r'"tests/engine", ', ""),
+    (".gitignore", r"/lab.html\n/answers.yaml\n", ""),
     ("Makefile", r"(?s)\n# ---- The template's own.*", ""),
     ("Makefile", r"(?m)^# make bench .*\n", ""),
 ]

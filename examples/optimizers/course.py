@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from anneal import Schedule, UserError, command
-from anneal.errors import read_text
+from anneal.errors import read_text, reading
 from anneal.optim.torch_schedulers import WSD
 from examples.optimizers import COMMANDS, curve
-from examples.optimizers.figure import Steps, train_bare
+from examples.optimizers.figure import Steps, train_bare, written
 from examples.optimizers.sharpness import DigitNet, Sharpness
 from examples.optimizers.surface import Surface
 
@@ -144,16 +144,19 @@ def main(args: list[str] | None = None) -> int:
         raise UserError(f"there is no question {only}: they are 1 to {len(asked)}")
     if not ANSWERS.exists():
         blocks = [f"# {n}. {q}".replace("\n", "\n# ") + f"\n{n}:\n" for n, q in asked.items()]
-        ANSWERS.write_text("\n".join([HEAD, *blocks]), "utf-8")
+        with written(ANSWERS):
+            ANSWERS.write_text("\n".join([HEAD, *blocks]), "utf-8")
         print(f"{ANSWERS} has {len(asked)} questions: write your answers behind the colons")
-    lines = read_text(ANSWERS).splitlines()
+    with reading(ANSWERS):
+        lines = read_text(ANSWERS).splitlines()
     answers = [read_answer(line, asked) for line in lines]
     if only and not any(number == only and answer for number, answer, _ in answers):
         raise UserError(f"question {only} has no answer: write one into {ANSWERS}, behind {only}:")
     for i, (number, answer, marked) in enumerate(answers):
         if answer and (number == only or (only is None and not marked)):
             lines[i] = f"{number}: {answer}  # {mark(number, asked[number], answer)}"
-            ANSWERS.write_text("\n".join([*lines, ""]), "utf-8")
+            with written(ANSWERS):
+                ANSWERS.write_text("\n".join([*lines, ""]), "utf-8")
     right, wrong = (sum(line.endswith(f"  # {w}") for line in lines) for w in ("right", "wrong"))
     print(f"\n{right} right and {wrong} wrong of {len(asked)} questions")
     return 0

@@ -13,7 +13,6 @@ from anneal import InMemoryBatches, UserError
 from examples.optimizers.figure import COLOURS, GREY, LabModule, Steps, titled
 
 LIMIT = 2.0
-SPACING = 0.1
 
 
 def runge(x: Tensor) -> Tensor:
@@ -21,16 +20,10 @@ def runge(x: Tensor) -> Tensor:
     return 1 / (1 + 25 * x**2)
 
 
-def train_points() -> tuple[Tensor, Tensor]:
-    """Return x and y of the training points, (1, 41) each, float64."""
-    n = round(LIMIT / SPACING)
-    x = SPACING * torch.arange(-n, n + 1, dtype=torch.float64)[None]
-    return x, runge(x)
-
-
-def test_points() -> tuple[Tensor, Tensor]:
-    """Return x and y of the points halfway between, (1, 40) each, float64."""
-    x = train_points()[0][:, :-1] + SPACING / 2
+def points(train: bool) -> tuple[Tensor, Tensor]:
+    """Return x and y of the training points, (1, 41), or of those halfway between, (1, 40)."""
+    x = torch.arange(-20, 21, dtype=torch.float64)[None] / 10
+    x = x if train else x[:, :-1] + 0.05
     return x, runge(x)
 
 
@@ -44,7 +37,7 @@ class CurvePoints(Steps):
     """
 
     def batch(self, train: bool) -> tuple[Tensor, Tensor]:
-        return train_points() if train else test_points()
+        return points(train)
 
     def test_dataloader(self) -> InMemoryBatches:
         return self.val_dataloader()
@@ -59,11 +52,10 @@ class CurveFit:
     y: Tensor  # its values there
     weights: Tensor  # of the polynomials that it is a sum of, by degree
 
-    def error(self, points: tuple[Tensor, Tensor]) -> float:
+    def error(self, at: tuple[Tensor, Tensor]) -> float:
         """Return the mean squared error at points x, y, all of which are among those evaluated."""
-        x, y = (t.flatten() for t in points)
-        nearest = (self.x - x[:, None]).abs().argmin(1)
-        return float((self.y[nearest] - y).square().mean())
+        x, y = (t.flatten() for t in at)
+        return float(np.square(np.interp(x, self.x, self.y) - y.numpy()).mean())
 
 
 def draw(fits: list[CurveFit], title: str = "") -> Figure:
@@ -74,10 +66,9 @@ def draw(fits: list[CurveFit], title: str = "") -> Figure:
     for axes, fit in zip(panels, fits, strict=True):
         axes.plot(fit.x, runge(fit.x), color="0.75", lw=5, label="the curve, 1 / (1 + 25 x²)")
         axes.plot(fit.x, fit.y, color=COLOURS[1], lw=1.4, label="the fit")
-        shown = {"train": (train_points(), "ko"), "test": (test_points(), "C0x")}
-        for name, (points, mark) in shown.items():
-            label = f"{name} points: mean squared error {fit.error(points):.1e}"
-            axes.plot(*(t.flatten() for t in points), mark, ms=4, label=label)
+        for train, name, mark in (True, "train", "ko"), (False, "test", "C0x"):
+            label = f"{name} points: mean squared error {fit.error(points(train)):.1e}"
+            axes.plot(*(t.flatten() for t in points(train)), mark, ms=4, label=label)
         axes.set(xlim=(-LIMIT, LIMIT), ylabel="y", title=fit.label)
         axes.legend(loc="lower center")
     figure.axes[-1].set_xlabel("x")

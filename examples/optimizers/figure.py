@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
@@ -107,10 +108,13 @@ def mark_minima(axes: Axes, function: Function, over_steps: bool = False) -> Non
         axes.plot(at[0], y, ls="", zorder=4, **MARKS[name])
 
 
-def legend(figure: Figure, function: Function, *names: str) -> None:
-    """Explain below a figure the curve or the contours, and those of the marks that are there."""
+def legend(figure: Figure, function: Function, *names: str, shaded: bool = False) -> None:
+    """Explain below a figure its curve or its shades, and those of the marks that are there."""
     there = {*kinds(function), "start", "end"}
-    handles = [Line2D([], [], color=GREY, label=f"loss = {function.formula}")]
+    line = "-" if names else ""  # else it says what was trained
+    handles: list[Any] = [Line2D([], [], color=GREY, ls=line, label=f"loss = {function.formula}")]
+    if shaded:
+        handles = [Patch(color=HEIGHT(0.8), label=f"loss = {function.formula}, darker: higher")]
     for name in names:
         (key,) = (key for key in MARKS if name.startswith(key))
         if key in there:

@@ -9,8 +9,8 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from anneal import UserError, checkpoints_of, command, find_run, next_free_path, read_checkpoint
 from examples.optimizers import COMMANDS, curve, trajectories, views
 from examples.optimizers.curve import CurveFit
-from examples.optimizers.figure import OFF, save, styled
+from examples.optimizers.figure import OFF, save, styled, written
 from examples.optimizers.trajectories import CHECKPOINT_KEY, Trajectory
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +55,9 @@ def main(args: list[str] | None = None) -> int:
 def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: str | None) -> Path:
     """Draw finished runs into one figure by the command's options, and return its file."""
     if show in views.CURVES:
+        view, needed = views.CURVES[show]
         path = output or Path(f"{show}.png")
-        save(views.CURVES[show](views.curves_of(runs), title), path)
+        save(view(views.curves_of(runs, *needed), title), path)
         return path
     folders = [find_run(Path("runs"), name) for name in runs]
     path = output or next_free_path(folders[0] / f"figure{'.gif' if animate else '.png'}")
@@ -64,21 +65,17 @@ def draw(runs: list[str], output: Path | None, animate: bool, title: str, show: 
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"there is no {missing[0]}, which holds what is drawn")
     saved = [read_checkpoint(file) for file in files]
-
-    def all_of(read: Callable[[Any], Any]) -> list[Any]:
-        with suppress(KeyError):
-            return [read(one) for one in saved]
-        return []
-
-    measured = all_of(lambda one: one["callbacks"]["Sharpness"]["measured"])
-    if show == "sharpness" and measured and all(measured):
+    measured = [one["callbacks"].get("Sharpness", {}).get("measured") for one in saved]
+    if show == "sharpness" and all(measured):
         save(views.draw_sharpness([folder.name for folder in folders], measured, title), path)
-    elif show in STILL and not animate and (done := all_of(lambda one: CurveFit(**one["fit"]))):
-        save(STILL[show](done, title), path)
-    elif show in WALKS and (done := all_of(lambda one: Trajectory(**one[CHECKPOINT_KEY]))):
+    elif show in STILL and not animate and all("fit" in one for one in saved):
+        save(STILL[show]([CurveFit(**one["fit"]) for one in saved], title), path)
+    elif show in WALKS and all(CHECKPOINT_KEY in one for one in saved):
+        done = [Trajectory(**one[CHECKPOINT_KEY]) for one in saved]
         views.check(done, "animation" if animate else show)
         if animate:
-            trajectories.animate(done, title, path)
+            with written(path):
+                trajectories.animate(done, title, path)
         else:
             save(WALKS[show](done, title), path)
     else:

@@ -8,7 +8,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from anneal import command
+from anneal import UserError, command
 from examples.optimizers import COMMANDS
 from examples.optimizers.figure import Steps, legend, save, styled, titled, train_bare
 from examples.optimizers.functions import find
@@ -39,11 +39,10 @@ def draw_gallery(function: str, steps: int = 100) -> Figure:
     figure = titled(title, 7.8)
     grid = figure.subplots(3, 4, sharex=True, sharey=True)
     for axes, name, far in zip(grid.flat, done, above, strict=True):
-        draw_panel(axes, done[name])
+        draw_panel(axes, [done[name]], "areas")
         axes.set_title(f"{name}, lr {RATES[name][place]:g}: {far:.2g} above", fontsize=9)
-        axes.set(xlabel="x", ylabel="y")
         axes.label_outer()
-    legend(figure, surface, "start", "end", "global minimum")
+    legend(figure, surface, "start", "end", "global minimum", shaded=True)
     return figure
 
 
@@ -55,7 +54,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/figures"), help="folder")
     options = parser.parse_args(args)
     if unknown := set(options.surfaces) - set(STARTS):
-        parser.error(f"there is no gallery of {', '.join(unknown)}")
+        raise UserError(f"no gallery of {', '.join(unknown)}: there are {', '.join(STARTS)}")
     for function in options.surfaces or STARTS:
         path = options.output / f"gallery-{function}.png"
         save(draw_gallery(function), path)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from anneal import UserError, command, make_generator
+from anneal import command, make_generator
 from examples.optimizers import COMMANDS
+from examples.optimizers.figure import written
 from examples.optimizers.functions import BUILT_IN
 
 FOLDER = Path(__file__).parent / "page"
@@ -20,11 +21,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, default="lab.html", help="file or folder")
     output = parser.parse_args(args).output
     output = output / "lab.html" if output.is_dir() else output
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with written(output):
         output.write_text(page(), encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"can't write {output}: {e.strerror}") from e
     print(output)
     return 0
 

@@ -12,8 +12,6 @@ from examples.optimizers.figure import LabModule
 from examples.optimizers.functions import find
 from examples.optimizers.trajectories import CHECKPOINT_KEY, Trajectory, draw
 
-NAMES = "xy"
-
 
 class Surface(LabModule):
     """One or two numbers, trained to the minimum of a function, from one start or from many.
@@ -108,7 +106,7 @@ class Surface(LabModule):
         self._log("val/", {"val/loss": self.loss(self.points).mean()})
 
     def _log(self, prefix: str, metrics: dict[str, Tensor]) -> None:
-        where = {prefix + name: u for name, u in zip(NAMES, self.points.detach()[0], strict=False)}
+        where = {prefix + name: u for name, u in zip("xy", self.points.detach()[0], strict=False)}
         self.log_dict(metrics | where, batch_size=1, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -121,8 +119,7 @@ class Surface(LabModule):
 
     def trajectory(self) -> Trajectory:
         """Return the trajectory so far."""
-        here = self.points.detach().clone()
-        path = torch.stack([*self.path, here]).cpu()
+        path = torch.stack([*self.path, self.points.detach()]).cpu()
         gradients, rates = (
             torch.stack(rows).cpu() if rows else torch.empty(0, self.loss.dims)
             for rows in (self.gradients, self.rates)

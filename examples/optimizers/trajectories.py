@@ -1,6 +1,5 @@
 """Figures of trajectories over a function: one or several, basins of many starts, animations."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import fill
@@ -11,22 +10,14 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor
 
-from examples.optimizers.figure import (
-    COLOURS,
-    GREY,
-    MARKS,
-    contours,
-    legend,
-    mark_minima,
-    titled,
-    written,
-)
+from examples.optimizers.figure import COLOURS, GREY, MARKS, contours, legend, mark_minima, titled
 from examples.optimizers.functions import Function, find
 
 CHECKPOINT_KEY = "walk"  # under which checkpoints have held a trajectory from the start
@@ -34,6 +25,7 @@ BY_STEP = LinearSegmentedColormap.from_list("steps", colormaps["plasma"](np.lins
 BASINS = ("#8FD0F5", "#F2C14E", "#7FC8A9", "#E3B5CF")  # pale, one for each minimum
 FRAMES = 60  # the most in an animation
 MOST_STEPS_MARKED = 200  # with more, dots would hide the line
+GROWS = "grows"  # in an animation, the id of a line that follows a path
 NEAR = 0.02  # of the view: an end so close to a minimum has reached it
 
 
@@ -56,24 +48,33 @@ class Trajectory:
         return find(self.function)(self.path)
 
 
-Paths = list[Trajectory]
-Show = Callable[[int], None]  # shows a trajectory as far as a step
-
-
 def draw(trajectories: list[Trajectory], title: str = "") -> Figure:
     """Draw trajectories over their function, from one start each, or all of them from a grid.
 
     Over a function of x each has a row of its own. Over one of x and y those from one start are
     overlaid, and of many starts each shows the minimum in which it ends.
     """
-    if trajectories[0].path.shape[1] > 1 and find(trajectories[0].function).dims == 2:
+    function = find(trajectories[0].function)
+    many = trajectories[0].path.shape[1] > 1
+    if many and function.dims == 2:
         return draw_basins(trajectories, title)
-    return draw_paths(trajectories, title)[0]
+    rows = len(trajectories) if function.dims == 1 else 1
+    title = title or f"{trajectories[0].function}: {trajectories[0].label}"
+    figure = titled(title, 1.2 + (2.5 * rows if rows > 1 else 3.7))
+    (_draw_map if function.dims == 2 else _draw_rows)(figure, trajectories)
+    ends = ("start, coloured by its end", "end (dark: in none)") if many else ("start", "end")
+    minima = "global minimum", "local minimum"
+    legend(figure, function, *ends, *minima, shaded=function.dims == 2)
+    return figure
 
 
 def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
     """Write a GIF of trajectories from one start each; the first steps are the slowest."""
-    figure, shows = draw_paths(trajectories, title)
+    figure = draw(trajectories, title)
+    grow = [line for line in figure.findobj(Line2D) if line.get_gid() == GROWS]
+    lines = {line: np.asarray(line.get_xydata()) for line in grow}
+    dots = {dot: np.asarray(dot.get_offsets()) for dot in figure.findobj(PathCollection)}
+    pieces = {piece: piece.get_segments() for piece in figure.findobj(LineCollection)}
     figure.set_dpi(80)
     canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()
@@ -81,8 +82,12 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
     steps = max(len(trajectory.path) for trajectory in trajectories) - 1
     images = []
     for step in np.unique((np.linspace(0, 1, FRAMES) ** 2 * steps).round().astype(int)):
-        for show in shows:
-            show(int(step))
+        for line, points in lines.items():
+            line.set_data(*points[: step + 1].T)
+        for dot, points in dots.items():
+            dot.set_offsets(points[: step + 1])
+        for piece, parts in pieces.items():
+            piece.set_segments(parts[:step])
         canvas.draw()  # type: ignore[no-untyped-call]
         images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
     # One palette for all frames: the style's colours, and what the last one has most of.
@@ -91,8 +96,7 @@ def animate(trajectories: list[Trajectory], title: str, path: Path) -> None:
     shades = np.array([*(np.array([to_rgb(one) for one in style]) * 255).round(), *common])
     frames = [_indexed(image, shades.astype(int)) for image in images]
     times = [80] * (len(frames) - 1) + [2000]
-    with written(path):
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
 
 
 def _indexed(image: Image.Image, shades: np.ndarray) -> Image.Image:
@@ -144,28 +148,14 @@ def ends_in(function: Function, points: Tensor) -> np.ndarray:
     return torch.where(distance < NEAR, nearest, -1).numpy()
 
 
-def draw_paths(trajectories: list[Trajectory], title: str = "") -> tuple[Figure, list[Show]]:
-    """Draw trajectories of one start each, or over one number of many; and what reveals them."""
-    function = find(trajectories[0].function)
-    rows = len(trajectories) if function.dims == 1 else 1
-    title = title or f"{trajectories[0].function}: {trajectories[0].label}"
-    figure = titled(title, 1.2 + (2.5 * rows if rows > 1 else 3.7))
-    view = _view(function, trajectories)
-    draw_all = _draw_map if function.dims == 2 else _draw_rows
-    shows = draw_all(figure, function, trajectories, view)
-    many = trajectories[0].path.shape[1] > 1
-    ends = ("start, coloured by its end", "end (dark: in none)") if many else ("start", "end")
-    legend(figure, function, *ends, "global minimum", "local minimum")
-    return figure, shows
-
-
-def _draw_rows(figure: Figure, function: Function, trajectories: Paths, view: Any) -> list[Show]:
+def _draw_rows(figure: Figure, trajectories: list[Trajectory]) -> None:
     """Draw a row for each: the function and the points on it, x and learning rate by step."""
+    function = find(trajectories[0].function)
+    view = _view(function, trajectories)
     has_lr = any(len({*one.lrs}) > 1 for one in trajectories)
     widths = [1.2, 1, 0.7][: 2 + has_lr]
     style: Any = {"squeeze": False, "sharex": "col", "sharey": "col", "width_ratios": widths}
     grid = figure.subplots(len(trajectories), len(widths), **style)
-    shows: list[Show] = []
     for row, trajectory in zip(grid, trajectories, strict=True):
         left, middle = row[:2]
         x = torch.linspace(view[0][0], view[0][1], 500, dtype=torch.float64)[:, None]
@@ -185,9 +175,8 @@ def _draw_rows(figure: Figure, function: Function, trajectories: Paths, view: An
                 s=30, zorder=3, clip_on=False)  # fmt: skip
             middle.add_collection(LineCollection(lines, colors=list(colours), lw=0.8, alpha=0.7))
         else:
-            shows.append(_trace(left, _clip(np.stack([xs[:, 0], losses[:, 0]], 1), limits)))
-            over = ((0, len(xs)), view[0])
-            shows.append(_trace(middle, _clip(np.stack([steps, xs[:, 0]], 1), over)))
+            _trace(left, _clip(np.stack([xs[:, 0], losses[:, 0]], 1), limits))
+            _trace(middle, _clip(np.stack([steps, xs[:, 0]], 1), ((0, len(xs)), view[0])))
         middle.set_xlim(-0.03 * len(xs), 1.03 * len(xs))
         mark_minima(left, function)
         if has_lr:
@@ -196,43 +185,39 @@ def _draw_rows(figure: Figure, function: Function, trajectories: Paths, view: An
     for axes, name in zip(grid[-1], ("x", "step", "step"), strict=False):
         axes.set_xlabel(name)
         axes.locator_params("x", integer=True)
-    return shows
 
 
-def _draw_map(figure: Figure, function: Function, trajectories: Paths, view: Any) -> list[Show]:
+def _draw_map(figure: Figure, trajectories: list[Trajectory]) -> None:
     """Draw paths over lines of equal loss (left), loss and learning rate over the steps (right)."""
     has_lr = any(len({*one.lrs}) > 1 for one in trajectories)
     panels = figure.subplot_mosaic("ab;ac" if has_lr else "ab", width_ratios=[1.25, 1])
-    left, right = panels["a"], panels["b"]
-    contours(left, function, view)
-    left.set(xlabel="x", ylabel="y", xlim=view[0], ylim=view[1])
-    shows = []
+    right = panels["b"]
+    draw_panel(panels["a"], trajectories)
     for trajectory, colour in zip(trajectories, COLOURS, strict=False):
-        points, losses = trajectory.path[:, 0].numpy(), trajectory.losses[:, 0].numpy()
-        shows.append(_trace(left, _clip(points, view), colour if len(trajectories) > 1 else ""))
-        shows.append(_line(right, losses, colour, fill(trajectory.label, 50)))
+        losses = trajectory.losses[:, 0].numpy()
+        right.plot(losses, color=colour, lw=1.3, label=fill(trajectory.label, 50), gid=GROWS)
         if has_lr:
             steps = range(len(trajectory.lrs))
             panels["c"].step(steps, trajectory.lrs, where="post", c=colour)
             panels["c"].set(xlabel="step", ylabel="learning rate", ylim=(0, None))
-    mark_minima(left, function)
     right.set(xlabel="step", ylabel="loss")
     every = torch.cat([trajectory.losses.flatten() for trajectory in trajectories])
     if every.min() >= 0:  # a millionth of the first loss counts as none
         right.set_yscale("log")
         right.set_ylim(bottom=max(float(every.min()), 1e-6 * float(every[0])))
     right.legend(*right.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0, 1))
-    return shows
 
 
-def draw_panel(axes: Axes, trajectory: Trajectory) -> None:
-    """Draw a trajectory from one start over contours, its steps by colour."""
-    function = find(trajectory.function)
-    view = _view(function, [trajectory])
-    contours(axes, function, view, "areas")
-    _trace(axes, _clip(trajectory.path[:, 0].numpy(), view))
+def draw_panel(axes: Axes, trajectories: list[Trajectory], parts: str = "areas lines") -> None:
+    """Draw trajectories over contours, of a single one the steps by colour."""
+    function = find(trajectories[0].function)
+    view = _view(function, trajectories)
+    contours(axes, function, view, parts)
+    colours = COLOURS if len(trajectories) > 1 else [""]
+    for trajectory, colour in zip(trajectories, colours, strict=False):
+        _trace(axes, _clip(trajectory.path[:, 0].numpy(), view), colour)
     mark_minima(axes, function)
-    axes.set(xlim=view[0], ylim=view[1])
+    axes.set(xlabel="x", ylabel="y", xlim=view[0], ylim=view[1])
 
 
 def _view(function: Function, trajectories: list[Trajectory]) -> list[tuple[float, float]]:
@@ -253,32 +238,15 @@ def _clip(points: np.ndarray, view: Any) -> np.ndarray:
     return near
 
 
-def _trace(axes: Axes, points: np.ndarray, colour: str = "") -> Show:
+def _trace(axes: Axes, points: np.ndarray, colour: str = "") -> None:
     """Draw a path with its start and its end, its steps by colour unless one colour is given."""
     steps = len(points) - 1
     colours: Any = colour or BY_STEP(np.linspace(0, 1, steps + 1))
     pieces = np.stack([points[:-1], points[1:]], 1)
     style: Any = {"colors": colour or colours[1:], "lw": 1.1, "alpha": 0.85, "zorder": 3}
-    lines = LineCollection(list(pieces), **style)
-    axes.add_collection(lines, autolim=False)
+    axes.add_collection(LineCollection(list(pieces), **style), autolim=False)
     size = 14 if steps <= MOST_STEPS_MARKED else 3
-    dots = axes.scatter(points[:, 0], points[:, 1], s=size, c=colours, zorder=3)
+    axes.scatter(points[:, 0], points[:, 1], s=size, c=colours, zorder=3)
     axes.plot(*points[0], zorder=5, **MARKS["start"] | ({"mec": colour} if colour else {}))
     own: Any = {"mfc": colour, "mec": "black", "ms": 10} if colour else {}
-    (last,) = axes.plot(*points[-1], **MARKS["end"] | own | {"zorder": 6})
-
-    def show(step: int) -> None:
-        lines.set_segments(list(pieces[:step]))
-        dots.set_offsets(points[: step + 1])
-        last.set_data(points[[min(step, steps)]].T)
-
-    return show
-
-
-def _line(axes: Axes, values: np.ndarray, colour: str, label: str) -> Show:
-    (line,) = axes.plot(values, color=colour, lw=1.3, label=label)
-
-    def show(step: int) -> None:
-        line.set_data(range(len(values[: step + 1])), values[: step + 1])
-
-    return show
+    axes.plot(*points.T, ls="", markevery=[-1], gid=GROWS, **MARKS["end"] | own | {"zorder": 6})

@@ -1,6 +1,6 @@
 """Other figures of trajectories: `python train.py figures RUN --show VIEW`."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -8,14 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from anneal import UserError
-from examples.optimizers.figure import COLOURS, GREY, HEIGHT, MARKS, legend, mesh, titled
+from examples.optimizers.figure import COLOURS, HEIGHT, MARKS, legend, mark_minima, mesh, titled
 from examples.optimizers.functions import find
 from examples.optimizers.trajectories import Trajectory
 
 if TYPE_CHECKING:
     from anneal.runs.run import Run
 
-NAMES = ("x", "y")
 BATCHES = 4  # whose losses are drawn
 AROUND = 3  # validations
 
@@ -39,7 +38,7 @@ def draw_3d(trajectories: list[Trajectory], title: str) -> Figure:
     axes.view_init(elev=48, azim=-72)
     axes.set_box_aspect((1.8, 1, 0.65), zoom=1.3)
     axes.legend(loc="upper right")
-    legend(figure, function, "start", "end", "global minimum")
+    legend(figure, function, "start", "end", "global minimum", shaded=True)
     return figure
 
 
@@ -50,11 +49,12 @@ def draw_rates(trajectories: list[Trajectory], title: str) -> Figure:
     for row, trajectory in zip(grid, trajectories, strict=True):
         steps = trajectory.path[:, 0].diff(dim=0)
         shown = (trajectory.gradients, trajectory.rates, steps)
-        titles = (f"{trajectory.label}: gradient", "effective learning rate", "step taken")
-        for axes, name, values in zip(row, titles, shown, strict=True):
-            for parameter, column, style in zip(NAMES, values.T, ("-", "--"), strict=False):
+        names = ("size of the gradient", "effective learning rate", "size of the step")
+        for axes, name, values in zip(row, names, shown, strict=True):
+            for parameter, column, style in zip("xy", values.T, ("-", "--"), strict=False):
                 axes.plot(column.abs(), style, label=parameter)
-            axes.set(title=name, yscale="log", xlabel="step")
+            axes.set(ylabel=name, yscale="log", xlabel="step")
+        row[0].set_title(f"{trajectory.label} on {find(trajectory.function).formula}")
         row[0].legend(ncols=2)
     for axes in grid[0]:  # what is next to nothing would take most of the axis
         bottom, top = axes.get_ylim()
@@ -75,12 +75,14 @@ def draw_velocity(trajectories: list[Trajectory], title: str) -> Figure:
     panels[0].set(xlabel="steps ago", ylabel="weight of a gradient in the velocity")
     panels[0].set_title(f"{momentum:.2g}ᵏ for k steps ago: all together {1 / (1 - momentum):.3g}")
     for i, axes in enumerate(panels[1:]):
-        axes.axhline(0, color=GREY, lw=0.8)
+        axes.axhline(0, color="gray", lw=0.8)
         axes.plot(g[:60, i], color=COLOURS[1], ls="--", label="gradient")
         axes.plot(v[:60, i], color=COLOURS[0], label="velocity")
         most = float(v[:, i].abs().max() / g[:, i].abs().max())
-        axes.set(xlabel="step", title=f"along {NAMES[i]}: up to {most:.1f} times as large")
+        axes.set(xlabel="step", ylabel=f"gradient and velocity along {'xy'[i]}")
+        axes.set_title(f"up to {most:.1f} times as large")
         axes.legend()
+    legend(figure, find(trajectory.function))
     return figure
 
 
@@ -92,7 +94,7 @@ def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
     x = torch.linspace(*function.view[0], 300)[:, None]
     whole = function(x)
-    left.plot(x, whole, color="black", lw=2.5, label="all data")
+    left.plot(x, whole, color="gray", lw=2.5, label="all data")
     at = trajectory.path[:-1, 0].clone().requires_grad_()
     (exact,) = torch.autograd.grad(function(at).sum(), at)
     noise = trajectory.gradients - exact
@@ -101,71 +103,71 @@ def draw_batches(trajectories: list[Trajectory], title: str) -> Figure:
         ends = trajectory.path[k : k + 2, 0]
         losses = function(ends) + noise[k] * ends[:, 0]
         start, end = zip(ends[:, 0].tolist(), losses.tolist(), strict=True)
-        left.plot(*start, color=colour, marker="o", ms=5)
+        left.plot(*start, color=colour, **({"marker": "o", "ms": 5} if k else MARKS["start"]))
         left.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.8})
+    mark_minima(left, function)
     highest = float(whole.max())
     left.set(xlabel="x", ylabel="loss", ylim=(-0.7 * highest, 1.3 * highest))
     left.legend(loc="upper center")
     for one, colour in zip(trajectories, COLOURS, strict=False):
-        right.plot(one.path[:, 0, 0], color=colour, marker=".", label=one.label)
-    right.axhline(function.minima[0][0], color="black", lw=1, label="minimum of all data")
+        xs = one.path[:, 0, 0]
+        right.plot(xs, color=colour, marker=".", label=one.label)
+        right.plot(0, xs[0], **MARKS["start"])
+        right.plot(len(xs) - 1, xs[-1], **MARKS["end"] | {"mfc": colour, "zorder": 4})
+    mark_minima(right, function, over_steps=True)
     right.set(xlabel="step", ylabel="x")
     right.legend(loc="lower right")
     right.locator_params("x", integer=True)
+    legend(figure, function, "start", "end", "global minimum", "local minimum")
     return figure
 
 
-def curves_of(runs: list[str]) -> "list[Run]":
-    """Read the metrics of any runs, or of a folder of them, in the order of their names."""
+def curves_of(words: list[str], *needed: str) -> "list[Run]":
+    """Read the metrics of any runs, or of a folder of them, in the order of their names.
+
+    Raises:
+        UserError: One of them has not logged what is needed.
+    """
     from anneal.report.page import read
     from anneal.runs.run import labelled  # imports pandas
 
-    return sorted(labelled(read(runs)), key=lambda run: run.name)
+    runs = sorted(labelled(read(words)), key=lambda run: run.name)
+    for run in runs:
+        there = {*run.families, *run.metrics.dropna(axis=1, how="all")}
+        if missing := [name for name in needed if name not in there]:
+            raise UserError(f"{run.name} has no {' and no '.join(missing)} in its metrics")
+    return runs
 
 
 def draw_curves(runs: "list[Run]", title: str) -> Figure:
     """Draw loss and accuracy of the validations."""
     figure = titled(title, 4.4)
-    panels = figure.subplots(1, 2)
-    for run in runs:
-        for axes, metric in zip(panels, ("val/loss", "val/acc"), strict=True):
-            if metric in run.metrics:
-                curve = run.curve(metric)
-                axes.plot(curve.x["step"], curve.y, label=run.name, lw=1.3)
-            axes.set(xlabel="optimizer steps", ylabel=metric, xscale="log")
-            axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:.0f}")
-            axes.xaxis.set_minor_locator(NullLocator())
-    panels[0].legend()
+    metrics = [name for name in ("val/loss", "val/acc") if all(name in run.metrics for run in runs)]
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for run in runs:
+            curve = run.curve(metric)
+            axes.plot(curve.x["epoch"], curve.y, label=run.name, lw=1.3, marker=".", ms=4)
+        axes.set(xlabel="epochs", ylabel=metric, xscale="log")
+        axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    figure.axes[0].legend()
     return figure
 
 
-class Jump(NamedTuple):
-    """Means of the accuracy in AROUND validations each, before and after a drop of the rate."""
-
-    epoch: float
-    before: float
-    after: float
-
-
-def jumps(run: "Run") -> list[Jump]:
-    """Return one for each drop of the learning rate."""
+def jumps(run: "Run") -> list[tuple[float, float, float]]:
+    """Return the epoch of each drop of the rate, and the mean accuracy AROUND before and after."""
     accuracy, found = run.curve("val/acc"), []
     for drop in run.drops:
         later = accuracy.x["step"] > drop.at["step"]
         before, after = accuracy.y[~later][-AROUND:], accuracy.y[later][:AROUND]
-        found.append(Jump(drop.at["epoch"], float(before.mean()), float(after.mean())))
+        if before.size and after.size:
+            found.append((drop.at["epoch"], float(before.mean()), float(after.mean())))
     return found
 
 
 def draw_ladder(runs: "list[Run]", title: str) -> Figure:
-    """Draw a column for each: the accuracy of its validations over its learning rate.
-
-    Raises:
-        UserError: One of them has not logged both.
-    """
-    for run in runs:
-        if "lr" not in run.families or "val/acc" not in run.metrics:
-            raise UserError(f"--show=ladder: {run.name} has no lr or no val/acc in its metrics")
+    """Draw a column for each: the accuracy of its validations over its learning rate."""
     figure = titled(title, 4.8)
     shared: Any = {"sharex": "col", "sharey": "row", "height_ratios": [3, 1], "squeeze": False}
     for (top, bottom), run in zip(figure.subplots(2, len(runs), **shared).T, runs, strict=True):
@@ -175,7 +177,7 @@ def draw_ladder(runs: "list[Run]", title: str) -> Figure:
         bottom.step([*lr.x["epoch"], end], [*lr.y, lr.y[-1]], where="post", color=COLOURS[1])
         for epoch, before, after in jumps(run):
             for axes in (top, bottom):
-                axes.axvline(epoch, color=GREY, lw=0.8, ls=":")
+                axes.axvline(epoch, color="gray", lw=0.8, ls=":")
             note = f"{100 * (after - before):+.1f} points"
             top.annotate(note, (epoch, after), (-4, 4), textcoords="offset points", ha="right")
         top.set_title(run.name)
@@ -201,7 +203,8 @@ def draw_sharpness(names: list[str], measured: list[Any], title: str) -> Figure:
     return figure
 
 
-CURVES = {"curves": draw_curves, "ladder": draw_ladder}  # of any runs
+# Of any runs, and what these must have logged.
+CURVES = {"curves": (draw_curves, ["val/loss"]), "ladder": (draw_ladder, ["val/acc", "lr"])}
 VIEWS = {"3d": draw_3d, "rates": draw_rates, "velocity": draw_velocity, "batches": draw_batches}
 ON = {"3d": "runs on x and y", "velocity": "one run", "batches": "runs on x"}
 
@@ -216,7 +219,5 @@ def check(done: list[Trajectory], show: str | None) -> None:
     fit = {"3d": function.dims == 2, "velocity": len(done) == 1, "batches": function.dims == 1}
     if not fit.get(str(show), True):
         raise UserError(f"--show={show}: draws {ON[str(show)]}")
-    known = function.view and function.minima and all(len(t.rates) == len(t.lrs) for t in done)
-    if show in VIEWS and not known:
-        what = "a function with view and minima (@surface), trained by this version"
-        raise UserError(f"--show={show}: draws runs on {what}")
+    if show in VIEWS and not (function.view and function.minima):
+        raise UserError(f"--show={show}: draws runs on a function with view and minima (@surface)")

@@ -45,6 +45,7 @@ def test_it_leaves_the_project_the_engine_and_one_page(slim):
     for name in ("train.py", "Makefile", "pyproject.toml"):
         kept = "examples" if name == "train.py" else "benchmarks"
         assert kept not in (slim / name).read_text()
+    assert "lab.html" not in (slim / ".gitignore").read_text()
 
 
 def test_no_link_leads_to_what_is_gone(slim):

@@ -51,6 +51,7 @@ def test_a_question_tells_right_from_wrong_for_a_reason_that_is_true(number, ask
         left, equal, right = claim.partition(" = ")
         text = f"isclose({left}, {right}, rel_tol=0.08)" if equal else claim
         assert eval(text, {**vars(math)}), claim
+    assert [*Path().iterdir()] == [course.ANSWERS]  # a training leaves neither run nor figure
 
 
 def test_the_file_is_made_and_an_answer_is_marked_once(ask, run):

@@ -18,7 +18,6 @@ from examples.optimizers.trajectories import Trajectory, ends_in
 from examples.optimizers.views import curves_of
 
 PAGE = PAGES[0]
-CONFIGS = ROOT / "examples/optimizers/configs"
 NUMBER = re.compile(r"(?<![\w.,])[\u2212±]?\d[\d.,]*(?:e[+-]?\d+)?(?<![.,])")
 NO_PROSE = re.compile(r"```.*?```|^    .*?$|^#.*?$|\]\(.*?\)", re.DOTALL | re.MULTILINE)
 MINUS = "\N{MINUS SIGN}"
@@ -85,7 +84,7 @@ def test_every_number_of_the_page_is_computed_or_a_setting(runs):
         words = re.escape(said).replace(r"\ ", r"\s+")
         prose, n = re.subn(words, "", prose)
         assert n or said in page, said
-    recipes = "".join(path.read_text() for path in CONFIGS.rglob("*.yaml"))
+    recipes = "".join(path.read_text() for path in (ROOT / "examples").rglob("configs/**/*.yaml"))
     settings = {float(n) for n in re.findall(r"[\d.]*\d(?:e-?\d+)?", recipes + str(commands(PAGE)))}
     left = [n.strip(MINUS + "±").replace(",", "") for n in NUMBER.findall(CITED.sub("", prose))]
     cooled = [float(runs[name].losses[-1].mean()) for name in ("annealed", "quenched")]

@@ -11,20 +11,19 @@ from torch.optim import SGD, Adam
 
 from anneal import read_checkpoint
 from anneal.testing import logged
-from examples.optimizers.curve import Curve, CurvePoints, test_points, train_points
+from examples.optimizers.curve import Curve, CurvePoints, points
 from examples.optimizers.figure import LabModule, Steps, train_bare
 from examples.optimizers.sharpness import Sharpness, largest_eigenvalue
 from examples.optimizers.surface import Surface
 
 CONFIG = Path(__file__).parents[1] / "configs" / "edge_of_stability.yaml"
-test_points.__test__ = False
 
 
 def test_points_to_train_on_are_tenths_and_those_to_test_on_lie_between():
-    x, y = train_points()
+    x, y = points(True)
     torch.testing.assert_close(x, torch.arange(-20, 21)[None].double() / 10)
     torch.testing.assert_close(y, 1 / (1 + 25 * x**2))
-    torch.testing.assert_close(test_points()[0], (x[:, :-1] + x[:, 1:]) / 2)
+    torch.testing.assert_close(points(False)[0], (x[:, :-1] + x[:, 1:]) / 2)
 
 
 def features(x, degree):
@@ -46,7 +45,7 @@ def test_weight_decay_is_the_l2_penalty_of_the_exact_solution():
     decay = 0.05
     curve = Curve(degree=8, optimizer=partial(SGD, lr=0.1, momentum=0.9, weight_decay=decay))
     train_bare(curve, CurvePoints(steps=400))
-    x, y = (t.flatten().numpy() for t in train_points())
+    x, y = (t.flatten().numpy() for t in points(True))
     a = features(x, 8)
     hessian = 2 * a.T @ a / len(x) + decay * np.eye(9)
     exact = np.linalg.solve(hessian, 2 * a.T @ y / len(x))
@@ -66,11 +65,14 @@ def test_the_curvature_of_a_quadratic_is_measured_as_its_optimizer_sees_it(momen
     adam = momentum is None
     make = partial(Adam, lr=0.1) if adam else partial(SGD, lr=0.1, momentum=momentum)
     watch = Sharpness(3, max_share=float("inf"))
-    train_bare(Surface("quadratic", [-4.0, 2.2], optimizer=make), Steps(6), watch)
+    module = Surface("quadratic", [-4.0, 2.2], optimizer=make)
+    train_bare(module, Steps(6), watch)
     # After a step Adam divides by the size of the first gradient, (-4, 22), times 1 - beta1.
     expected = 10 / (22 * 0.1) if adam else 10
     assert [step for step, *_ in watch.measured] == [1, 4]
     assert watch.measured[0][1:] == pytest.approx((expected, edge), rel=1e-4)
+    with pytest.raises(RuntimeError, match="more than one stateful callback"):
+        train_bare(module, Steps(6), watch, Sharpness())
 
 
 class TwoRates(LabModule):
