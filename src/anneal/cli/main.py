@@ -32,7 +32,7 @@ from anneal.runs.folder import next_free_path
 from anneal.runs.lock import released
 from anneal.runs.resume import check_optimizer, optimizer_mismatch, state_dict_mismatch
 
-ENGINE = ("anneal.callbacks", "anneal.loggers", "anneal.vision")
+ENGINE = ("anneal.callbacks", "anneal.loggers", "anneal.vision.datamodule")
 
 
 @released()
