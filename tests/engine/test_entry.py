@@ -109,28 +109,6 @@ def test_what_starts_no_run_does_not_wait_for_wandb_scipy_or_pandas():
     assert shown.stdout == "2 [True, False, False, False]\n1.0\n"
 
 
-WITH_WANDB = """
-import sys
-from anneal.loggers.wandb import WandbLogger
-logger = WandbLogger("run", offline=True)
-logger.experiment
-print([name for name in sys.modules if name.startswith("wandb.sdk.launch")])
-import wandb.sdk.launch
-print(wandb.sdk.launch.launch_add.__name__)
-logger.finish()
-"""
-
-
-def test_a_run_does_not_wait_for_wandbs_launcher_which_is_there_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    shown = subprocess.run(
-        [sys.executable, "-c", WITH_WANDB], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert shown.stdout == "[]\nlaunch_add\n", shown.stderr
-    (log,) = {path.resolve() for path in tmp_path.rglob("debug.log")}
-    assert "Problem" not in log.read_text()  # with the inputs of a job, which wandb asks for
-
-
 @pytest.mark.parametrize("columns", ["100", "72"])
 @pytest.mark.parametrize("words", HELP[1:], ids=" ".join)
 def test_help_of_a_command_is_the_full_parsers(known, capsys, monkeypatch, words, columns):

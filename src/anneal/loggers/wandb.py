@@ -9,10 +9,9 @@ import secrets
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
@@ -139,9 +138,7 @@ def start(arguments: Mapping[str, Any], folder: Path, offline: bool) -> Any:
     while True:
         resume = "allow" if earlier and mode == "online" else None  # offline: wandb would warn
         try:
-            options = {**arguments, "mode": mode, "resume": resume, "settings": settings}
-            with _without_launcher(f"{wandb.__path__[0]}/sdk/launch"):
-                run = wandb.init(**options)
+            run = wandb.init(**{**arguments, "mode": mode, "resume": resume, "settings": settings})
             break
         except Exception as error:  # no training fails because of its tracker
             if mode == "disabled":
@@ -154,24 +151,6 @@ def start(arguments: Mapping[str, Any], folder: Path, offline: bool) -> Any:
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return run
-
-
-@contextmanager
-def _without_launcher(folder: str) -> Iterator[None]:
-    """Spare `wandb.init` the import of its launcher of jobs, a third of its time.
-
-    It asks a module of that package for a job's inputs; around it stands an empty package here.
-    """
-    if (name := "wandb.sdk.launch") in sys.modules:
-        yield
-        return
-    sys.modules[name] = stand_in = ModuleType(name)
-    stand_in.__path__ = [folder]
-    try:
-        yield
-    finally:
-        for left in [module for module in sys.modules if module.startswith(name)]:
-            del sys.modules[left]  # for a later import of all of it
 
 
 def within(seconds: float, call: Callable[[], Any]) -> str:

@@ -25,7 +25,7 @@ from anneal.system import cores, lock
 
 TRAIN = Path(__file__).parents[3] / "train.py"
 # What the fork server imports; wandb, matplotlib and the curves leave the others for later.
-WARM = ["anneal.cli.warm", "wandb", "matplotlib.backends.backend_agg", "pandas"]
+WARM = ["anneal.cli.warm", "wandb.sdk.launch", "matplotlib.backends.backend_agg", "pandas"]
 TERM_SECONDS = 10.0  # from SIGTERM to SIGKILL
 ERROR = re.compile(r"(error|[\w.]+(Error|Exception|Interrupt|Exit)|Killed|Segmentation fault)\b")
 
