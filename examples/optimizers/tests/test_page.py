@@ -26,9 +26,10 @@ CITED = re.compile(r"\([^()]*\d{4}[^()]*\)|and Vecchi \d{4}")  # (Polyak 1964)
 
 @pytest.fixture(scope="module")
 def runs():
-    """All trainings of the page by their names: what is drawn of them."""
+    """All trainings of the page by their names: what is drawn of them, but not drawn."""
     found = {}
-    with folder_of(PAGE):
+    with folder_of(PAGE), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabModule, "on_train_end", lambda _: None)
         for words in commands(PAGE):
             if words[0] not in ("figures", "gallery"):
                 assert not execute(words)
