@@ -12,6 +12,7 @@ from torch.autograd.functional import hessian
 from anneal import read_checkpoint
 from examples.optimizers import curve
 from examples.optimizers.curve import CurveFit
+from examples.optimizers.figure import LabModule
 from examples.optimizers.figures import PAGES, ROOT, commands, execute, folder_of
 from examples.optimizers.functions import find
 from examples.optimizers.trajectories import Trajectory, ends_in
