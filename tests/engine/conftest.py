@@ -1,12 +1,19 @@
 """What all tests of the engine share: a small recipe, and a run of it."""
 
+import os
 from pathlib import Path
 
 import pytest
 from helpers import SMALL, draw_nothing
 
 from anneal.report import curves
+from anneal.sweep.process import WARM
 from anneal.testing import QUIET, main
+
+# Other processes import what lies here, such as the callbacks of ranks.py.
+_OTHERS = os.environ.get("PYTHONPATH")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), _OTHERS)))
+WARM.append("warmed")
 
 
 @pytest.fixture

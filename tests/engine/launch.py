@@ -27,8 +27,6 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 QUIET = ("--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(WARM)
-# New interpreters find the callbacks of ranks.py.
-RANKS = {"PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 NEW_INTERPRETER = {"NEW_INTERPRETER": "1"}  # for the other processes of a training, as for users
 
 

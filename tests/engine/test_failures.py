@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers import idle_time
-from launch import NEW_INTERPRETER, RANKS, Training
+from launch import NEW_INTERPRETER, Training
 from test_processes import column
 from test_trust import _processes_in_group
 
@@ -30,7 +30,7 @@ def failing(rank: int, how: str) -> tuple[str, ...]:
 
 def ends(folder: Path, *args: str, **env: str) -> tuple[int, list[str]]:
     """Exit status and what was shown by a training after which no process is left."""
-    run = Training(folder, *FIT, *TWO, *args, **RANKS | env)
+    run = Training(folder, *FIT, *TWO, *args, **env)
     status, _ = run.end()
     assert not _processes_in_group(run.process.pid)
     return status, run.log.read_text().splitlines()
@@ -136,7 +136,7 @@ def test_each_process_draws_its_own_numbers_and_the_same_in_every_run(tmp_path):
     drops = ("--trainer.callbacks=ranks.Dropped", "--trainer.max_epochs=1")
     drawn = []
     for name in ("a", "b"):
-        Training(tmp_path, *FIT[:2], f"--run_name={name}", *TWO, *drops, **RANKS).finish()
+        Training(tmp_path, *FIT[:2], f"--run_name={name}", *TWO, *drops).finish()
         files = [tmp_path / "runs" / name / f"drawn-{rank}" for rank in (0, 1)]
         drawn.append([file.read_text().splitlines() for file in files])
     assert drawn[0] == drawn[1]

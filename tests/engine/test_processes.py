@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import NEW_INTERPRETER, RANKS, Training, train
+from launch import NEW_INTERPRETER, Training, train
 from wandb_reader import read
 
 from anneal.testing import logged, wait_for
@@ -30,7 +30,7 @@ def test_two_processes_are_one_run_with_exact_metrics_and_the_same_rates(tmp_pat
     # 400 validation samples in batches of 2 x 150: the last one is short.
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=150")
     at_exit = "--trainer.callbacks=ranks.Connected"
-    env = OFFLINE | NEW_INTERPRETER | RANKS
+    env = OFFLINE | NEW_INTERPRETER
     train(tmp_path, *fit, *whole, *two, at_exit, **env)
     # A thread of gloo's that holds a tensor while the interpreter ends would abort the process.
     assert (tmp_path / "connected-1").read_text() == "False"

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -19,9 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 from anneal import InMemoryBatches
 from anneal import testing as photos
 
-ENV = {
-    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-}
 SAMPLES, BAD = 24, 13  # of which one is bad, from the second epoch on
 RECIPE = """
 trainer: {max_epochs: 3, accelerator: cpu, logger: false, log_every_n_steps: 1,
@@ -491,12 +486,12 @@ def test_two_processes_are_replayed_by_two_and_name_the_sample_of_one(fault, tmp
     (tmp_path / "points.yaml").write_text(RECIPE)
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2")
     words = ("fit", "--config=points.yaml", "--run_name=r", *net("mlp", fault), *two)
-    run = Training(tmp_path, *words, **ENV)
+    run = Training(tmp_path, *words)
     status, shown = run.end()
     assert status == 1, shown
     (file,) = (tmp_path / "runs/r").glob("failure-*.json")
     assert shown.strip().endswith(f"python train.py replay runs/r/{file.name}")
-    found = Training(tmp_path, "replay", str(file), **ENV).finish()
+    found = Training(tmp_path, "replay", str(file)).finish()
     assert "layer   net.2\n" in found
     assert f"sample  {BAD} (row " in found
     assert re.search("replayed .* in 2 processes from .*, bit for bit", found)

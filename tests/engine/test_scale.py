@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import SMALL
-from launch import QUIET, RANKS, Training, script, train
+from launch import QUIET, Training, script, train
 from pages import ROOT, commands
 from torch import nn
 
@@ -298,7 +298,7 @@ def submit(folder: Path, job: str, *args: str) -> subprocess.Popen:
     path, config = written[1:]
     assert config.startswith("--config=configs/")
     words = ("--config=small.yaml", *LONG, *QUIET, *hold, *args)
-    return start(folder, "bash", str(ROOT / path), *words, **slurm, **RANKS)
+    return start(folder, "bash", str(ROOT / path), *words, **slurm)
 
 
 LONG = ("--trainer.max_epochs=4", "--trainer.limit_train_batches=10")

@@ -18,7 +18,6 @@ import pytest
 import scipy.stats
 import yaml
 from helpers import SMALL, is_alive
-from launch import RANKS
 from pages import ROOT, commands
 from wandb_reader import read as read_wandb
 
@@ -394,7 +393,7 @@ def test_trainings_are_forked_and_like_those_of_the_command_line(folder):
     )
     train([*arguments, "--model.optimizer.lr=0.1", "--seed_everything=3", "--run_name=typed"])
     env = {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "2"}  # a thread for each of two trials
-    output = start(folder, str(file), "-j", "2", **RANKS, **env).communicate(timeout=600)[0]
+    output = start(folder, str(file), "-j", "2", **env).communicate(timeout=600)[0]
     rows = table(folder)
     assert [r["status"] for r in rows] == ["finished"] * 3, output
     assert all("forkserver" in (folder / r["folder"] / "log.txt").read_text() for r in rows)

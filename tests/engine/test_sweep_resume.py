@@ -3,7 +3,6 @@
 import signal
 
 from helpers import SMALL, is_alive
-from launch import RANKS
 from test_sweep import ROOT, calls, folder, goes_on, half_of_it, main, start, table, write
 
 from anneal.system import lock
@@ -37,7 +36,7 @@ def test_a_training_that_is_killed_with_its_sweep_goes_on_from_its_checkpoint(fo
         command=["${env}", "${interpreter}", "${program}", "--config=small.yaml", "${args}"],
         metric={"name": "val/acc", "goal": "maximize"},
     )
-    sweep = start(folder, str(file), **RANKS)
+    sweep = start(folder, str(file))
     first = folder / "runs/sweeps/try/try-000"
     wait_for((folder / "held").exists)
     sweep.kill()

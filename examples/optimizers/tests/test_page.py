@@ -12,6 +12,7 @@ from torch.autograd.functional import hessian
 from anneal import read_checkpoint
 from examples.optimizers import curve
 from examples.optimizers.curve import CurveFit
+from examples.optimizers.figure import LabModule
 from examples.optimizers.figures import PAGES, ROOT, commands, execute, folder_of
 from examples.optimizers.functions import find
 from examples.optimizers.trajectories import Trajectory, ends_in
@@ -26,9 +27,10 @@ CITED = re.compile(r"\([^()]*\d{4}[^()]*\)|and Vecchi \d{4}")  # (Polyak 1964)
 
 @pytest.fixture(scope="module")
 def runs():
-    """All trainings of the page by their names: what is drawn of them."""
+    """All trainings of the page by their names: what is drawn of them, but not drawn."""
     found = {}
-    with folder_of(PAGE):
+    with folder_of(PAGE), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabModule, "on_train_end", lambda _: None)
         for words in commands(PAGE):
             if words[0] not in ("figures", "gallery"):
                 assert not execute(words)

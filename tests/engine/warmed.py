@@ -1,0 +1,17 @@
+"""What the fork server imports for the tests: all that trainings import, with blank figures."""
+
+import sys
+from pathlib import Path
+
+import launch  # noqa: F401
+import pytest
+import requests  # noqa: F401  (by jsonargparse)
+from helpers import draw_nothing
+
+from anneal.cli.main import import_packages
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import train
+
+import_packages(train.PACKAGES)
+draw_nothing(pytest.MonkeyPatch())
