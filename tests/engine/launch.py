@@ -90,9 +90,9 @@ class Training:
         return output
 
 
-def train(folder: Path, *args: str, **env: str) -> str:
+def train(folder: Path, *args: str, torchrun: Sequence[str] = (), **env: str) -> str:
     """A training from start to end."""
-    return Training(folder, *args, **env).finish()
+    return Training(folder, *args, torchrun=torchrun, **env).finish()
 
 
 def script(folder: Path, path: Path, *args: str) -> str:
@@ -140,10 +140,11 @@ def _train(words: tuple[str, ...], torchrun: Sequence[str]) -> None:
         return
     if not os.environ.keys() & NEW_INTERPRETER:
         subprocess_script.subprocess = SimpleNamespace(Popen=_Fork)
-    _run(words)
+    run_here(words)
 
 
-def _run(words: tuple[str, ...]) -> None:
+def run_here(words: tuple[str, ...]) -> None:
+    """Run a command of train.py in this process, with pytest's errors for warnings."""
     import anneal
     import train
 
@@ -200,7 +201,7 @@ class _Fork:
             processes._launcher = None
             os.environ.clear()
             os.environ.update(env)
-            _run(tuple(sys.argv[1:]))
+            run_here(tuple(sys.argv[1:]))
             status = 0
         except SystemExit as e:
             status = e.code or 0

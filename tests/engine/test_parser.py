@@ -366,7 +366,7 @@ def test_the_flag_is_to_blame_and_not_the_file_with_the_right_key(error, in_tmp)
         ("a: !!bool x\n", "is no YAML: 'x'"),
         ("a: !!timestamp x\n", "is no YAML: "),
         ('a: !!float ""\n', "is no YAML: string index out of range"),
-        ('a: "\\uDC80"\nb: ' + 3000 * "[" + 3000 * "]", "is no YAML: maximum recursion depth"),
+        ('a: "\\uDC80"\nb: ' + 1000 * "[" + 1000 * "]", "is no YAML: maximum recursion depth"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(error, in_tmp, content, wanted):

@@ -5,7 +5,7 @@ import subprocess
 from importlib.util import find_spec
 
 import pytest
-from launch import TRAIN, train
+from launch import train
 from pages import PAGES, ROOT, commands
 
 from anneal import testing as photos
@@ -43,6 +43,7 @@ ENDS_EARLY = r"--print_config|\.help="
 STEPS = {"limit_train_batches": 4, "limit_val_batches": 2, "log_every_n_steps": 2}
 SHORT = [f"--trainer.{key}={n}" for key, n in {"max_epochs": 3, **STEPS}.items()]
 FEW_PHOTOS = ["--data.batch_size=4", "--data.num_workers=0", "--trainer.check_val_every_n_epoch=1"]
+FEW_PHOTOS += ["--trainer.max_epochs=2", "--trainer.limit_train_batches=2"]
 NOT_OURS = ("pip", "wandb", "source", "pre-commit", "pytest")
 ON_CLUSTERS = ("torchrun", "sbatch")  # run by test_scale.py
 MAKEFILES = [ROOT / "Makefile", *(ROOT / "src/anneal").glob("*.mk")]
@@ -113,8 +114,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(name, run, tmp_path):
                 run(*shortened(words[2:]))
         elif words[0] == "torchrun" and "--nnodes=2" not in words:
             where = words.index("train.py")
-            command = [*words[:where], str(TRAIN), *shortened(words[where + 1 :])]
-            subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
+            train(tmp_path, *shortened(words[where + 1 :]), torchrun=words[1:where])
         elif words[0] == "make":
             assert words[1] in MAKE
         else:

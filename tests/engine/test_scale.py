@@ -247,17 +247,26 @@ def test_fsdp_on_cpus_is_one_line(run, capsys):
 
 # ---- SLURM
 
-SRUN = """#!/bin/bash
-# As srun: the same command in SLURM_NTASKS processes that are told who they are.
-[[ $1 == --kill-on-bad-exit=1 ]] && shift
-for ((i = 0; i < SLURM_NTASKS; i++)); do
-    SLURM_PROCID=$i SLURM_NODEID=$i SLURM_LOCALID=0 "$@" &
-    echo $! >> pids
-done
-status=0
-for pid in $(cat pids); do wait $pid || status=$?; done
-rm pids
-exit $status
+SRUN = f"""#!{sys.executable}
+# As srun: the same command in SLURM_NTASKS processes that are told who they are. Both are copies
+# of this one, which has paid for the imports.
+import os, shutil, sys
+kill, python, script, *words = sys.argv[1:]
+assert (kill, script) == ("--kill-on-bad-exit=1", "train.py")
+assert shutil.which(python) == os.path.abspath(".venv/bin/python")
+import warmed
+from launch import run_here
+sys.argv[:] = [script, *words]
+pids = []
+for i in map(str, range(int(os.environ["SLURM_NTASKS"]))):
+    pids.append(os.fork())
+    if not pids[-1]:
+        os.environ |= dict(SLURM_PROCID=i, SLURM_NODEID=i, SLURM_LOCALID="0")
+        run_here(tuple(words))
+        sys.exit()
+with open("pids", "w") as file:
+    print(*pids, file=file)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
 """
 
 
