@@ -30,6 +30,7 @@ gc.disable()  # until all is imported
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image  # noqa: E402
 
 torch.set_num_threads(1)
@@ -83,10 +84,22 @@ def new_process() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Leave the figures of trainings blank: to draw them takes longer than the training."""
+    for what in (
+        "tasks.test_report.draw_confusion",
+        "tasks.test_report.draw_calibration",
+        "tasks.test_report.draw_top_losses",
+        "report.curves.still",
+    ):
+        patch.setattr(f"anneal.{what}", lambda *_: Figure())
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run a command in this process, in an empty folder, without bars and tables."""
+    """Run a command in this process, in an empty folder, without bars, tables and figures."""
     monkeypatch.chdir(tmp_path)
+    draw_nothing(monkeypatch)
 
     def run(*args: str) -> Any:
         quiet = QUIET if args[0] in ("fit", "validate", "test", "predict") else ()

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import draw_nothing
 from launch import Training
 
-from anneal.testing import QUIET, logged, main
+from anneal.testing import QUIET, draw_nothing, logged, main
 
 COURSE = """
 trainer:

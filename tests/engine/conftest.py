@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers import SMALL, draw_nothing
+from helpers import SMALL
 
 from anneal.report import curves
 from anneal.sweep.process import WARM
-from anneal.testing import QUIET, main
+from anneal.testing import QUIET, draw_nothing, main
 
 # Other processes import what lies here, such as the callbacks of ranks.py.
 _OTHERS = os.environ.get("PYTHONPATH")
@@ -17,9 +17,8 @@ WARM.append("warmed")
 
 
 @pytest.fixture
-def run(run, tmp_path, monkeypatch):
+def run(run, tmp_path):
     """Runs a command in this process, in an empty folder, on a small and fast recipe."""
-    draw_nothing(monkeypatch)
     (tmp_path / "small.yaml").write_text(SMALL)
     return run
 

@@ -4,9 +4,6 @@ import re
 import time
 from pathlib import Path
 
-import pytest
-from matplotlib.figure import Figure
-
 SMALL = """
 trainer:
   max_epochs: 2
@@ -28,17 +25,6 @@ data:
   class_path: MNISTDataModule
   init_args: {batch_size: 32, shift: 1, rotation: 5}
 """
-
-
-def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Leave the figures of trainings blank: to draw them takes longer than the training."""
-    for what in (
-        "tasks.test_report.draw_confusion",
-        "tasks.test_report.draw_calibration",
-        "tasks.test_report.draw_top_losses",
-        "report.curves.still",
-    ):
-        patch.setattr(f"anneal.{what}", lambda *_: Figure())
 
 
 def idle_time() -> float:

@@ -18,10 +18,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import SMALL, draw_nothing
+from helpers import SMALL
 
 from anneal.sweep.process import WARM
-from anneal.testing import wait_for
+from anneal.testing import draw_nothing, wait_for
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 QUIET = ("--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")

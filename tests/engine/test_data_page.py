@@ -4,12 +4,11 @@ import csv
 import re
 
 import pytest
-from helpers import draw_nothing
 from launch import QUIET
 from pages import ROOT, commands
 
 from anneal import testing as photos
-from anneal.testing import main
+from anneal.testing import draw_nothing, main
 
 PAGE = ROOT / "docs/data.md"
 CLASSES = ("cat", "dog", "owl")

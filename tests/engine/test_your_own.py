@@ -10,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from helpers import draw_nothing
 from launch import FORKS, QUIET
 from pages import ROOT, commands
 from yours import PACKAGE
@@ -46,12 +45,13 @@ def run_all(folder: Path) -> None:
     log = os.open("log", os.O_CREAT | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    import_module("anneal.testing").image_folder(folder / "data/photos")
+    testing = import_module("anneal.testing")
+    testing.image_folder(folder / "data/photos")
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     for name in (PACKAGE, f"{PACKAGE}.data", f"{PACKAGE}.models"):
         import_module(name).__path__.append(str(folder / "src" / name.replace(".", "/")))
     import_module("anneal.tasks.test_report").TestReport.on_test_end = lambda *args: None
-    draw_nothing(pytest.MonkeyPatch())
+    testing.draw_nothing(pytest.MonkeyPatch())
     for number, words in enumerate(COMMANDS):
         print(words, flush=True)
         run(number, words)

@@ -6,9 +6,9 @@ from pathlib import Path
 import launch  # noqa: F401
 import pytest
 import requests  # noqa: F401  (by jsonargparse)
-from helpers import draw_nothing
 
 from anneal.cli.main import import_packages
+from anneal.testing import draw_nothing
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import train
