@@ -2,11 +2,10 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from wandb.util import get_core_path
 
 
 @dataclass
@@ -29,9 +28,8 @@ def read(run_dir: str | Path) -> list[Recording]:
 
 
 def _read(file: Path) -> Recording:
-    # As `wandb leet inspect` calls it, whose imports take ten times as long.
-    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file"]
-    done = subprocess.run([*command, file, file.parent], capture_output=True, check=True, text=True)
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     recording = Recording(file.parent)
     for line in done.stdout.splitlines():
         record = json.loads(line)
