@@ -50,6 +50,9 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
         except UserError as e:
             show(f"error: {e}")
             return e.status
+        except PermissionError as e:
+            show(f"error: {e.filename or ''}: {e.strerror}")
+            return 2
         except KeyboardInterrupt:
             return 130
 

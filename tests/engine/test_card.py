@@ -213,3 +213,25 @@ def test_the_command_is_one_that_the_data_takes(folder, capsys, data, word):
     picture().save("one.png")
     train([*command.replace("FOLDER", "one.png").split(), *QUIET])
     assert "predictions.csv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv"])
+@pytest.mark.parametrize("command", ["card", "report", "fit"])
+def test_a_file_that_may_not_be_read_is_named_in_a_line(folder, command, name, monkeypatch, capsys):
+    if command == "fit":
+        more = ["--run_name=digits", "--resume=auto", "--trainer.max_epochs=99", *QUIET]
+    else:
+        more = ["runs/digits"]
+    read = Path.open
+
+    def refuse(path, *args, **kwargs):  # for root, who may read all, too
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SystemExit) as e:
+        train([command, *more])
+    assert e.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.fullmatch(rf"error: (\S*/)?runs/digits/{name}: Permission denied", said)

@@ -14,7 +14,7 @@ from anneal.errors import UserError
 from anneal.vision import check, layouts
 from anneal.vision.datamodule import ImageFolderDataModule
 from anneal.vision.files import ImageFiles
-from anneal.vision.index import ImageFolder
+from anneal.vision.index import ARRAYS, ImageFolder, _store
 
 
 @pytest.fixture(autouse=True)
@@ -392,3 +392,13 @@ def test_the_order_is_a_permutation_of_the_generator(root):
     order = pictures.order(torch.Generator().manual_seed(1))
     assert sorted(order.tolist()) == list(range(9))
     assert torch.equal(order, pictures.order(torch.Generator().manual_seed(1)))
+
+
+def test_a_full_disk_leaves_nothing_of_an_index(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("anneal.vision.index.np.save", full)
+    index = dict.fromkeys(("base", "classes", "sources", "task"), "") | {"splits": ["train"]}
+    _store(tmp_path / "index", index | {f"train_{name}": [] for name in ARRAYS})
+    assert not [*tmp_path.iterdir()]

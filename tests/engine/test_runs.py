@@ -331,3 +331,9 @@ def test_a_tool_tells_how_it_is_used_without_its_libraries(module, name):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f"usage: python train.py {name} " in done.stdout
     assert done.stderr == "set()\n"
+
+
+def test_a_run_of_photos_from_before_2_3_is_read_though_an_option_is_gone():
+    data = "data: {class_path: ImageFolderDataModule, init_args: {root: x, cache_dir: %s}}"
+    assert parse(data % "null", "old")["data"]["init_args"] == {"root": "x"}
+    assert "cache_dir" in parse(data % "there", "old")["data"]["init_args"]  # refused later on

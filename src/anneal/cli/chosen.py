@@ -87,7 +87,8 @@ def refused(error: Exception, chosen: Iterable[Any]) -> UserError | None:
     Also of that which an optimizer of a library has raised at any time, such as SparseAdam when it
     gets to see its gradients. None: the error is another one.
     """
-    if describe_failure(error) and not isinstance(error, MisconfigurationException):
+    by_class = MisconfigurationException | PermissionError  # whose line doesn't name the class
+    if describe_failure(error) and not isinstance(error, by_class):
         return None  # it has a line of its own
     frames = [frame for frame, _ in walk_tb(error.__traceback__)][::-1]
     known = {id(thing) for thing in chosen}

@@ -44,6 +44,8 @@ def _describe(e: Exception) -> processes.Failure | None:
         return f"error: {e}", 2
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"error: {e.filename or 'the run'}: {e.strerror}; free some space", 1
+    if isinstance(e, PermissionError) and e.filename:
+        return f"error: {e.filename}: {e.strerror}", 2
     ended = r"DataLoader worker .* (killed by signal: [\w ]+|exited unexpectedly)"
     if found := re.search(ended, f"{e} {e.__cause__}"):
         return (

@@ -5,6 +5,7 @@ import re
 import warnings
 from importlib.metadata import version
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 from timeit import repeat
@@ -189,7 +190,9 @@ def _write_file(form: str, network: nn.Module, batch: Tensor, about: Any, path: 
     if form == "torch_export":
         # Not strict: what torch 2.6 writes strictly it can't read, where a layer stands in a list.
         exported = torch.export.export(network, (batch,), dynamic_shapes=shapes, strict=False)
-        torch.export.save(exported, path, extra_files=dict(about))
+        whole = BytesIO()  # on a full disk torch's own writer ends the process
+        torch.export.save(exported, whole, extra_files=dict(about))
+        path.write_bytes(whole.getbuffer())
         return
     names: Any = {f"{k}_names": [about[k].partition(":")[0]] for k in ("input", "output")}
     program = torch.onnx.export(network, (batch,), dynamic_shapes=shapes, verbose=False, **names)

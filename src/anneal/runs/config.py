@@ -85,6 +85,11 @@ def with_current_names(tree: Any) -> Any:
         return [with_current_names(node) for node in tree]
     if not isinstance(tree, dict):
         return tree
+    args = tree.get("init_args")
+    if isinstance(args, dict) and str(tree.get("class_path")).endswith("ImageFolderDataModule"):
+        # Until 2.3.0 it had an option more, which stands as null in configurations of that time.
+        kept = {k: v for k, v in args.items() if k != "cache_dir" or v is not None}
+        tree = tree | {"init_args": kept}
     return {
         key: current_name(value)
         if key == "class_path" and isinstance(value, str)

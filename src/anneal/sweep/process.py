@@ -55,7 +55,8 @@ class Process:
     def __init__(
         self, command: list[str], folder: Path, group: str, jobs: int, env: dict[str, str]
     ) -> None:
-        threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs)
+        said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # 4,2 is for nested ones
+        threads = max(1, int(said if said.isdecimal() else cores()) // jobs)
         self.folder = folder
         self.log = self.log_path if folder.is_dir() else folder.parent / f"{folder.name}.log"
         env = {**env, "OMP_NUM_THREADS": str(threads), "WANDB_RUN_GROUP": group}

@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -67,14 +68,12 @@ def _store(cache: Path, index: dict[str, Any]) -> None:
     """Store the index as a whole; where nothing can be written, the next run makes it again."""
     about = {k: index[k] for k in ("base", "classes", "sources", "splits", "task")}
     about["endings"] = sorted(endings())
-    try:
+    with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(mkdtemp(dir=cache.parent))
-        for split in index["splits"]:
-            for name in ARRAYS:
-                np.save(folder / f"{split}_{name}.npy", index[f"{split}_{name}"])
-        (folder / "index.json").write_text(json.dumps(about))
-        shutil.rmtree(cache, ignore_errors=True)
-        folder.rename(cache)
-    except OSError:
-        pass
+        with TemporaryDirectory(dir=cache.parent, ignore_cleanup_errors=True) as folder:
+            for split in index["splits"]:
+                for name in ARRAYS:
+                    np.save(Path(folder, f"{split}_{name}.npy"), index[f"{split}_{name}"])
+            Path(folder, "index.json").write_text(json.dumps(about))
+            shutil.rmtree(cache, ignore_errors=True)
+            Path(folder).rename(cache)
