@@ -67,7 +67,7 @@ def nearest(word: str, names: Collection[str]) -> str:
         if found := get_close_matches(part(word), views, n=1, cutoff=cutoff):
             return views[found[0]]
     above, _, last = word.rpartition(".")
-    found = get_close_matches(above, names, n=1, cutoff=0.8) if above else []
+    found = get_close_matches(above, names, n=1, cutoff=0.8) if above not in ("", *names) else []
     return f"{found[0]}.{last}" if found else ""
 
 

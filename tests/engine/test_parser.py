@@ -742,6 +742,7 @@ def test_nearest_prefers_the_whole_key_to_its_last_part():
     assert nearest("batch_size", names) == "data.batch_size"
     assert nearest("sgd", ["SGD", "Adam"]) == "SGD"
     assert nearest("zzz", names) == ""
+    assert nearest("model.schedule.step_size", ["model.schedule", "model.width"]) == ""
 
 
 @pytest.mark.parametrize(

@@ -199,3 +199,17 @@ def test_balanced_class_weights_are_those_of_the_digits() -> None:
     counts = data.splits["train"][1].bincount()
     assert model.task.weight is not None
     torch.testing.assert_close(model.task.weight, counts.sum() / (10 * counts))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"top_k": 0}, "model: top_k=0 must be at least 1"),
+        ({"mean": []}, r"model: mean=\[\] and std=\[0.*\] need a number for each channel"),
+        ({"mean": [0.1, 0.2]}, r"model: mean=\[0.1, 0.2\] and std=\[0.*\] need a number"),
+        ({"std": [-1.0]}, r"model: std=\[-1.0\] must be more than 0"),
+    ],
+)
+def test_a_wrong_option_is_named_without_the_right_ones(option, message) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        MLP(optimizer=SGD, **option)

@@ -66,11 +66,14 @@ class Classifier(TaskModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
-        if top_k < 1 or not mean or len(std) != len(mean) or min(std) <= 0:
+        if top_k < 1:
+            raise UserError(f"model: top_k={top_k} must be at least 1")
+        if not mean or len(std) != len(mean):
             raise UserError(
-                f"model: top_k={top_k} must be at least 1; mean={list(mean)} and std={list(std)} "
-                "need a number for each channel, std one above 0"
+                f"model: mean={list(mean)} and std={list(std)} need a number for each channel"
             )
+        if min(std) <= 0:
+            raise UserError(f"model: std={list(std)} must be more than 0")
         self.top_k = top_k
         self.optimizer = optimizer
         self.schedule = schedule
