@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 import anneal
+from anneal.errors import in_a_line
 from examples.optimizers.functions import Function
 
 STYLE = rc_params_from_file(Path(__file__).with_name("lab.mplstyle"), use_default_template=False)
@@ -71,11 +72,9 @@ def save(figure: Figure, path: Path) -> None:
 @contextmanager
 def written(path: Path) -> Iterator[None]:
     """Make the folder of a file; what writes it within fails in one line."""
-    try:
+    with in_a_line(f"can't write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except OSError as e:
-        raise anneal.UserError(f"can't write {path}: {e.strerror or e}") from e
 
 
 def looks_like(image: Image.Image, path: Path) -> bool:
