@@ -174,6 +174,7 @@ def test_csv_that_was_cut_or_damaged_is_repaired_and_goes_on(tmp_path):
     file.write_bytes(text.encode()[:-3] + b"\0\0\0\n3,,7.")  # a block of zeros, a line that was cut
     logger = CSVLogger(tmp_path)
     logger.log_metrics({"a": 3.75}, 3)
+    assert logger.rows() == len(logger.rewind(100)) == 4
     assert [row["step"] for row in logger.rewind(3)] == ["0", "1", "2"]
     logger.log_metrics({"a": 3.75}, 3)
     assert logged(tmp_path) == before
