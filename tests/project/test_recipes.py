@@ -26,8 +26,8 @@ DROPS = {
     "imagenet_resnet50_2015": (STEP, [0.1, 0.01, 0.001, 0.0001]),
     "imagenet_resnet18_2015": (STEP, [0.1, 0.01, 0.001, 0.0001]),
     "imagenet_resnet50_plateau": (PLATEAU, [0.1, 0.1, 0.01, 0.001]),
-    "photos_step": (("milestones=[1,2]",), [0.1, 0.01, 0.001, 0.001]),
-    "photos_plateau": (PLATEAU, [0.1, 0.1, 0.01, 0.001]),
+    "imagenette_step": (("milestones=[1,2]",), [0.1, 0.01, 0.001, 0.001]),
+    "imagenette_plateau": (PLATEAU, [0.1, 0.1, 0.01, 0.001]),
 }
 
 

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import yaml
 from PIL import Image
 
@@ -12,27 +13,25 @@ from examples.optimizers.figures import ROOT, commands, main
 from examples.optimizers.views import curves_of, jumps
 
 PAGE = ROOT / "docs" / "ladder.md"
-SWEEP, FIGURE = commands(PAGE)
-STORED = Path(__file__).parent / "ladder"  # both runs of the sweep, without checkpoints
+SWEEP, *OTHERS = commands(PAGE)
+STORED = Path(__file__).parent / "ladder"  # the runs of the page, without checkpoints
 
 
-def test_the_accuracy_jumps_at_each_drop():
-    runs = curves_of([str(STORED)])
-    assert [run.name for run in runs] == ["scheduler=ReduceLROnPlateau", "scheduler=StepLR"]
+@pytest.mark.parametrize("words", [words for words in OTHERS if words[0] == "figures"])
+def test_the_accuracy_jumps_at_each_drop_and_the_figure_shows_it(words, tmp_path, monkeypatch):
+    shutil.copytree(STORED, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    runs = curves_of(words[1 : words.index("--show=ladder")])
+    assert len(runs) == 2
     for run in runs:
         assert [round(drop.before / drop.after, 6) for drop in run.drops] == [10, 10]
         for (epoch, before, after), least in zip(jumps(run), (0.1, 0.01), strict=True):
             assert after > before + least
             accuracies = f"{100 * before:.1f} % | {100 * after:.1f} %"
-            row = f"| {run.name.partition('=')[2]} | {epoch:.0f} | {accuracies} |"
+            row = f"| {run.name.removeprefix('scheduler=')} | {epoch:.0f} | {accuracies} |"
             assert row in PAGE.read_text()
-
-
-def test_the_figure_of_the_page_is_drawn_by_its_command(tmp_path, monkeypatch):
-    shutil.copytree(STORED, tmp_path / FIGURE[1])
-    monkeypatch.chdir(tmp_path)
-    assert main(FIGURE[1:]) == 0
-    path = FIGURE[FIGURE.index("-o") + 1]
+    assert main(words) == 0
+    path = words[words.index("-o") + 1]
     assert looks_like(Image.open(path).convert("RGB"), ROOT / path)
 
 
