@@ -2,6 +2,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -104,6 +105,7 @@ def test_the_bar_is_on_top_whatever_the_camera_did(orientation, image_format):
     assert decoded[:, :7].mean() > decoded[:, 9:].mean() + 30
 
 
+@cache
 def broken() -> dict[str, bytes]:
     whole = photos.encoded(photos.picture(size=(320, 240)), quality=90)
     png = photos.encoded(photos.picture(size=(320, 240)), "PNG")

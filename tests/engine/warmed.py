@@ -1,4 +1,4 @@
-"""What the fork server imports for the tests: all that trainings import, with blank figures."""
+"""What the fork server holds for the tests: all that trainings import and the digits."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import launch  # noqa: F401
 import pytest
 import requests  # noqa: F401  (by jsonargparse)
+import yours
 
 from anneal.cli.main import import_packages
 from anneal.testing import draw_nothing
@@ -14,4 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import train
 
 import_packages(train.PACKAGES)
+read_digits = getattr(yours, "read_digits", None)
+if read_digits:
+    read_digits()
 draw_nothing(pytest.MonkeyPatch())

@@ -3,6 +3,7 @@
 import math
 import re
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -73,7 +74,7 @@ def checked(value: Any, hint: Any) -> Any:
     """Return a value as plain data; raise UserError if jsonargparse says that it doesn't fit."""
     if hint is Any:
         return untyped(value)
-    parser = _parser(hint)
+    parser = _parser(hint, str(hint))
     try:
         if not isinstance(value, Text):
             parser.parse_object({"x": value})
@@ -86,7 +87,8 @@ def checked(value: Any, hint: Any) -> Any:
         raise UserError(wrong_value(value, hint)) from e
 
 
-def _parser(hint: Any) -> ArgumentParser:
+@cache
+def _parser(hint: Any, in_order: str) -> ArgumentParser:  # int | float equals float | int
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--x", type=hint)
     return parser
@@ -122,7 +124,9 @@ def reads_back(written: Any, value: Any, hint: Any) -> bool:
     if type(written) is type(value) and type(value) in (bool, int, float, NoneType, *texts):
         return True
     with suppress(Exception):  # of a dozen types
-        again = _parser(hint).parse_object({"x": yaml.safe_load(yaml.safe_dump(written))}).x
+        again = (
+            _parser(hint, str(hint)).parse_object({"x": yaml.safe_load(yaml.safe_dump(written))}).x
+        )
         return type(again) is type(value) and repr(again) == repr(value)
     return False
 
