@@ -1,6 +1,7 @@
 """Callbacks for trainings in processes of their own."""
 
 import atexit
+import multiprocessing
 import os
 import signal
 import time
@@ -67,11 +68,12 @@ class Hold(pl.Callback):
 
 
 class Told(pl.Callback):
-    """Prints with how many threads a training begins, and what has started its process."""
+    """Prints with how many threads a training begins, and how processes are started."""
 
     def on_train_start(self, trainer, pl_module) -> None:
         parent = Path(f"/proc/{os.getppid()}/cmdline").read_text().replace("\0", " ")
         print("threads", torch.get_num_threads(), "of", parent, flush=True)
+        print("workers by", multiprocessing.get_start_method(), flush=True)
 
 
 class Dropped(pl.Callback):

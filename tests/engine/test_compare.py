@@ -287,3 +287,6 @@ def test_wrong_options_are_one_line_and_what_is_changed_is_another_comparison(co
     assert folders() == 2
     wrong.append("--trainer.max_epochs=3")
     assert folders() == 3
+    many = [f"a.yaml --model.optimizer.lr=0.{n}" for n in range(1, 12)]
+    compare("a.yaml", *many, *wrong[2:])
+    assert len(list(Path("runs/compare").glob("a-vs-11-others-*"))) == 1

@@ -1,4 +1,5 @@
 import io
+import multiprocessing
 import os
 import pickle
 import posix
@@ -170,7 +171,15 @@ def test_repeated_pictures_are_augmented_each_time_anew(root):
     assert not torch.equal(second[0], third[0])
 
 
-def test_epochs_have_other_orders_and_other_crops_and_repeat_by_seed(root):
+@pytest.fixture
+def spawned():
+    """Start processes as on macOS, where all that a worker gets is pickled."""
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(None, force=True)
+
+
+def test_epochs_have_other_orders_and_other_crops_and_repeat_by_seed(root, spawned):
     first = train(root)
     again = train(root, num_workers=2)
     assert same(first[0], again[0])

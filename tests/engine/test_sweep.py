@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import multiprocessing
 import os
 import shlex
 import signal
@@ -400,6 +401,7 @@ def test_trainings_are_forked_and_like_those_of_the_command_line(folder):
     same = next(folder / r["folder"] for r in rows if r["model.optimizer.lr"] == "0.1")
     assert logged(same) == logged(folder / "runs/typed")
     assert "threads 1" in (same / "log.txt").read_text()
+    assert f"workers by {multiprocessing.get_start_method()}" in (same / "log.txt").read_text()
     recorded = [read_wandb(folder / r["folder"])[0] for r in rows]
     assert len({r.run["run_id"] for r in recorded}) == 3
     assert {r.run["run_group"] for r in recorded} == {"try"}

@@ -187,6 +187,8 @@ def _child(target, args, log: Path, env: dict[str, str]) -> None:  # type: ignor
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(env)
+    # What a trial starts is started as from the command line, and not by a fork server as well.
+    multiprocessing.set_start_method(None, force=True)
     target(*args)
 
 
