@@ -35,7 +35,6 @@ from PIL import Image  # noqa: E402
 
 torch.set_num_threads(1)
 QUIET = ("--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
-PARSERS: dict[Any, Any] = {}  # by the command's function
 COLORS = {"n01": (200, 40, 40), "n02": (40, 200, 40), "n03": (40, 40, 200)}
 
 
@@ -67,19 +66,8 @@ def main(args: list[str]) -> Any:
     """Run the words of a command line in this process, with the classes that train.py names."""
     import train
     from anneal.cli.entry import main as run
-    from anneal.cli.parser import CommandParser
 
-    with pytest.MonkeyPatch.context() as patch:  # a parser serves all commands of its kind
-        build = CommandParser.build
-        patch.setattr(CommandParser, "build", lambda self, *of: _parser(build, self, *of))
-        return run(train.fit, train.PACKAGES, args)
-
-
-def _parser(build: Callable[..., Any], command: Any, with_classes: bool = True) -> Any:
-    key = command.function, with_classes
-    if key not in PARSERS:
-        PARSERS[key] = build(command, with_classes)
-    return PARSERS[key]
+    return run(train.fit, train.PACKAGES, args)
 
 
 @pytest.fixture(autouse=True)

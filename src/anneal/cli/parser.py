@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 from warnings import catch_warnings
 
@@ -42,14 +44,23 @@ OPTIONS_OF_A_RUN: dict[str, tuple[Parameter, str]] = {
 }
 
 
+@dataclass(frozen=True)
 class CommandParser:
     """What one command can be given; its function takes the run, and the options of its own."""
 
-    def __init__(self, name: str, function: Callable[..., Any], starts: bool = True) -> None:
-        self.name = name
-        self.own = dict(list(parameters(function).items())[1:])
-        self.about = {k: v for k, v in OPTIONS_OF_A_RUN.items() if starts or k != "ckpt_path"}
-        self.function = function
+    name: str
+    function: Callable[..., Any]
+    starts: bool = True
+
+    @property
+    def own(self) -> dict[str, Parameter]:
+        """The options of its function."""
+        return dict(list(parameters(self.function).items())[1:])
+
+    @property
+    def about(self) -> dict[str, tuple[Parameter, str]]:
+        """The options of a run."""
+        return {k: v for k, v in OPTIONS_OF_A_RUN.items() if self.starts or k != "ckpt_path"}
 
     def schema(self) -> Schema:
         """Return the names and types of all options."""
@@ -70,6 +81,7 @@ class CommandParser:
             **self.own,
         }
 
+    @cache  # noqa: B019  (there are few, and tests run hundreds of commands in a process)
     def build(self, with_classes: bool = True) -> ArgumentParser:
         """Return jsonargparse's parser of all options, those of model and data too."""
         parser = ArgumentParser(

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPARED = Path("runs/compare")
-LONG = 100  # of a name that lists all
 USUAL = ("test/acc", "val/acc", "test/loss", "val/loss")  # metrics, the first that all have
 SET_HERE = ("config", "seed_everything", "run_name", "run", "resume", "ckpt_path")
 Groups = dict[str, dict[int, Path]]  # the folder of each run, by what it is compared as and seed
@@ -89,10 +88,9 @@ def trained(
         raise UserError("compare needs two or more different configurations, or finished runs")
     # What is changed is another comparison; and the trainings read copies, which nobody edits.
     key = hashlib.sha256(repr(sides).encode()).hexdigest()[:6]
-    name = "-vs-".join(sides)
-    if len(name) > LONG:
-        name = f"{next(iter(sides))}-vs-{len(sides) - 1}-others"
-    folder = COMPARED / f"{name}-{key}"
+    first, *others = sides
+    against = others if len(others) <= 3 else [f"{len(others)}-others"]
+    folder = COMPARED / f"{'-vs-'.join([first, *against])}-{key}"
     check_name(folder.name, "compare")
     folder.mkdir(parents=True, exist_ok=True)
     listed = {}

@@ -187,8 +187,7 @@ def _child(target, args, log: Path, env: dict[str, str]) -> None:  # type: ignor
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(env)
-    # What a trial starts is started as from the command line, and not by a fork server as well.
-    multiprocessing.set_start_method(None, force=True)
+    multiprocessing.set_start_method(None, force=True)  # as for a command, not by a fork server
     target(*args)
 
 

@@ -1,6 +1,5 @@
 """Batches of decoded images: torch's DataLoader over one process's share of a split."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -87,7 +86,6 @@ class ImageLoader(HasWorkers):
         # These tell Lightning that a run can resume within an epoch.
         self.state_dict = batch_sampler.state_dict
         self.load_state_dict = batch_sampler.load_state_dict
-        fork = num_workers > 0 and "fork" in multiprocessing.get_all_start_methods()
         self.loader = DataLoader(
             decoded,
             batch_sampler=batch_sampler,
@@ -97,7 +95,7 @@ class ImageLoader(HasWorkers):
             pin_memory=torch.cuda.is_available() and decoded.device.type == "cpu",
             worker_init_fn=_idle if give_way else None,
             # They share what they read from; other ways pickle it, and all that it refers to.
-            multiprocessing_context="fork" if fork else None,
+            multiprocessing_context="fork" if num_workers and hasattr(os, "fork") else None,
         )
 
     def __len__(self) -> int:
