@@ -159,8 +159,9 @@ def test_why_a_network_can_not_be_exported_is_one_line(
     with pytest.raises(SystemExit) as e:
         run("export", "--ckpt_path=last", f"--format={form}", *flow)
     assert e.value.code == 1
-    line = capsys.readouterr().err.strip().splitlines()[-1]
+    *before, line = capsys.readouterr().err.strip().splitlines()
     assert re.match(f"error: torch .* can't make {form} of this network: .*{reason}", line)
+    assert all(said.startswith("note: ") for said in before)
     assert not list(tmp_path.glob("*flow*"))
 
 

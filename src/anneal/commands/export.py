@@ -2,14 +2,15 @@
 
 import json
 import re
-import warnings
+from contextlib import redirect_stderr
 from importlib.metadata import version
 from importlib.util import find_spec
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from statistics import median
 from timeit import repeat
 from typing import Any
+from warnings import catch_warnings
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -157,8 +158,8 @@ def _write(
 ) -> tuple[Exported, float]:
     """Write the file; return what is read from it, and how far it is from the network at most."""
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, of each torch release others
+        # What the exporter says on its way is of each torch release something else.
+        with torch.no_grad(), catch_warnings(action="ignore"), redirect_stderr(StringIO()):
             _write_file(form, network, example[:2], about, path)
             exported = read(path)
             differences = [_difference(network, exported, example[:n]) for n in BATCHES]

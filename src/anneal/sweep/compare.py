@@ -17,7 +17,6 @@ from anneal.system import text_table
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPARED = Path("runs/compare")
 USUAL = ("test/acc", "val/acc", "test/loss", "val/loss")  # metrics, the first that all have
 SET_HERE = ("config", "seed_everything", "run_name", "run", "resume", "ckpt_path")
 Groups = dict[str, dict[int, Path]]  # the folder of each run, by what it is compared as and seed
@@ -90,7 +89,7 @@ def trained(
     key = hashlib.sha256(repr(sides).encode()).hexdigest()[:6]
     first, *others = sides
     against = others if len(others) <= 3 else [f"{len(others)}-others"]
-    folder = COMPARED / f"{'-vs-'.join([first, *against])}-{key}"
+    folder = Path(f"runs/compare/{'-vs-'.join([first, *against])}-{key}")
     check_name(folder.name, "compare")
     folder.mkdir(parents=True, exist_ok=True)
     listed = {}
