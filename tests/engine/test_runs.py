@@ -252,6 +252,8 @@ def test_a_file_of_weights_is_read_and_another_one_is_named_with_a_good_one(tmp_
     reason = r"text.ckpt is damaged, cut or no checkpoint \(not as torch saves\)"
     with pytest.raises(UserError, match=f"{reason}$"):
         read_checkpoint(tmp_path / "text.ckpt")
+    with pytest.raises(UserError, match=r"can't be read \(\[Errno \d+\] Is a directory: '.*'\)$"):
+        read_checkpoint(tmp_path)
     with ZipFile(tmp_path / "packed.ckpt", "w", ZIP_DEFLATED) as packed:
         packed.writestr("data.pkl", 1000 * "a")
     with pytest.raises(UserError, match=r"no checkpoint \(it is compressed\)"):

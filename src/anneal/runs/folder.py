@@ -157,7 +157,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     The weights alone, as torchvision saves a network's, are its `state_dict`.
 
     Raises:
-        UserError: It is damaged, and the newest good one beside it is named; or it is too new.
+        UserError: It can't be read, and the newest good one beside it is named; or it is too new.
     """
     try:
         checkpoint = _load(path)
@@ -170,8 +170,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as e:  # a damaged file ends in one of a dozen types
         others = (p for p in newest(path.parent.glob("*.ckpt")) if p != path)
         hint = next((f"; a good one is {p}" for p in others if _loads(p)), "")
-        reason = first_line(e)[:120]
-        raise UserError(f"{path} is damaged, cut or no checkpoint ({reason}){hint}") from e
+        wrong = "can't be read" if isinstance(e, OSError) else "is damaged, cut or no checkpoint"
+        raise UserError(f"{path} {wrong} ({first_line(e)[:120]}){hint}") from e
     check_format(checkpoint.get("format", 1), path)
     return checkpoint
 
