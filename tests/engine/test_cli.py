@@ -86,6 +86,17 @@ def test_run_name_is_the_folder_and_is_never_taken_twice(run, capsys):
     before = content(Path("runs"))
     assert "is there already" in fails(run, capsys, *FIT, "--run_name=mine")
     assert content(Path("runs")) == before
+    Path("runs/a file").touch()
+    assert "is there already" in fails(run, capsys, *FIT, "--run_name=a file")
+
+
+def test_the_name_of_a_run_that_failed_before_it_began_can_be_taken_again(run, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    again = (*FIT, "--run_name=mine", "--trainer.logger=true")
+    fails(run, capsys, *again, "--data.val_size=100000")
+    assert [path.name for path in Path("runs/mine").iterdir()] == ["wandb"]
+    run(*again)
+    assert (only_run() / "checkpoints/last.ckpt").is_file()
 
 
 def test_metrics_stand_at_optimizer_steps_with_epoch_and_samples(run):

@@ -234,7 +234,7 @@ def new_folder(root: Path, run_name: str | None, recipe: str) -> Path:
     # Two may start in the same second.
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     folder = root / (run_name or f"{recipe}-{stamp}")
-    if folder.exists():
+    if folder.is_file() or any(p.name != "wandb" for p in folder.glob("*")):  # a failed start's
         raise UserError(f"--run_name={run_name}: {folder} is there already")
     return folder
 
