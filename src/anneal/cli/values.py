@@ -124,9 +124,8 @@ def reads_back(written: Any, value: Any, hint: Any) -> bool:
     if type(written) is type(value) and type(value) in (bool, int, float, NoneType, *texts):
         return True
     with suppress(Exception):  # of a dozen types
-        again = (
-            _parser(hint, str(hint)).parse_object({"x": yaml.safe_load(yaml.safe_dump(written))}).x
-        )
+        read = yaml.safe_load(yaml.safe_dump(written))
+        again = _parser(hint, str(hint)).parse_object({"x": read}).x
         return type(again) is type(value) and repr(again) == repr(value)
     return False
 
