@@ -6,13 +6,13 @@ from pathlib import Path
 import launch  # noqa: F401
 import pytest
 import requests  # noqa: F401  (by jsonargparse)
-import yours
 
 from anneal.cli.main import import_packages
 from anneal.testing import draw_nothing
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import train
+import yours
 
 import_packages(train.PACKAGES)
 read_digits = getattr(yours, "read_digits", None)
