@@ -11,8 +11,9 @@ from anneal.cli.main import import_packages
 from anneal.testing import draw_nothing
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import train
 import yours
+
+import train
 
 import_packages(train.PACKAGES)
 read_digits = getattr(yours, "read_digits", None)
