@@ -7,5 +7,5 @@ from anneal.system import cores
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers() -> int:
-    """Return two workers a core: many tests wait for processes that they start."""
-    return 2 * cores()
+    """Return one and a half workers a core: many tests wait for processes that they start."""
+    return max(2, 3 * cores() // 2)
