@@ -183,6 +183,15 @@ def test_csv_that_was_cut_or_damaged_is_repaired_and_goes_on(tmp_path):
     assert logged(tmp_path) == [{"step": "0", "epoch": "", "a": "1"}]
 
 
+def test_csv_counts_the_lines_that_it_reads_whatever_stands_in_quotes_or_is_damaged(tmp_path):
+    logger = CSVLogger(tmp_path)
+    for step in range(3):
+        logger.log_metrics({"a, b": f"{step}, 2"}, step)
+    assert logger.rows() == len(logger.rewind(100)) == 3
+    (tmp_path / "metrics.csv").write_text("\n\n")
+    assert CSVLogger(tmp_path).rows() == 0
+
+
 def test_csv_takes_columns_from_a_second_process_while_the_first_goes_on(tmp_path):
     training, test = CSVLogger(tmp_path), CSVLogger(tmp_path)
     training.log_metrics({"train/loss": 1}, 0)

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from anneal.runs.metrics import Table, read
+from anneal.runs.metrics import Table, read, whole_lines
 from anneal.system import atomic_write
 
 
@@ -115,10 +115,9 @@ class CSVLogger(Logger):
         """Return how many whole lines the file has: counted, as every checkpoint asks."""
         if not self.path.exists():
             return 0
-        self._open()  # so that the columns are those of now
-        n = len(self._columns) - 1
-        lines = self.path.read_bytes().split(b"\n")[:-1]
-        return sum(x[:1].isdigit() and x.count(b",") == n and b"\0" not in x for x in lines)
+        rows = csv.reader(whole_lines(self.path))
+        columns = len(next(rows, []))
+        return sum(len(row) == columns > 0 and row[0].isdigit() for row in rows)
 
     def _open(self) -> TextIO:
         # Another process (a `test` while training runs) may have put a file with more columns in
