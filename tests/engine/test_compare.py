@@ -288,5 +288,6 @@ def test_wrong_options_are_one_line_and_what_is_changed_is_another_comparison(co
     wrong.append("--trainer.max_epochs=3")
     assert folders() == 3
     many = [f"a.yaml --model.optimizer.lr=0.{n}" for n in range(1, 12)]
-    compare("a.yaml", *many, *wrong[2:])
-    assert len(list(Path("runs/compare").glob("a-vs-11-others-*"))) == 1
+    for others, name in ((many, "a-vs-11-others-"), (["b.yaml", *many[:3]], "a-vs-b-vs-a-model")):
+        compare("a.yaml", *others, *wrong[2:])
+        assert len(list(Path("runs/compare").glob(f"{name}*"))) == 1

@@ -22,6 +22,7 @@ from anneal.runs.config import check_format, parse
 
 RUNS = Path("runs")  # where a run is looked for by its name
 LAST = "last.ckpt"
+LONGEST = 200  # name of a folder, in bytes
 AT_STEP = "step={}.ckpt"  # kept at a step of its schedule, whatever comes later
 OWNER = "lock"  # in a folder of checkpoints outside of their run's: says which run that is
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -34,8 +35,8 @@ def check_name(name: str, option: str = "--run_name") -> None:
         raise UserError(f"{option}={name}: a name, not a path")
     if not name.strip(" .") or not name.isprintable() or RESERVED.fullmatch(name):
         raise UserError(f"{option}={name!r}: no folder can be called that; take another name")
-    if len(name.encode()) > 200:
-        raise UserError(f"{option}: {len(name.encode())} bytes; at most 200")
+    if len(name.encode()) > LONGEST:
+        raise UserError(f"{option}: {len(name.encode())} bytes; at most {LONGEST}")
 
 
 def recipe_of(config: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anneal.errors import UserError, command, did_you_mean, read_text
-from anneal.runs.folder import check_name, find_runs, recipe_of
+from anneal.runs.folder import LONGEST, check_name, find_runs, recipe_of
 from anneal.runs.metrics import direction, of_run
 from anneal.system import text_table
 
@@ -87,10 +87,11 @@ def trained(
         raise UserError("compare needs two or more different configurations, or finished runs")
     # What is changed is another comparison; and the trainings read copies, which nobody edits.
     key = hashlib.sha256(repr(sides).encode()).hexdigest()[:6]
-    first, *others = sides
-    against = others if len(others) <= 3 else [f"{len(others)}-others"]
-    folder = Path(f"runs/compare/{'-vs-'.join([first, *against])}-{key}")
-    check_name(folder.name, "compare")
+    name = f"{'-vs-'.join(sides)}-{key}"
+    if len(name.encode()) > LONGEST:
+        name = f"{next(iter(sides))}-vs-{len(sides) - 1}-others-{key}"
+    check_name(name, "compare")
+    folder = Path("runs/compare", name)
     folder.mkdir(parents=True, exist_ok=True)
     listed = {}
     for seed in range(seeds):  # pairs are whole early
