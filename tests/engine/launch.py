@@ -112,6 +112,7 @@ def _begin(folder: Path, env: dict[str, str], log: Path, run: Callable, *args: A
     os.setsid()
     os.chdir(folder)
     os.environ |= {"HOME": str(folder), **env}
+    multiprocessing.set_start_method(None, force=True)  # as for a command, not by a fork server
     for name in [name for name, value in env.items() if not value]:
         del os.environ[name]
     file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)

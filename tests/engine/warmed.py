@@ -1,4 +1,4 @@
-"""What the fork server holds for the tests: all that trainings import and the digits."""
+"""What the fork server has for the tests: what trainings import, the digits, blank figures."""
 
 import sys
 from pathlib import Path

@@ -30,7 +30,7 @@ TEXT = "".join(page.read_text() for page in DOCS)
 COMMANDS_THERE = [words for page in DOCS for words in commands(page)]
 
 
-def colours(path):
+def shades(path):
     """Return the number of shades of grey in an image: of an empty one, 1."""
     return np.count_nonzero(Image.open(path).convert("L").histogram())
 
@@ -66,7 +66,7 @@ def test_finished_runs_are_drawn_alone_together_and_as_animations(runs, capsys, 
     for words in CASES["drawn"]:
         main([*words.split(), "-o", "out/it.png"])
         assert capsys.readouterr().out.splitlines()[-1] == "out/it.png"
-        assert colours("out/it.png") > 20
+        assert shades("out/it.png") > 20
         Path("out/it.png").unlink()
     main(["a"])  # by name, beside the figure of the training itself
     assert Path("runs/a/figure-2.png").is_file()
@@ -156,7 +156,7 @@ def test_every_figure_of_a_page_is_made_by_a_command_of_it():
     assert ["gallery"] in COMMANDS_THERE
     images = [ROOT / "docs" / name for name in shown]
     sizes = [path.stat().st_size for path in images]
-    assert min(map(colours, images)) > 20
+    assert min(map(shades, images)) > 20
     assert max(sizes) < 400_000
     assert sum(sizes) < 4_000_000
 
@@ -183,8 +183,8 @@ def test_a_page_is_rendered_by_its_own_commands_in_silence(tmp_path, monkeypatch
     (tmp_path / "figures").mkdir()
     render(tmp_path / "page.md")
     assert capfd.readouterr() == ("", "")
-    assert colours("figures/it.png") > 20
-    assert colours("figures/gallery-saddle.png") > 20
+    assert shades("figures/it.png") > 20
+    assert shades("figures/gallery-saddle.png") > 20
     assert not Path("runs").exists()
 
 

@@ -15,14 +15,16 @@ from examples.optimizers.views import curves_of, jumps
 PAGE = ROOT / "docs" / "ladder.md"
 SWEEP, *OTHERS = commands(PAGE)
 STORED = Path(__file__).parent / "ladder"  # the runs of the page, without checkpoints
+DRAWN = [words for words in OTHERS if words[0] == "figures"]
+NAMES = "scheduler=ReduceLROnPlateau scheduler=StepLR", "imagenette-plateau imagenette-step"
 
 
-@pytest.mark.parametrize("words", [words for words in OTHERS if words[0] == "figures"])
-def test_the_accuracy_jumps_at_each_drop_and_the_figure_shows_it(words, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("words", "names"), [*zip(DRAWN, NAMES, strict=True)])
+def test_the_accuracy_jumps_at_each_drop_as_drawn(words, names, tmp_path, monkeypatch):
     shutil.copytree(STORED, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     runs = curves_of(words[1 : words.index("--show=ladder")])
-    assert len(runs) == 2
+    assert [run.name for run in runs] == names.split()
     for run in runs:
         assert [round(drop.before / drop.after, 6) for drop in run.drops] == [10, 10]
         for (epoch, before, after), least in zip(jumps(run), (0.1, 0.01), strict=True):
